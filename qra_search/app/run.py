@@ -113,9 +113,8 @@ def open_run(
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and known not in (str(name), make_absolute(str(name))):
-            raise BadInput(
-                f"{there.path} is a run of {what} {known}, not {name}: give that one, or plan again"
-            )
+            mend = "give that one, or plan again"
+            raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: {mend}")
     return Run(there.path, config, objects=objects)
 
 
@@ -193,12 +192,11 @@ class Run:
             BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
         """
         run = self.folder.check().read()
-        record = run.find_tuning(tuning).record()
-        assert record is not None  # it is a finished one
+        id = run.find_tuning(tuning).id
+        record = next(record for record in run.records if record.id == id)
         if not run.result.space.contains(record.plan):
-            raise BadInput(
-                f"tuning {record.id} is LoRA on the 16-bit model, which is no plan of this run: name it to `qra export`"
-            )
+            problem = "is LoRA on the 16-bit model, which is no plan of this run"
+            raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
         write_report(self._snapshot)
@@ -241,9 +239,7 @@ class Run:
         check_task(self.config)
         config = self.config if evaluations is None else self._change_evaluations(evaluations)
         if workers is not None and self._objects:
-            raise BadInput(
-                "workers cannot share an in-memory model or task: give their paths, or leave workers out"
-            )
+            raise BadInput("workers cannot share an in-memory model or task: give their paths")
         with make_listener(progress) as listener, ExitStack() as stack:
             stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
             self.config = config  # a number that was refused is no setting
@@ -253,15 +249,8 @@ class Run:
             else:
                 workers = Workers(workers) if isinstance(workers, int) else workers
                 evaluator, executor = stack.enter_context(start_workers(self.config, workers, listener))
-            return search_run(
-                evaluator,
-                self.config,
-                self.folder,
-                listener,
-                executor=executor,
-                batch=batch,
-                callbacks=callbacks,
-            )
+            options: dict[str, Any] = {"executor": executor, "batch": batch, "callbacks": callbacks}
+            return search_run(evaluator, self.config, self.folder, listener, **options)
 
     def finetune(
         self,
@@ -306,9 +295,8 @@ class Run:
         """
         run = self.folder.check().read()
         find_trackers(track)  # before a model is loaded for nothing
-        config = change_settings(
-            self.folder.config(), steps=steps, epochs=epochs, rates=rates, settings=settings
-        )
+        known = self.folder.config()
+        config = change_settings(known, steps=steps, epochs=epochs, rates=rates, settings=settings)
         tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
             try:
@@ -405,9 +393,8 @@ class Run:
             load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
             if load is None:
                 raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
-            return load(
-                found.path, **self._loaded_objects, device=device, trust_remote_code=trust_remote_code
-            )
+            options = {"device": device, "trust_remote_code": trust_remote_code}
+            return load(found.path, **self._loaded_objects, **options)
 
     @property
     def _loaded_objects(self) -> dict[str, Any]:
@@ -440,6 +427,5 @@ class Run:
         return f"Run({str(self.path)!r}): {summarize_run(run.result, run.comparison())}"
 
     def _change_evaluations(self, count: float) -> RunConfig:
-        return make_config(
-            self.config.model_dump(mode="json"), {"search.evaluations": count}, source="options"
-        )
+        fields = self.config.model_dump(mode="json")
+        return make_config(fields, {"search.evaluations": count}, source="options")

@@ -62,10 +62,7 @@ def show(
         str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
     ] = None,
     tuning: Annotated[
-        str | None,
-        option(
-            "--tuning ID", "Select this tuning (an id, uniform, shuffled or 16-bit) to be shown and exported."
-        ),
+        str | None, option("--tuning ID", "Select this tuning (an id, uniform or shuffled) from now on.")
     ] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -131,11 +128,8 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     if as_json:
         common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
         return
-    texts = [(name, _format_choice(first), _format_choice(second)) for name, first, second in rows]
+    texts = [
+        (name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)) for name, *both in rows
+    ]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
     print(f"{len(rows)} of {len(names)} groups differ.")
-
-
-def _format_choice(choice: tuple[LevelName, int] | None) -> str:
-    """Level and rank in words; empty for a group that a plan lacks."""
-    return "" if choice is None else f"{format_level(choice[0])}, rank {choice[1]}"

@@ -29,14 +29,13 @@ from qra_search.app.report.formatting import (
 from qra_search.schemas import Plan, TuningRecord, format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
+from qra_search.study.candidates import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
 SHORT = 12
 """Cells of at most so many characters are not broken into lines in a terminal."""
 WIDTH = 120
 """Columns of what does not go to a terminal."""
-WRAP = 32
-"""Groups in a row if a space does not name kinds and layers."""
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
@@ -140,47 +139,36 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
 
 @dataclass(frozen=True)
 class Layout:
-    """A grid of groups.
+    """A grid of groups, kinds down and layers across (`emb` for that of the embeddings).
 
     Attributes:
-        rows, columns: names of the rows (kinds) and of the columns (layers; `emb` for that of the embeddings).
         cells: for each row, the index of the group at each column; None if there is none.
-        has_layers: whether rows are kinds and columns layers.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[int | None, ...], ...]
-    has_layers: bool = True
 
 
-def arrange_groups(space: SearchSpace) -> Layout:
-    """Kinds by layers if every group has a kind and a layer of its own; else the groups in order, wrapped."""
-    places = [(group.kind, group.depth) for group in space.groups]
-    if all(depth is not None for _, depth in places) and len(set(places)) == len(places):
-        kinds = list(dict.fromkeys(kind for kind, _ in places))
-        depths = sorted({depth for _, depth in places if depth is not None})
-        index = {place: i for i, place in enumerate(places)}
-        cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
-        layers = {group.depth for group in space.groups if not group.is_embedding}
-        heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
-        return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
-    count = len(places)
-    width = min(WRAP, count)
-    starts = range(0, count, width)
-    cells = tuple(tuple(i if i < count else None for i in range(start, start + width)) for start in starts)
-    rows = tuple(f"groups {start} to {min(start + width, count) - 1}" for start in starts)
-    return Layout(rows, tuple(map(str, range(width))), cells, has_layers=False)
+def arrange_groups(space: SearchSpace) -> Layout | None:
+    """Kinds by layers; None unless every group has a kind and a layer of its own."""
+    index = {(group.kind, group.depth): i for i, group in enumerate(space.groups)}
+    depths = sorted({depth for _, depth in index if depth is not None})
+    if len(index) < len(space) or any(depth is None for _, depth in index):
+        return None
+    kinds = list(dict.fromkeys(kind for kind, _ in index))
+    cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
+    layers = {group.depth for group in space.groups if not group.is_embedding}
+    heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
+    return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
 
 
 def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
     """Bits and rank of every group: a row for each layer, or for each group if groups name no layers."""
-    chosen = zip(plan.bits, plan.ranks, strict=True)
-    cells = [
-        f"{format_level_label(bits)} r{rank}" if rank else format_level_label(bits) for bits, rank in chosen
-    ]
+    levels = map(format_level_label, plan.bits)
+    cells = [f"{level} r{rank}" if rank else level for level, rank in zip(levels, plan.ranks, strict=True)]
     grid = arrange_groups(space)
-    if not grid.has_layers:
+    if grid is None:
         return TextTable("Plan", ("group", "bits, rank"), list(zip(space.names, cells, strict=True)))
     rows = []
     for column, layer in enumerate(grid.columns):
@@ -210,38 +198,24 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
     others += predict_uniform(space, build_additive_table(space, result.sensitivities), plan, shuffled)
     rows = [("plan: " + format_plan(plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
     for other in sorted(others, key=lambda u: (u.gain, u.memory_bytes)):
+        name = "shuffled" if other.plan in shuffled else format_plan(other.plan, space)
         low, high = other.interval
-        same = other.plan == plan
+        change = (f"{other.gain:+.3f}", f"{low:+.3f} to {high:+.3f}", "" if other.is_certain else "chance")
         rows.append(
-            (
-                "shuffled" if other.plan in shuffled else format_plan(other.plan, space),
-                format_bytes(other.memory_bytes),
-                "" if same else f"{other.gain:+.3f}",
-                "" if same else f"{low:+.3f} to {high:+.3f}",
-                "" if same or other.is_certain else "chance",
-            )
+            (name, format_bytes(other.memory_bytes), *(("", "", "") if other.plan == plan else change))
         )
     notes = []
-    if len(rows) > 1:
-        notes.append(
-            "Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part of it."
-        )
     if any(row[3] for row in rows):
-        notes.append(
-            "These intervals, meant to hold 90%, held 96 of 98 changes measured on SmolLM2 before tuning."
-        )
+        notes.append("Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part.")
+        notes.append("These intervals, meant to hold 90%, held 96 of 98 changes measured on SmolLM2.")
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
     if shuffled:
-        notes.append(
-            "Shuffled: the plan's choices on other linears of the same shape; --against shuffled tunes it."
-        )
+        notes.append("Shuffled: its choices on other linears of the same shape; --against shuffled tunes it.")
     least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
     ranks = [rank for group, rank in of_groups if not group.is_embedding]
     if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
-        notes.append(
-            f"Nearly all ranks are {least}: predictions hardly tell ranks apart, so the bytes go to bits."
-        )
+        notes.append(f"Nearly all ranks are {least}, since predictions hardly tell ranks apart.")
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
@@ -253,34 +227,31 @@ def make_comparison_table(result: SearchResult) -> TextTable:
     """
     compared, space = result.comparisons, result.space
     if len(compared) > BUDGETS_SHOWN:
-        compared = [
-            compared[round(i * (len(compared) - 1) / (BUDGETS_SHOWN - 1))] for i in range(BUDGETS_SHOWN)
-        ]
+        step = (len(compared) - 1) / (BUDGETS_SHOWN - 1)
+        compared = [compared[round(i * step)] for i in range(BUDGETS_SHOWN)]
     rows: list[tuple[str, ...]] = []
-    marked = []
+
+    def make_row(within: str, name: str, plan: EvaluatedPlan, change: str) -> tuple[str, ...]:
+        loss = format_loss(plan.loss, plan.loss_std)
+        seen = format_loss(plan.observed) if plan.evaluations else "not yet"
+        return (
+            within,
+            name + format_plan(plan.plan, space),
+            format_bytes(plan.memory_bytes),
+            loss,
+            seen,
+            change,
+        )
+
     for row in compared:
         best, uniform = row.chosen, row.baseline
-        marked.append(len(rows))
-        rows.append(
-            (
-                format_bytes(row.budget_bytes),
-                f"{'plan' if best.evaluations else 'predicted'}: {format_plan(best.plan, space)}",
-                format_bytes(best.memory_bytes),
-                format_loss(best.loss, best.loss_std),
-                format_loss(best.observed) if best.evaluations else "not yet",
-                format_change_cell(row.change),
-            )
-        )
-        if uniform is None:
-            rows.append(("", "no uniform plan fits", "", "", "", ""))
-            continue
-        loss = format_loss(uniform.loss, uniform.loss_std)
-        size = format_bytes(uniform.memory_bytes)
-        rows.append(("", format_plan(uniform.plan, space), size, loss, format_loss(uniform.observed), ""))
+        name = "plan: " if best.evaluations else "predicted: "
+        rows.append(make_row(format_bytes(row.budget_bytes), name, best, format_change_cell(row.change)))
+        no_plan = ("", "no uniform plan fits", "", "", "", "")
+        rows.append(no_plan if uniform is None else make_row("", "", uniform, ""))
+    marked = range(0, len(rows), 2)
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
-    notes = [
-        "Change: of the row's estimate against that of the best uniform plan, within two standard errors."
-    ]
+    notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 

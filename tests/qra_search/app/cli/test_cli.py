@@ -192,27 +192,10 @@ def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(
     assert told[0].startswith(f"qra: {path}: the last line was broken off and is dropped")
 
 
-def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    done = qra(
-        "bench",
-        "--task",
-        "interaction-4-layer-measured",
-        "--strategy",
-        "additive",
-        "--strategy",
-        "random",
-        "--seeds",
-        1,
-        "-n",
-        6,
-        "--workers",
-        1,
-        "--out",
-        tmp_path / "b",
-        "--json",
-    )
-    assert done.status == 0, done.err
-    assert done.json["rows"] == 2
+def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path: Path) -> None:
+    words = "bench --task interaction-4-layer-measured --strategy additive --strategy random --seeds 1 -n 6 --workers 1"
+    done = qra(*words.split(), "--out", tmp_path / "b", "--json")
+    assert done.status == 0 and done.json["rows"] == 2, done.err
     assert (tmp_path / "b" / "tables.md").is_file()
 
 
