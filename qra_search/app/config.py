@@ -77,7 +77,7 @@ class RunConfig(Section):
         if not isinstance(name, str) or name not in ENGINES:
             return data
         engine = ENGINES[name]
-        decided = {
+        decided: dict[str, dict[str, Any]] = {
             "quantization": {"backend": engine.backend, "embeddings": list(engine.embeddings)},
             "space": {"bits": list(engine.bits), "granularity": engine.granularity},
         }
@@ -152,7 +152,7 @@ def read_yaml(text: str) -> Any:
         raise ValueError(one_line(str(error), 500)) from None
 
 
-_Fault = yaml.constructor.ConstructorError
+_Fault: Any = yaml.constructor.ConstructorError
 
 
 class _Loader(yaml.SafeLoader):

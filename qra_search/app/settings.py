@@ -58,8 +58,8 @@ def make_settings(
         wanted = "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
         raise wrong_type("config", config, wanted)
     task = made.task
-    names = {"model.name": made.model.name, "task.name": task.name, "task.data": task.data}
-    names["task.metrics"] = task.metrics
+    names: dict[str, Any] = {"model.name": made.model.name, "task.name": task.name}
+    names |= {"task.data": task.data, "task.metrics": task.metrics}
     changed = {field: new for field, name in names.items() if (new := make_absolute(name)) != name}
     if made.quantization.cache is not None:
         changed["quantization.cache"] = str(Path(made.quantization.cache).absolute())

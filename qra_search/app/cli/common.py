@@ -9,13 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO, get_args
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
@@ -31,20 +30,17 @@ from qra_search.study.result import SearchResult
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
-def option(
-    usage: str, help: str, panel: str | None = None, *, show_default: bool = False, **more: Any
-) -> Any:
+def option(usage: str, help: str, panel: str | None = None, **more: Any) -> Any:
     """An option by its names and what it takes, such as `--out -o FILE`."""
     names = [word for word in usage.split() if word.startswith("-")]
     metavar = " ".join(usage.split()[len(names) :]) or None
-    return typer.Option(
-        *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=show_default, **more
-    )
+    more = {"show_default": False} | more
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-def argument(metavar: str, help: str, *, show_default: bool = False, **more: Any) -> Any:
+def argument(metavar: str, help: str) -> Any:
     """An argument by what it takes."""
-    return typer.Argument(metavar=metavar, help=help, show_default=show_default, **more)
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
 def _setting(name: str, kind: Any, usage: str, panel: str | None = None) -> Any:
@@ -64,22 +60,7 @@ DryRun = Annotated[
     bool, option("--dry-run", "Only print the config, the space, the cost and a training example.", WHERE)
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
-Against = Annotated[
-    AgainstName,
-    option(
-        f"--against {'|'.join(get_args(AgainstName))}",
-        "Baselines to tune as well. best: the best uniform plan that fits; shuffled: the plan, shuffled over linears "
-        "of the same shape; all: every uniform plan that fits, and the shuffled plan.",
-        show_default=True,
-    ),
-]
 RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
-Tuning = Annotated[
-    str | None,
-    option(
-        "--tuning ID", "An id (see `qra show`), uniform, shuffled or 16-bit; default: the selected tuning."
-    ),
-]
 OutRun = Annotated[
     Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
 ]

@@ -75,13 +75,13 @@ def print_dry_run(
     for line in rows:
         grid.add_row("rows", Text(line))
     phases = dict(facts["estimate"].get("phases", {}))
+    wanted: Sequence[str] = [*phases]
     if tunings is not None:
-        costs, wanted = _list_tuning_costs(facts, config), TUNING_PHASES
+        costs = _list_tuning_costs(facts, config)
+        wanted = TUNING_PHASES
     else:
-        costs, wanted = (
-            _list_search_costs(facts, config, is_plan=is_plan),
-            PLAN_PHASES if is_plan else [*phases],
-        )
+        costs = _list_search_costs(facts, config, is_plan=is_plan)
+        wanted = PLAN_PHASES if is_plan else wanted
     for name, text in costs:
         grid.add_row(name, Text(text))
     for name in filter(phases.__contains__, wanted):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
-from qra_search.app.compare import Comparison
+from qra_search.app.compare import Against, Comparison
 from qra_search.app.finetune import check_reloads, select_tunings
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run, open_run
@@ -19,6 +19,11 @@ from qra_search.errors import one_line
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 
+AGAINST = (
+    "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
+    "the same shape; or that one alone."
+)
+TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: the selected tuning."
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
@@ -45,7 +50,9 @@ def finetune(
     seeds: Annotated[
         int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
-    against: common.Against = "best",
+    against: Annotated[
+        Against, option("--against best|all|shuffled|none", AGAINST, show_default=True)
+    ] = "best",
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
     ] = False,
@@ -124,7 +131,7 @@ def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
 
 def export(
     run: common.RunPath,
-    tuning: common.Tuning = None,
+    tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
     format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")

@@ -104,9 +104,8 @@ def _describe_missing(result: SearchResult) -> str:
 
 
 def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
-    figure = (
-        format_metric(metric, tuned.metrics[metric]) if metric in tuned.metrics else format_loss(tuned.loss)
-    )
+    has_metric = metric in tuned.metrics
+    figure = format_metric(metric, tuned.metrics[metric]) if has_metric else format_loss(tuned.loss)
     return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.compare import Comparison, can_shuffle, compare_losses, shuffle_plan
+from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.finding import summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
@@ -22,7 +22,6 @@ from qra_search.app.report.formatting import (
     format_metric,
     format_metric_name,
     format_plan,
-    format_record_role,
     format_role,
     format_time,
 )
@@ -123,7 +122,7 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     rows = [
         (
             record.id,
-            format_record_role(record, space, plan),
+            format_role(classify_record(record, space, plan), record.plan, space),
             str(record.seed),
             str(record.steps),
             "" if record.learning_rate is None else f"{record.learning_rate:g}",
@@ -179,7 +178,7 @@ def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
 
 def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A finished tuning in one line."""
-    name = format_record_role(record, space, plan)
+    name = format_role(classify_record(record, space, plan), record.plan, space)
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
