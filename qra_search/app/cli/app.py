@@ -74,13 +74,12 @@ def check_names(words: list[str]) -> None:
         return
     if any(word.endswith((".yaml", ".yml")) for word in words):
         return
-    from qra_search import plugins  # with pydantic, which help does without
-
     given = {}
     for word, after in zip(words, [*words[1:], None], strict=True):
         option, equals, value = word.partition("=")
         if option in NAMED:
             given[NAMED[option]] = value if equals else after
+    plugins = import_module("qra_search.plugins")  # with pydantic, which help does without
     plugins.check_names(plugins.DEFAULT_EVALUATOR, **given)
 
 
