@@ -1,4 +1,4 @@
-"""The sections of a run's config: what each may say, with its defaults."""
+"""The sections of a run's config: what each may say, with its defaults. Docstrings of fields are in the schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_EVALUATIONS = 24
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _wrap_single(given: Any) -> Any:
@@ -59,29 +59,18 @@ def _sort_choices(values: Any, field: ValidationInfo) -> Any:
 class ModelConfig(Section):
     """Which model is tuned."""
 
-    name: str = Field(
-        "smollm2", min_length=1, description="`smollm2`, `tiny`, a folder, a GGUF file, or a hub id"
-    )
-    device: str = Field(
-        "auto", description="`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both"
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="dtype of unquantized parameters; auto: bfloat16"
-    )
-    compute: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto",
-        description=(
-            "dtype of evaluations. auto: the faster one on this machine; the stored dtype if the weights do "
-            "not fit in dequantized_cache"
-        ),
-    )
-    dequantized_cache: str = Field(
-        "auto",
-        description=(
-            "memory for keeping weights dequantized, such as 2GiB; 0: none; auto: by how much is free. If "
-            "not all weights fit, each is dequantized at every use"
-        ),
-    )
+    name: str = Field("smollm2", min_length=1)
+    """`smollm2`, `tiny`, a folder, a GGUF file, or a hub id"""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both"""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """dtype of unquantized parameters; auto: bfloat16"""
+    compute: Literal["auto", "bfloat16", "float32"] = "auto"
+    """dtype of evaluations. auto: the faster one on this machine; the stored dtype if the weights do not fit in
+    dequantized_cache"""
+    dequantized_cache: str = "auto"
+    """memory for keeping weights dequantized, such as 2GiB; 0: none; auto: by how much is free. If not all weights fit,
+    each is dequantized at every use"""
     trust_remote_code: bool = False
 
     @field_validator("dequantized_cache", mode="before")
@@ -95,18 +84,15 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     """What it is tuned on."""
 
-    name: str = Field(
-        "arithmetic", min_length=1, description="name of a task, or a .jsonl file of prompts and answers"
-    )
-    data: str | None = Field(
-        None,
-        description="folder or file with the task's data; default: downloaded from the hub, or generated",
-    )
-    metrics: tuple[str, ...] = Field(
-        (),
-        description="functions of (answer, example) that score generated answers, each as FILE.py:NAME or module:NAME",
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the task")
+    name: str = Field("arithmetic", min_length=1)
+    """a task by name (see `qra tasks`), a file of prompts and answers or chats (.jsonl, .json, .csv, .parquet), or a
+    data set on the hub, owner/name"""
+    data: str | None = None
+    """folder or file with the task's data; default: downloaded from the hub, or generated"""
+    metrics: tuple[str, ...] = ()
+    """functions of (answer, example) that score generated answers, each as FILE.py:NAME or module:NAME"""
+    options: dict[str, Any] = {}
+    """keyword options of the task"""
 
     _several = field_validator("metrics", mode="before")(_wrap_single)
 
@@ -124,9 +110,7 @@ def _check_backend_spec(given: Any) -> Any:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{BACKEND_FORMS}; {shorten(given)} is none of these")
     if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
-        raise ValueError(
-            f"the names of options of backend {name!r} must be strings, got {shorten(list(given))}"
-        )
+        raise ValueError(f"the options of backend {name!r} must be strings, got {shorten(list(given))}")
     return given
 
 
@@ -144,26 +128,17 @@ def _parse_width(key: Any) -> Width | None:
 class QuantizationConfig(Section):
     """How weights are stored at each bit-width."""
 
-    backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = Field(
-        "mixed-calibrated",
-        description="a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each "
-        "bit-width, `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice",
-    )
-    embeddings: Literal["auto"] | tuple[Width, ...] = Field(
-        "auto",
-        description="bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as "
-        "they are; auto: every half bit from 1 to 4, 5 and 16, as far as the backend can store them",
-    )
-    calibration: Literal["outputs", "loss"] = Field(
-        "loss",
-        description=(
-            "what the codes are chosen for. outputs: the least squared error of a linear's outputs. loss: "
-            "the same error, with tokens and outputs weighted by their squared gradients"
-        ),
-    )
-    cache: str | None = Field(
-        None, description="folder of the bank of quantized weights; default: the user's cache"
-    )
+    backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = "mixed-calibrated"
+    """a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each bit-width,
+    `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice"""
+    embeddings: Literal["auto"] | tuple[Width, ...] = "auto"
+    """bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as they are; auto:
+    every half bit from 1 to 4, 5 and 16, as far as the backend can store them"""
+    calibration: Literal["outputs", "loss"] = "loss"
+    """what the codes are chosen for. outputs: the least squared error of a linear's outputs. loss: the same error, with
+    tokens and outputs weighted by their squared gradients"""
+    cache: str | None = None
+    """folder of the bank of quantized weights; default: the user's cache"""
 
     _several = field_validator("embeddings", mode="before")(_wrap_single)
     _sorted = field_validator("embeddings")(_sort_choices)
@@ -189,28 +164,20 @@ class QuantizationConfig(Section):
 class SpaceConfig(Section):
     """What may be chosen, and for what."""
 
-    bits: Literal["auto"] | tuple[Width, ...] = Field(
-        "auto",
-        description="bits to choose from, whole or and a half (16: left unquantized); auto: every half bit from 1 to "
-        "4, and 5, as far as the backend has them; 8 if it has no 5",
-    )
+    bits: Literal["auto"] | tuple[Width, ...] = "auto"
+    """bits to choose from, whole or and a half (16: left unquantized); auto: every half bit from
+    1 to 4, and 5, as far as the backend has them; 8 if it has no 5"""
     ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
-    granularity: Literal["auto", "module", "expert", "layer", "fused"] = Field(
-        "auto",
-        description="what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what "
-        "engines run as one matrix (fused); auto: expert for a mixture of experts, module for any other model",
-    )
-
-    learning_rates: tuple[PositiveFloat, ...] = Field(
-        (),
-        description="learning rates that a search may choose from beside training.learning_rate, with a strategy that "
-        "searches them (random, nsga2, bayes)",
-    )
-    lengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (),
-        description="shares of evaluation.steps that a search may evaluate a plan with, beside all of them, with such "
-        "a strategy; an evaluation is charged its share",
-    )
+    """LoRA ranks to choose from; 0: no adapter"""
+    granularity: Literal["auto", "module", "expert", "layer", "fused"] = "auto"
+    """what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what engines run as
+    one matrix (fused); auto: expert for a mixture of experts, module for any other model"""
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    """learning rates that a search may choose from beside training.learning_rate, with a strategy that searches them
+    (random, nsga2, bayes)"""
+    lengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """shares of evaluation.steps that a search may evaluate a plan with, beside all of them, with such a strategy; an
+    evaluation is charged its share"""
 
     _sorted = field_validator("bits", "ranks")(_sort_choices)
     _several = field_validator("learning_rates", "lengths", mode="before")(_wrap_single)
@@ -222,33 +189,28 @@ Schedule = Literal["linear", "cosine", "constant"]
 class TrainingConfig(Section):
     """How adapters are tuned: briefly in an evaluation, and to the end in the fine-tuning of the chosen plan."""
 
-    batch_size: int = Field(8, ge=1, description="rows that go through the model together")
-    accumulation: int = Field(1, ge=1, description="batches whose gradients are summed for one step")
+    batch_size: int = Field(8, ge=1)
+    """rows that go through the model together"""
+    accumulation: int = Field(1, ge=1)
+    """batches whose gradients are summed for one step"""
     learning_rate: float = Field(1e-3, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    schedule: Schedule = Field(
-        "linear",
-        description="learning rate after the warmup: linear or cosine decay to 0, or constant",
-    )
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """share of the steps in which the learning rate rises"""
+    schedule: Schedule = "linear"
+    """learning rate after the warmup: linear or cosine decay to 0, or constant"""
     weight_decay: float = Field(0.0, ge=0)
-    alpha: float = Field(
-        16.0, gt=0, description="LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"
-    )
+    alpha: float = Field(16.0, gt=0)
+    """LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"""
     dropout: float = Field(0.0, ge=0, lt=1)
-    scales: bool | Literal["auto"] = Field(
-        "auto",
-        description=(
-            "train the scales and offsets of quantized weights together with the adapters, which takes no "
-            "bytes. auto: only scales of whole rows, since scales of groups make a step up to 50% longer"
-        ),
-    )
-    scales_rate: float = Field(
-        1e-3, gt=0, description="learning rate of trained scales, relative to the scale"
-    )
-    max_length: int = Field(256, ge=8, description="tokens of a row; longer prompts are cut at the left")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, a third more time"
-    )
+    scales: bool | Literal["auto"] = "auto"
+    """train the scales and offsets of quantized weights together with the adapters, which takes no bytes. auto: only
+    scales of whole rows, since scales of groups make a step up to 50% longer"""
+    scales_rate: float = Field(1e-3, gt=0)
+    """learning rate of trained scales, relative to the scale"""
+    max_length: int = Field(256, ge=8)
+    """tokens of a row; longer prompts are cut at the left"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, a third more time"""
 
     @property
     def rows_a_step(self) -> int:
@@ -259,48 +221,37 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """One evaluation of a search: a short tuning, then the loss on held-out rows."""
 
-    steps: int = Field(12, ge=0, description="optimizer steps of a full evaluation")
-    validation_rows: int = Field(
-        64,
-        ge=1,
-        description="held-out rows of a full evaluation; a search overfits them if they are few",
-    )
+    steps: int = Field(12, ge=0)
+    """optimizer steps of a full evaluation"""
+    validation_rows: int = Field(64, ge=1)
+    """held-out rows of a full evaluation; a search overfits them if they are few"""
 
 
 class FinetuneConfig(Section):
     """The full fine-tuning of the chosen plan, and the comparison on test rows."""
 
-    steps: int = Field(100, ge=1, description="optimizer steps")
-    epochs: float | None = Field(None, gt=0, description="passes over the train split; wins over steps")
-    evaluate_every: int = Field(
-        0,
-        ge=0,
-        description=(
-            "steps between evaluations on the validation split, of which the best adapters are kept; 0: keep "
-            "those of the last step"
-        ),
-    )
-    monitor: Literal["loss", "task"] = Field(
-        "loss",
-        description=(
-            "what these evaluations compare: the loss, or the task's own measure (see search.metric), for "
-            "which all evaluation.validation_rows are answered"
-        ),
-    )
-    patience: int = Field(0, ge=0, description="stop after so many evaluations without improvement; 0: never")
-    checkpoint_every: int = Field(
-        0,
-        ge=0,
-        description="steps between checkpoints; 0: by time only (checkpoint_minutes)",
-    )
-    checkpoint_minutes: float = Field(5.0, ge=0, description="minutes between checkpoints; 0: by steps only")
-    sample_answers: int = Field(
-        3, ge=0, description="test rows whose answers, before tuning and after, are recorded"
-    )
-    test_rows: int = Field(128, ge=1, description="test rows of the final comparison")
-    scored_rows: int = Field(
-        64, ge=0, description="test rows whose answers are scored by the task's metrics; 0: none"
-    )
+    steps: int = Field(100, ge=1)
+    """optimizer steps"""
+    epochs: float | None = Field(None, gt=0)
+    """passes over the train split; wins over steps"""
+    evaluate_every: int = Field(0, ge=0)
+    """steps between evaluations on the validation split, of which the best adapters are kept; 0: keep those of the last
+    step"""
+    monitor: Literal["loss", "task"] = "loss"
+    """what these evaluations compare: the loss, or the task's own measure (see search.metric), for which all
+    evaluation.validation_rows are answered"""
+    patience: int = Field(0, ge=0)
+    """stop after so many evaluations without improvement; 0: never"""
+    checkpoint_every: int = Field(0, ge=0)
+    """steps between checkpoints; 0: by time only (checkpoint_minutes)"""
+    checkpoint_minutes: float = Field(5.0, ge=0)
+    """minutes between checkpoints; 0: by steps only"""
+    sample_answers: int = Field(3, ge=0)
+    """test rows whose answers, before tuning and after, are recorded"""
+    test_rows: int = Field(128, ge=1)
+    """test rows of the final comparison"""
+    scored_rows: int = Field(64, ge=0)
+    """test rows whose answers are scored by the task's metrics; 0: none"""
 
     beside: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
@@ -319,24 +270,19 @@ class SearchConfig(Section):
     """How the search is done."""
 
     strategy: str = DEFAULT_STRATEGY
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the strategy")
-    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0, description="search budget, in full evaluations")
-    metric: Literal["loss", "task"] = Field(
-        "loss",
-        description=(
-            "what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, "
-            "which is the negative log-probability of the right choice for multiple choice, and the share of "
-            "wrong answers for generation"
-        ),
-    )
-    memory: tuple[StrictInt | str, ...] = Field(
-        (),
-        description=(
-            "memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), "
-            "or a uniform plan (uniform3r8). Without one the whole front is searched"
-        ),
-    )
+    """search strategy (see `qra strategies`)"""
+    options: dict[str, Any] = {}
+    """keyword options of the strategy"""
+    evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0)
+    """search budget, in full evaluations"""
+    metric: Literal["loss", "task"] = "loss"
+    """what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, which is the negative
+    log-probability of the right choice for multiple choice, and the share of wrong answers for generation"""
+    memory: tuple[StrictInt | str, ...] = ()
+    """memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a uniform plan
+    (uniform3r8). Without one the whole front is searched"""
     seed: int = Field(0, ge=0, lt=1 << 63)
+    """random seed of the search"""
 
     @field_validator("memory", mode="before")
     @classmethod

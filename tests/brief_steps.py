@@ -26,4 +26,4 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "CALIBRATION_ROWS", CALIBRATION_ROWS)
     patch.setattr(model, "CALIBRATION_TOKENS", 1)
     for module in (search, run):
-        patch.setattr(module, "write_report", lambda snapshot: None)
+        patch.setattr(module, "write_report", lambda snapshot, path=None: None)

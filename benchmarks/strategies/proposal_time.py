@@ -27,8 +27,7 @@ import numpy as np
 from benchmarks.strategies.experts import expert_landscape
 from qra_eval.evaluators.landscape import Landscape, make_landscape
 from qra_search.allocate.solve import solve
-from qra_search.app.bench.cell import list_task_budgets, parse_strategy
-from qra_search.app.bench.run import describe_environment
+from qra_search.app.bench.run import describe_environment, list_task_budgets, parse_strategy
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal, Trial
 from qra_search.space.steps import AdjacentSteps

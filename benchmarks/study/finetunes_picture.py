@@ -17,7 +17,7 @@ from benchmarks.common import MIB, read_lines
 from benchmarks.study.finetune_settings import RESULTS, read_settings
 from benchmarks.study.finetunes_table import REFERENCE, read_losses
 from benchmarks.study.intervals import difference
-from qra_search.app.report.canvas import fit_axis, make_figure, put_label, to_svg, use_chart_style
+from qra_search.app.report.charts import fit_axis, make_figure, put_label, to_svg, use_chart_style
 
 SIZE = (760, 420)
 SHORT = RESULTS.with_name("finetunes_other.jsonl")

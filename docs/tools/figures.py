@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qra_search.app.report.canvas import (
+from qra_search.app.report.charts import (
     DAMAGE_STEPS,
     ORIGINS,
     SHAPES,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from qra_search.app.intervals import (
     seeds_half_width,
     standard_error,
 )
-from qra_search.app.shown import Shown
 from qra_search.errors import BadInput
 from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -29,14 +28,16 @@ from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange
 from qra_search.study.result import SearchResult
 
+SHOWN_BY = "qra_search.app.report.tables"
+"""Stands above this module, and is imported when something is first shown."""
 Against = Literal["best", "all", "shuffled", "none"]
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 
 
 @dataclass(frozen=True)
 class TunedPlan:
-    """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; one seed that
-    diverged, or does not load back, tells in `failed` or `reload_error`.
+    """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; `failed` tells that
+    one seed diverged.
 
     Attributes:
         records: those of its seeds, ascending.
@@ -71,10 +72,6 @@ class TunedPlan:
     def row_nats(self) -> tuple[float, ...]:
         return _average_rows([record.row_nats for record in self.records])
 
-    @property
-    def row_tokens(self) -> tuple[int, ...]:
-        return self.records[0].row_tokens
-
     @cached_property
     def row_scores(self) -> dict[str, tuple[float, ...]]:
         """Scores of each row by metric, of those that all seeds have."""
@@ -89,24 +86,12 @@ class TunedPlan:
         return {name: sum(scores) / len(scores) for name, scores in self.row_scores.items() if scores}
 
     @property
-    def commonest_scores(self) -> Mapping[str, float]:
-        return self.records[0].commonest_scores
-
-    @property
     def samples(self) -> Sequence[Mapping[str, str]]:
         return next((record.samples for record in self.records if record.samples), ())
 
     @property
     def failed(self) -> str:
         return next(filter(None, (record.failed for record in self.records)), "")
-
-    @property
-    def reload_error(self) -> str:
-        return next(filter(None, (record.reload_error for record in self.records)), "")
-
-    @property
-    def unscored(self) -> str:
-        return self.records[0].unscored
 
     def list_seeds(self, name: str) -> list[float]:
         """A metric, or `test_loss`, of every seed."""
@@ -122,6 +107,29 @@ class TunedPlan:
         is_share = min(scores) >= 0 and max(scores) <= 1
         return (max(0.0, low), min(1.0, high)) if is_share else (low, high)
 
+    def to_dict(self, chosen: TunedPlan) -> dict[str, Any]:
+        """Plain data, for JSON, with the change of another plan's loss against its own."""
+        change = None if self is chosen else compare_losses(chosen, self)
+        data = {
+            "role": self.role,
+            "ids": [record.id for record in self.records],
+            "plan": self.plan.to_dict(),
+            "memory_bytes": self.memory_bytes,
+            "seeds": [record.seed for record in self.records],
+            "test_loss": self.loss if math.isfinite(self.loss) else None,
+            "loss_change": None if change is None else asdict(change),
+            "metrics": {
+                name: {
+                    "mean": mean,
+                    "interval": self.metric_interval(name),
+                    "rows": len(self.row_scores[name]),
+                }
+                for name, mean in self.metrics.items()
+            },
+            "seconds": self.seconds,
+        }
+        return data | {"failed": self.failed} if self.failed else data
+
 
 def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     """The change of one test loss against another; None if one of them diverged.
@@ -136,7 +144,7 @@ def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     if min(loss, other_loss) <= 0:
         return LossChange(share)
     seeds = seeds_half_width(*([record.test_loss / t.loss for record in t.records] for t in (tuned, other)))
-    same_rows = tuned.row_tokens == other.row_tokens
+    same_rows = tuned.records[0].row_tokens == other.records[0].row_tokens
     rows = bootstrap_log_ratio(tuned.row_nats, other.row_nats) if same_rows else None
     if rows is None and not math.isfinite(seeds):
         return LossChange(share)
@@ -154,6 +162,29 @@ def compare_scores(tuned: TunedPlan, other: TunedPlan, name: str) -> tuple[float
     if interval is None:
         return gain, None
     return gain, add_seeds(interval, gain, seeds_half_width(tuned.list_seeds(name), other.list_seeds(name)))
+
+
+class Shown:
+    """What terminals and notebooks show by a function of the report, named `shown_by`."""
+
+    shown_by: ClassVar[str]
+
+    def __rich__(self) -> Any:
+        return getattr(import_module(SHOWN_BY), self.shown_by)(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module(SHOWN_BY).render_html(self))
+
+
+class ShownResult(Shown, SearchResult):
+    """The result of a search, as a run gives it."""
+
+    shown_by = "render_result"
+
+    @classmethod
+    def from_result(cls, result: SearchResult) -> Self:
+        """The result itself, which shows itself."""
+        return cls(**{name: getattr(result, name) for name in SearchResult.__dataclass_fields__})
 
 
 @dataclass(frozen=True, repr=False)
@@ -211,11 +242,11 @@ class Comparison(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        tunings = [_to_plain_dict(tuned, self) for tuned in self.tunings]
+        tunings = [tuned.to_dict(self.chosen) for tuned in self.tunings]
         return {"budget_bytes": self.budget_bytes, "selected": self.is_selected, "tunings": tunings}
 
     def __str__(self) -> str:
-        return str(import_module("qra_search.app.report.table").render_text(self))
+        return str(import_module(SHOWN_BY).render_text(self))
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"
@@ -263,7 +294,8 @@ def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None)
         return "uniform"
     if _is_unquantized(record.plan):
         return "16-bit"
-    return "shuffled" if plan is not None and is_shuffled(space, plan, record.plan) else "other"
+    choices = plan and _group_choices(space, plan)
+    return "shuffled" if choices == _group_choices(space, record.plan) else "other"
 
 
 def _is_unquantized(plan: Plan) -> bool:
@@ -275,26 +307,6 @@ def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
     if len({len(rows) for rows in rows_by_seed}) != 1:
         return ()
     return tuple(sum(row) / len(rows_by_seed) for row in zip(*rows_by_seed, strict=True))
-
-
-def _to_plain_dict(tuned: TunedPlan, comparison: Comparison) -> dict[str, Any]:
-    change = None if tuned is comparison.chosen else compare_losses(comparison.chosen, tuned)
-    faults = {"failed": tuned.failed, "reload_error": tuned.reload_error}
-    return {
-        "role": tuned.role,
-        "ids": [record.id for record in tuned.records],
-        "plan": tuned.plan.to_dict(),
-        "memory_bytes": tuned.memory_bytes,
-        "seeds": [record.seed for record in tuned.records],
-        "test_loss": tuned.loss if math.isfinite(tuned.loss) else None,
-        "loss_change": None if change is None else {"share": change.share, "interval": change.interval},
-        "metrics": {
-            name: {"mean": mean, "interval": tuned.metric_interval(name), "rows": len(tuned.row_scores[name])}
-            for name, mean in tuned.metrics.items()
-        },
-        "seconds": tuned.seconds,
-        **{name: text for name, text in faults.items() if text},
-    }
 
 
 def select_baselines(
@@ -315,8 +327,10 @@ def select_baselines(
     if against == "shuffled":
         return [shuffle_plan(space, plan)]
     fitting = space.uniform_plans(budget_bytes)
+    if against == "all" and fitting and can_shuffle(space, plan):
+        return [*fitting, shuffle_plan(space, plan)]
     if against == "all" or not fitting:
-        return [*fitting, *([shuffle_plan(space, plan)] if fitting and can_shuffle(space, plan) else [])]
+        return fitting
     if (evaluated := result.find_best_uniform(budget_bytes)) is not None:
         return [evaluated.plan]
     allocation = result.allocation(budget_bytes)
@@ -333,9 +347,7 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
     for alike in _group_by_shape(space):
         order[alike] = rng.permutation(alike)
     if not can_shuffle(space, plan):
-        raise BadInput(
-            "the plan has one width and rank for all linears of the same shape: it cannot be shuffled"
-        )
+        raise BadInput("the plan cannot be shuffled, since linears of one shape all have one width and rank")
     shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
     return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)
 
@@ -343,11 +355,6 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
 def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
     """Whether groups of the same shape have different widths or ranks."""
     return any(len(choices) > 1 for choices in _group_choices(space, plan))
-
-
-def is_shuffled(space: SearchSpace, plan: Plan, other: Plan) -> bool:
-    """Whether another plan has this plan's widths and ranks on other groups of the same shape."""
-    return plan != other and _group_choices(space, plan) == _group_choices(space, other)
 
 
 def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten
@@ -43,7 +43,8 @@ class ConfigError(BadInput):
 class RunConfig(Section):
     """One whole run."""
 
-    evaluator: str = Field(DEFAULT_EVALUATOR, description="name of an installed evaluator")
+    evaluator: str = DEFAULT_EVALUATOR
+    """what measures a plan: quantized-lora (real training), landscape (a formula, for trying out), or a plug-in"""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -52,12 +53,11 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     search: SearchConfig = SearchConfig()
-    engine: str | None = Field(
-        None,
-        description="where the result will run (llama.cpp, transformers, vllm): decides the backend, which "
-        "bits there are, and what `qra export` writes",
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword options of the evaluator")
+    engine: str | None = None
+    """where the result will run (llama.cpp, transformers, vllm): decides the backend, which bits there are, and what
+    `qra export` writes"""
+    options: dict[str, Any] = {}
+    """keyword options of the evaluator"""
 
     def with_objects(
         self, *, model: Any = None, task: Any = None, metrics: Mapping[str, Any] | None = None
@@ -65,12 +65,9 @@ class RunConfig(Section):
         """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
         named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
         of_model = {} if model is None else {"name": make_in_memory_name(model)}
-        of_task = ({} if task is None else {"name": make_in_memory_name(task)}) | {"metrics": tuple(named)}
-        sections = {
-            "model": self.model.model_copy(update=of_model),
-            "task": self.task.model_copy(update=of_task),
-        }
-        return self.model_copy(update=sections)
+        of_task = {} if task is None else {"name": make_in_memory_name(task)}
+        changed_task = self.task.model_copy(update=of_task | {"metrics": tuple(named)})
+        return self.model_copy(update={"model": self.model.model_copy(update=of_model), "task": changed_task})
 
     @model_validator(mode="before")
     @classmethod
@@ -79,16 +76,17 @@ class RunConfig(Section):
         name = data.get("engine") if isinstance(data, dict) else None
         if not isinstance(name, str) or name not in ENGINES:
             return data
-        engine, filled = ENGINES[name], dict(data)
-        for section, key, value in (
-            ("quantization", "backend", engine.backend),
-            ("quantization", "embeddings", list(engine.embeddings)),
-            ("space", "bits", list(engine.bits)),
-            ("space", "granularity", engine.granularity),
-        ):
-            holder = filled.get(section, {})
-            if value is not None and isinstance(holder, dict) and holder.get(key) in (None, "auto"):
-                filled[section] = {**holder, key: value}
+        engine = ENGINES[name]
+        decided: dict[str, dict[str, Any]] = {
+            "quantization": {"backend": engine.backend, "embeddings": list(engine.embeddings)},
+            "space": {"bits": list(engine.bits), "granularity": engine.granularity},
+        }
+        filled = dict(data)
+        for section, values in decided.items():
+            given = filled.get(section, {})
+            if isinstance(given, dict):
+                own = {key: value for key, value in given.items() if value not in (None, "auto")}
+                filled[section] = {**given, **{k: v for k, v in values.items() if v is not None}, **own}
         return filled
 
     @field_validator("engine")
@@ -105,31 +103,23 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     Raises ConfigError if there is no such file, it holds no YAML mapping, or a field is wrong.
     """
     path = Path(path)
-    if (path / "tokenizer_config.json").is_file():
-        raise ConfigError(f"{str(path)!r} holds a model, not a config: give it as --model {path}")
     if path.is_dir():
-        raise ConfigError(
-            f"config {str(path)!r} is a folder: give the YAML file, such as {path / 'config.yaml'}"
-        )
+        file = path / "config.yaml"
+        raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {file}")
     if not path.is_file():
         raise ConfigError(f"no config file {str(path)!r}: `qra schema --example` prints one to start from")
     if path.suffix in ROWS_ENDS:
         raise ConfigError(f"{path} holds rows, not a config: give it as --task {path}")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config has at most {MAX_CONFIG_BYTES}")
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(str(make_encoding_error(path, error))) from None
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} holds a {type(data).__name__}, a mapping of sections is needed, such as model, task and search"
-        )
-    return make_config(data, overrides, source=str(path))
+    if not isinstance(data, dict | None):
+        kind = type(data).__name__
+        raise ConfigError(f"{path} holds a {kind}, a mapping of sections is needed, such as model and task")
+    return make_config(data or {}, overrides, source=str(path))
 
 
 def read_yaml(text: str) -> Any:
@@ -143,29 +133,26 @@ def read_yaml(text: str) -> Any:
         depth = 0
         for event in yaml.parse(text):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            problem = ""
+            if depth > MAX_YAML_DEPTH:
+                raise _Fault(None, None, f"values are nested deeper than {MAX_YAML_DEPTH}", event.start_mark)
             if isinstance(event, yaml.AliasEvent):
                 problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > (
-                most := _get_length_limit(event.value)
-            ):
-                problem = f"a value has {len(event.value)} characters, at most {most} are read"
-            elif depth > MAX_YAML_DEPTH:
-                problem = f"values are nested deeper than {MAX_YAML_DEPTH}"
-            if problem:
-                raise ValueError(_format_place(event.start_mark, problem))
+                raise _Fault(None, None, problem, event.start_mark)
+            if isinstance(event, yaml.ScalarEvent):
+                most = MAX_YAML_TEXT if " " in event.value else MAX_YAML_WORD  # a number has no spaces
+                if len(event.value) > most:
+                    problem = f"a value has {len(event.value)} characters, at most {most} are read"
+                    raise _Fault(None, None, problem, event.start_mark)
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
-        raise ValueError(
-            one_line(_format_place(error.problem_mark, error.problem or str(error)), 500)
-        ) from None
+        mark, problem = error.problem_mark, error.problem or str(error)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(one_line(place + problem, 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(one_line(str(error), 500)) from None
 
 
-def _get_length_limit(value: str) -> int:
-    """How long a value may be; what may be a number has no spaces."""
-    return MAX_YAML_TEXT if " " in value else MAX_YAML_WORD
+_Fault: Any = yaml.constructor.ConstructorError
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,17 +162,11 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is one word", key.start_mark)
+                raise _Fault(None, None, "a key is one word", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is given twice", key.start_mark
-                )
+                raise _Fault(None, None, f"{key.value} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def _format_place(mark: Any, problem: str) -> str:
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
 def make_config(
@@ -196,13 +177,11 @@ def make_config(
     for field, value in (overrides or {}).items():
         *sections, name = field.split(".")
         holder = data
-        for depth, section in enumerate(sections):
+        for section in sections:
             holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
-                where = ".".join(sections[: depth + 1])
-                raise ConfigError(
-                    f"{source}: {where} is {shorten(holder)}: a mapping is needed to set {field}"
-                )
+                what = f"{section} is {shorten(holder)}"
+                raise ConfigError(f"{source}: {what}: a mapping is needed to set {field}")
         holder[name] = value
     try:
         config = RunConfig.model_validate(data)
@@ -217,20 +196,19 @@ def make_config(
 
 def _check_engine(config: RunConfig, name: str, source: str) -> None:
     """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
-    engine, given, space = ENGINES[name], config.quantization.backend, config.space
-    embeddings, fault = config.quantization.embeddings, ""
+    engine, space, fault = ENGINES[name], config.space, ""
+    given, embeddings = config.quantization.backend, config.quantization.embeddings
     backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
     if not f"{backend}-".startswith(f"{engine.backend}-"):
         fault = f"quantization.backend is {shorten(given)}: engine {name} runs what backend {engine.backend} stores"
     elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
-        fault = (
-            f"space.bits has {_join(wrong)}: engine {name} has {_join(engine.bits)}, and 16 for unquantized"
-        )
+        has = _join(engine.bits)
+        fault = f"space.bits has {_join(wrong)}: engine {name} has {has}, and 16 for unquantized"
     elif embeddings != "auto" and (wrong := set(embeddings) - set(engine.embeddings)):
         fault = f"quantization.embeddings has {_join(wrong)}: engine {name} has {_join(engine.embeddings)}"
     elif engine.granularities is not None and space.granularity not in engine.granularities:
-        fault = f"space.granularity is {space.granularity}: engine {name} runs q, k, v as one matrix, and gate, up, so "
-        fault += f"choose {' or '.join(engine.granularities)}"
+        fault = f"space.granularity is {space.granularity}: engine {name} runs q, k, v as one matrix, and gate, up, "
+        fault += f"so choose {' or '.join(engine.granularities)}"
     elif engine.ranks is not None and max(space.ranks) > max(engine.ranks):
         fault = f"space.ranks has {max(space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
     if fault:
@@ -274,7 +252,8 @@ def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
     first, *others = error.errors()
     # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
-    field = tuple(takewhile(lambda part: not _is_type_name(part), first["loc"]))
+    types = ("str", "bool", "int", "float")
+    field = tuple(takewhile(lambda part: part not in types and "[" not in str(part), first["loc"]))
     where = ".".join(map(str, field)) or "config"
     where = where if where.isprintable() and len(where) < 200 else shorten(where)
     if first["type"] == "extra_forbidden":
@@ -289,11 +268,6 @@ def explain_error(error: ValidationError) -> str:
     given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
     needed = dict.fromkeys(_describe_fault(fault["type"], fault["msg"]) for fault in faults)
     return f"{where} is {shorten(given)}: {' or '.join(needed).replace(' or must be ', ' or ')}"
-
-
-def _is_type_name(part: str | int) -> bool:
-    """Whether a part of a fault's place names one of a field's types."""
-    return part in ("str", "bool", "int", "float") or "[" in str(part)
 
 
 def _describe_fault(kind: str, message: str) -> str:

@@ -1,60 +1,20 @@
-"""What is known of a run before it starts: its rows, its space, and the cost and possible gain of a search."""
+"""What is said of a run before it starts: its rows, and the cost and possible gain of a search."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any
 
 from qra_search.allocate.solve import Allocation
-from qra_search.app.config import RunConfig
 from qra_search.app.report import formatting
-from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
-from qra_search.errors import convert_to_bad_input, shorten
+from qra_search.app.tunable import CostedEvaluator, count_rows
+from qra_search.errors import shorten
 from qra_search.evaluator import Evaluator
-from qra_search.space.budgets import resolve_budgets
 from qra_search.study.listener import Listener
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
 ROW_FIELDS = {"validation": "evaluation.validation_rows", "test": "finetune.test_rows"}
 """Fields that say how many rows of a split are measured."""
-
-
-def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
-    """Facts of a plan or a search that is yet to begin, as plain data; raises BadInput for a budget that no plan fits.
-
-    Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
-
-    Args:
-        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
-    """
-    space = evaluator.space
-    with convert_to_bad_input():
-        budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate()) if isinstance(evaluator, TunableEvaluator) else {}
-    count = config.search.evaluations if evaluations is None else evaluations
-    if "evaluation_seconds" in estimate:
-        if estimate.get("sensitivities_seconds") and isinstance(evaluator, CostedEvaluator):
-            estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
-        before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
-        estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
-    linears = [group for group in space.groups if not group.is_embedding]
-    return {
-        "config": config.model_dump(mode="json"),
-        "groups": len(space),
-        "linears": sum(len(group.linears) for group in space.groups),
-        "weights": space.weights,
-        "fixed_bytes": space.fixed_bytes,
-        "levels": [b for b in space.bits if any(b in (group.bits or space.bits) for group in linears)],
-        "smallest_bytes": space.memory.minimum,
-        "largest_bytes": space.memory.maximum,
-        "budgets": list(budgets),
-        "evaluations": count,
-        "rows": {name: asdict(count) for name, count in count_rows(evaluator).items()},
-        "estimate": estimate,
-        "example": [{"text": text, "learnt": learnt} for text, learnt in render_row(evaluator)],
-    }
 
 
 def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
@@ -104,35 +64,29 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
     counts = count_rows(evaluator)
     if not counts:
         return []
-    lines = [
-        ", ".join(
-            f"{count.had} {f'of {count.available} ' * (count.available > count.had)}{name}"
-            + (f" ({count.asked} asked for)" if count.had < count.asked else "")
-            for name, count in counts.items()
-        )
-    ]
+    parts = []
+    for name, count in counts.items():
+        whole = f"of {count.available} " if count.available > count.had else ""
+        asked = f" ({count.asked} asked for)" if count.had < count.asked else ""
+        parts.append(f"{count.had} {whole}{name}{asked}")
+    lines = [", ".join(parts)]
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
-        asked = [
-            f"raise {ROW_FIELDS[n]}"
-            for n, count in few.items()
-            if n in ROW_FIELDS and count.asked == count.had
-        ]
-        advice = asked + ["give more data"] * (len(asked) < len(few))
+        may_be_raised = [name for name, c in few.items() if name in ROW_FIELDS and c.asked == c.had]
+        advice = [f"raise {ROW_FIELDS[name]}" for name in may_be_raised]
+        if len(advice) < len(few):
+            advice.append("give more data")
         rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
         lines.append(
             f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}"
         )
     if conflicting := [count for count in counts.values() if count.conflicting]:
         lines.append(
-            f"warning: {sum(count.conflicting for count in conflicting)} rows share a prompt with another "
-            f"row but have a different answer, such as {shorten(conflicting[0].conflicting_prompt)}: check "
-            "the data"
+            f"warning: {sum(count.conflicting for count in conflicting)} rows share a prompt with another row but have "
+            f"a different answer, such as {shorten(conflicting[0].conflicting_prompt)}: check the data"
         )
     if cut := sum(count.cut for count in counts.values()):
-        had, longest = (
-            sum(count.had for count in counts.values()),
-            max(count.longest for count in counts.values()),
-        )
+        had = sum(count.had for count in counts.values())
+        longest = max(count.longest for count in counts.values())
         lines.append(
             f"{cut} of {had} rows are cut to training.max_length, the longest has {longest} tokens: "
             f"--set training.max_length={longest} keeps them whole"

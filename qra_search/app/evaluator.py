@@ -34,23 +34,22 @@ def build_evaluator(
         objects: model, tokenizer, task and metrics in memory, by these names.
     """
     with convert_to_bad_input():
-        if config.search.options or config.search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
-            make_strategy(
-                config.search.strategy, **config.search.options
-            )  # before the model is loaded for nothing
+        search, objects = config.search, objects or {}
+        if search.options or search.strategy != DEFAULT_STRATEGY:  # scipy is for no refusal
+            make_strategy(search.strategy, **search.options)  # before the model is loaded for nothing
         given = {"model": config.model.name, "task": config.task.name}
-        named = {name: value for name, value in given.items() if name not in (objects or {})}
+        named = {name: value for name, value in given.items() if name not in objects}
         plugins.check_names(config.evaluator, **named)
         factory = plugins.load("evaluators", config.evaluator)
-        for name in objects or {}:
-            if not _accepts_option(factory, name):
-                raise BadInput(
-                    f"evaluator {config.evaluator!r} takes no {name} in memory: give its name or folder"
-                )
+        parameters = inspect.signature(factory).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if refused := [name for name in objects if not takes_all and name not in parameters]:
+            what = f"evaluator {config.evaluator!r} takes no {refused[0]} in memory"
+            raise BadInput(f"{what}: give its name or folder")
         options = {"progress": progress, **({} if weights else {"weights": False})}
-        options = {name: value for name, value in options.items() if _accepts_option(factory, name)}
+        taken = {name: value for name, value in options.items() if takes_all or name in parameters}
         try:
-            evaluator: Evaluator = factory(config, **options, **(objects or {}))
+            evaluator: Evaluator = factory(config, **taken, **objects)
         except SystemExit as error:
             raise RunFailed(f"evaluator {config.evaluator!r} exited while being built: {error}") from error
         return evaluator
@@ -61,11 +60,6 @@ def check_can_tune(evaluator: Evaluator, config: RunConfig) -> TunableEvaluator:
     if not isinstance(evaluator, TunableEvaluator):
         raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
     return evaluator
-
-
-def _accepts_option(factory: Any, option: str) -> bool:
-    parameters = inspect.signature(factory).parameters
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @dataclass(frozen=True)

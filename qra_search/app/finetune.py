@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,20 +52,8 @@ class Tunings:
     seeds: tuple[int, ...] = (0,)
 
     @property
-    def folder(self) -> RunFolder:
-        return self.run.folder
-
-    @property
     def plan(self) -> Plan:
         return self.plans[0]
-
-    @property
-    def first_tuning(self) -> Tunings:
-        """The chosen plan with the first seed alone."""
-        return replace(self, plans=self.plans[:1], seeds=self.seeds[:1])
-
-    def __len__(self) -> int:
-        return len(self.plans) * len(self.seeds)
 
     def __iter__(self) -> Iterator[tuple[int, Plan]]:
         return itertools.product(self.seeds, self.plans)
@@ -119,24 +106,6 @@ def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> d
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]  # as it is read back
 
 
-def count_recorded(
-    evaluator: TunableEvaluator, config: RunConfig, tunings: Tunings, rates: Sequence[float] = ()
-) -> int:
-    """How many tunings are finished, by an evaluator that need not have read the model's weights.
-
-    Args:
-        rates: learning rates to choose from: only those of the plan at each count, since the rest depend on the choice.
-    """
-    if rates:
-        configs, first = make_rate_configs(config, rates), tunings.first_tuning
-        return sum(count_recorded(evaluator, tried, first) for tried in configs.values())
-    settings = collect_tuning_settings(config, evaluator)
-    if "weights" in tunings.run.identity:
-        settings["evaluator"]["weights"] = tunings.run.identity["weights"]
-    recorded = {record.id for record in tunings.run.records}
-    return sum(tuning_id(plan, seed, settings) in recorded for seed, plan in tunings)
-
-
 @dataclass(frozen=True)
 class _Job:
     """What all tunings of a command share."""
@@ -145,35 +114,34 @@ class _Job:
     listener: Listener
     tunings: Tunings
     settings: Mapping[str, Any]
-    discard: bool
     on_step: StepListener | None
 
     def tune(self, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
-        tuning = self.tunings.folder.tuning(tuning_id(plan, seed, self.settings))
+        tuning = self.tunings.run.folder.tuning(tuning_id(plan, seed, self.settings))
         is_chosen = plan == self.tunings.plan
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                self.listener.say(
-                    f"tuning {tuning.id} is left for the end, because {tuning.describe_holder()} is at it"
-                )
+                self.listener.say(f"tuning {tuning.id} is left for the end, because another process is at it")
                 return False
             if record is None:
                 record = self._run(tuning, plan, seed)
             elif is_chosen and (tuning.path / PLAN_NAME).is_file() and not tuning.base_file.is_file():
                 # It was tuned as a baseline, which is saved without its base.
                 self.evaluator.write_base(plan, tuning.path)
-            if record is None:
-                return True
-            if self.discard and not is_chosen:
-                shutil.rmtree(tuning.adapter, ignore_errors=True)
-        self._warn_of_metrics(tuning, record)
+        if record is None:
+            return True
+        own = self.evaluator.metric_digests()
+        if changed := [name for name, old in record.metric_digests.items() if own.get(name, old) != old]:
+            self.listener.say(
+                f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
+                f"delete {tuning.path} to tune and score it again"
+            )
         self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
         if is_chosen and record.failed:
-            raise RunFailed(
-                f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})"
-            )
+            where = f"(in {tuning.path})"
+            raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} {where}")
         return True
 
     def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
@@ -195,15 +163,6 @@ class _Job:
             return None
         return _write(tuning, record, self.settings)
 
-    def _warn_of_metrics(self, tuning: TuningFolder, record: TuningRecord) -> None:
-        known = record.metric_digests
-        own = self.evaluator.metric_digests()
-        if changed := [name for name, digest in own.items() if known.get(name, digest) != digest]:
-            self.listener.say(
-                f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
-                f"delete {tuning.path} to tune and score it again"
-            )
-
 
 def tune_missing(
     evaluator: Evaluator,
@@ -211,7 +170,6 @@ def tune_missing(
     listener: Listener,
     tunings: Tunings,
     *,
-    discard: bool = False,
     on_step: StepListener | None = None,
     untuned: bool = True,
 ) -> Comparison:
@@ -226,22 +184,25 @@ def tune_missing(
     evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
-    if get_rank_and_size()[1] > 1:
-        listener.say(f"{get_rank_and_size()[1]} processes share the rows of each step")
+    processes = get_rank_and_size()[1]
+    if processes > 1:
+        listener.say(f"{processes} processes share the rows of each step")
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     if config.finetune.monitor == "task":
         rows = evaluator.row_counts()["validation"].had
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
-    folder, result = tunings.folder, tunings.run.result
+    folder, result = tunings.run.folder, tunings.run.result
     known = {record.id for record in folder.records()}
-    if recorded := sum(tuning_id(plan, seed, settings) in known for seed, plan in tunings):
-        listener.say(f"{recorded} of {len(tunings)} tunings are finished, {len(tunings) - recorded} left")
-    job = _Job(evaluator, listener, tunings, settings, discard, on_step)
+    missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]
+    total = len(tunings.plans) * seeds
+    if len(missing) < total:
+        listener.say(f"{total - len(missing)} of {total} tunings are finished, {len(missing)} left")
+    job = _Job(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
-            _measure_untuned(evaluator, folder, settings, listener)
+            _measure_untuned(job)
         awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
             job.tune(plan, seed, wait=True)
@@ -249,8 +210,10 @@ def tune_missing(
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
         listener.say(f"Stopped: {kept}. Give the same command again to continue.")
         raise
-    known_bytes, sensitivities = tunings.budget_bytes, result.sensitivities
-    found = compare(folder.records(), result.space, tunings.plan, known_bytes, settings, sensitivities)
+    budget_bytes = tunings.budget_bytes
+    found = compare(
+        folder.records(), result.space, tunings.plan, budget_bytes, settings, result.sensitivities
+    )
     assert found is not None  # the plan's record is there
     return found
 
@@ -266,26 +229,24 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
     return record
 
 
-def _measure_untuned(
-    evaluator: TunableEvaluator, folder: RunFolder, settings: Mapping[str, Any], listener: Listener
-) -> None:
+def _measure_untuned(job: _Job) -> None:
     """Write the record of the untuned model, if it is missing and the evaluator can say it."""
-    plan = evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)
+    plan = job.evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)
     if plan is None:
         return
-    tuning = folder.tuning(tuning_id(plan, 0, settings))
+    tuning = job.tunings.run.folder.tuning(tuning_id(plan, 0, job.settings))
     with tuning.lock() as is_ours:
         if not is_ours or tuning.record() is not None:
             return
-        listener.progress("test the untuned model", 0, 1)
+        job.listener.progress("test the untuned model", 0, 1)
         try:
-            record = evaluator.measure_untuned()
+            record = job.evaluator.measure_untuned()
         except EvaluationFailed as error:
-            listener.say(f"the untuned model could not be tested: {error}")
+            job.listener.say(f"the untuned model could not be tested: {error}")
             return
         if record is not None:
-            _write(tuning, record, settings)
-        listener.progress("test the untuned model", 1, 1)
+            _write(tuning, record, job.settings)
+        job.listener.progress("test the untuned model", 1, 1)
 
 
 def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> Snapshot:
@@ -294,7 +255,7 @@ def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> 
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
     selected = run.selected
-    if comparison.chosen.reload_error:
+    if any(record.reload_error for record in comparison.chosen.records):
         return run
     if selected is not None and selected.steps > own.steps:
         listener.say(
@@ -305,20 +266,12 @@ def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> 
     return replace(run, selection=folder.select(own, comparison.budget_bytes))
 
 
-def make_rate_configs(config: RunConfig, rates: Sequence[float]) -> dict[float, RunConfig]:
-    """The settings at each learning rate; one that is named twice counts once."""
-    fields = config.model_dump(mode="json")
-    return {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}
-
-
 def choose_rate(
     build: Callable[[RunConfig], Evaluator],
     config: RunConfig,
     listener: Listener,
     tunings: Tunings,
     rates: Sequence[float],
-    *,
-    discard: bool = False,
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.
 
@@ -327,7 +280,6 @@ def choose_rate(
 
     Args:
         build: makes the evaluator of settings.
-        discard: delete adapters and quantized bases of the other rates.
 
     Raises:
         RunFailed: the plan cannot be tuned at any of the rates.
@@ -336,29 +288,29 @@ def choose_rate(
         raise BadInput(
             "--rates needs a single process: run it without torchrun, then set training.learning_rate"
         )
-    found: list[tuple[float, float, str]] = []
-    configs = make_rate_configs(config, rates)  # a rate is refused before any is tuned
+    fields = config.model_dump(mode="json")
+    # A rate is refused before any is tuned.
+    configs = {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}
+    first = replace(tunings, plans=tunings.plans[:1], seeds=tunings.seeds[:1])
+    losses: dict[float, float] = {}
     for n, (rate, tried) in enumerate(configs.items(), 1):
         listener.say(f"learning rate {rate:g}, {n} of {len(configs)}")
         try:
-            comparison = tune_missing(build(tried), tried, listener, tunings.first_tuning, untuned=False)
+            comparison = tune_missing(build(tried), tried, listener, first, untuned=False)
         except RunFailed as error:
             listener.say(f"learning rate {rate:g}: {error}")
             continue
-        record = next(r for r in comparison.chosen.records if r.seed == tunings.seeds[0])
-        if record.validation_loss is None:
+        loss = next(r for r in comparison.chosen.records if r.seed == first.seeds[0]).validation_loss
+        if loss is None:
             raise BadInput(
                 f"evaluator {config.evaluator!r} measures no validation loss, which --rates compares"
             )
-        found.append((record.validation_loss, rate, record.id))
-        listener.say(f"learning rate {rate:g}: validation loss {record.validation_loss:.4f}")
-    if not found:
+        losses[rate] = loss
+        listener.say(f"learning rate {rate:g}: validation loss {loss:.4f}")
+    if not losses:
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
-    best = min(found)[1]
+    best = min(losses, key=lambda rate: (losses[rate], rate))
     listener.say(f"learning rate {best:g} has the lowest validation loss")
-    for tuning in (tunings.folder.tuning(id) for _, rate, id in found if discard and rate != best):
-        shutil.rmtree(tuning.adapter, ignore_errors=True)
-        tuning.base_file.unlink(missing_ok=True)
     return configs[best]
 
 

@@ -12,9 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qra_search.allocate.sensitivities import read_sensitivities
-from qra_search.app.compare import Comparison, compare
+from qra_search.app.compare import Comparison, ShownResult, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
-from qra_search.app.shown import ShownResult
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluator import Evaluator
@@ -70,24 +69,23 @@ class RunFolder:
         self.tunings_folder = self.path / TUNINGS
 
     @property
-    def name(self) -> str:
-        """Last part of the path."""
-        return self.path.resolve().name
-
-    @property
     def has_run(self) -> bool:
         """Whether the folder holds a run: a journal, or settings and the sensitivities measured for them; raises
         BadInput if it cannot be looked into."""
         with convert_to_bad_input():
             # An empty log could not be written, and holds none.
             begun = self.log_file.is_file() and self.log_file.stat().st_size > 0
-            return begun or (self.config_file.is_file() and self.sensitivities_file.is_file())
+            return begun or self.is_planned
+
+    @property
+    def is_planned(self) -> bool:
+        return self.config_file.is_file() and self.sensitivities_file.is_file()
 
     def check(self) -> RunFolder:
         """The folder itself; raises NoRun if it holds no run."""
         if not self.has_run:
-            files = f"{self.log_file.name}, nor {self.config_file.name} with {self.sensitivities_file.name}"
-            what = "is not a folder" if not self.path.is_dir() else f"holds no {files}"
+            what = f"holds no {LOG_NAME}, nor config.yaml with {SENSITIVITIES_NAME}"
+            what = what if self.path.is_dir() else "is not a folder"
             raise NoRun(
                 f"{self.path} is not a run: it {what}; give a folder that `qra plan` or `qra search` wrote"
             )
@@ -125,22 +123,24 @@ class RunFolder:
     def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
         """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
 
-        Returns whether this call made the folder.
-
-        Raises BadInput as `check_begin` does, and if nothing can be written there.
+        Returns whether this call made the folder. Raises BadInput as `check_begin` does, and if nothing can be written.
         """
         self.check_begin(config, resume=resume)
         try:
             read_yaml(dump_config(config))
         except ValueError as error:
             raise BadInput(f"these settings cannot be saved: {error}") from error
+        is_made = True
         try:
-            is_made = _make_folder(self.path)
+            try:
+                self.path.mkdir(parents=True)
+            except FileExistsError:  # of several that try, one makes it
+                is_made = False
             TemporaryFile(dir=self.path).close()
         except OSError as error:
+            problem = describe_os_error(error)
             raise BadInput(
-                f"the run's folder {self.path} cannot be written ({describe_os_error(error)}): give another place with "
-                f"--out"
+                f"the run's folder {self.path} cannot be written ({problem}): give another place with --out"
             ) from error
         return is_made
 
@@ -151,9 +151,9 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
+            begun = "`qra plan` or `qra search` did not begin it"
             raise NoRun(
-                f"{self.path} has no {self.config_file.name}: `qra plan` or `qra search` did not begin it; continue it "
-                f"in Python, with the same Study"
+                f"{self.path} has no config.yaml: {begun}; continue it in Python, with the same Study"
             )
         return load_config(self.config_file)
 
@@ -195,21 +195,18 @@ class RunFolder:
         given = {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}
         for key, value in given.items():
             if known.get(key) != value:
-                raise BadInput(
-                    f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}: give another --out, or the "
-                    f"settings of that run"
-                )
+                held = f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}"
+                raise BadInput(f"{held}: give another --out, or the settings of that run")
         return state.sensitivities
 
     def _read_state(self) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
         """What the run knows, what identifies its evaluator, and the study's strategy and evaluations: by its journal,
         or, before a search, by its other files."""
-        planned = self.config_file.is_file() and self.sensitivities_file.is_file()
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                if not planned or log.get_meta("space_data"):
+                if not self.is_planned or log.get_meta("space_data"):
                     state = read_state(log)
-                    if state.sensitivities is None and not state.trials and planned:
+                    if state.sensitivities is None and not state.trials and self.is_planned:
                         state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
                     return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
         space, sensitivities, evaluator = read_sensitivities(self.sensitivities_file)
@@ -239,8 +236,9 @@ class RunFolder:
             data = read_json(self.selection_file)
             return None if data is None else Selection.model_validate(data)
         except ValidationError:
+            command = f"`qra show {self.path} --tuning ID`"
             raise BadInput(
-                f"{self.selection_file} is damaged: remove it, then `qra show {self.path} --tuning ID` selects a tuning"
+                f"{self.selection_file} is damaged: remove it, then {command} selects a tuning"
             ) from None
 
 
@@ -272,8 +270,9 @@ class Snapshot:
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""
         if self.plan is None:
-            path = self.folder.path
-            raise NoRun(f"{path} has no plan yet: resume its search with `qra search {path}`")
+            raise NoRun(
+                f"{self.folder.path} has no plan yet: resume its search with `qra search {self.folder.path}`"
+            )
         return self.plan
 
     def choose_plan(self, budget_bytes: int | None) -> Plan:
@@ -332,15 +331,6 @@ class Snapshot:
                 f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`, or give an id"
             )
         return self.folder.tuning(found[0].id)
-
-
-def _make_folder(path: Path) -> bool:
-    """Make a folder unless it is there; returns whether this process made it, of several that try."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
 
 
 def is_code_trusted(folder: Path) -> bool:

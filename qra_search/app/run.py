@@ -22,12 +22,11 @@ from qra_search.app.settings import (
     change_settings,
     check_budget,
     check_task,
-    find_missing_file,
     make_absolute,
     make_folder_name,
     make_settings,
 )
-from qra_search.app.tracking import SearchTracker, find_trackers, open_trackers
+from qra_search.app.tracking import find_trackers, open_trackers
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -114,9 +113,8 @@ def open_run(
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and known not in (str(name), make_absolute(str(name))):
-            raise BadInput(
-                f"{there.path} is a run of {what} {known}, not {name}: give that one, or plan again"
-            )
+            mend = "give that one, or plan again"
+            raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: {mend}")
     return Run(there.path, config, objects=objects)
 
 
@@ -194,12 +192,11 @@ class Run:
             BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
         """
         run = self.folder.check().read()
-        record = run.find_tuning(tuning).record()
-        assert record is not None  # it is a finished one
+        id = run.find_tuning(tuning).id
+        record = next(record for record in run.records if record.id == id)
         if not run.result.space.contains(record.plan):
-            raise BadInput(
-                f"tuning {record.id} is LoRA on the 16-bit model, which is no plan of this run: name it to `qra export`"
-            )
+            problem = "is LoRA on the 16-bit model, which is no plan of this run"
+            raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
         write_report(self._snapshot)
@@ -224,7 +221,6 @@ class Run:
         workers: int | Workers | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
-        track: str | Sequence[str] = (),
         progress: ProgressArgument = None,
     ) -> SearchResult:
         """Search from where the run stands, by short fine-tunings; as `qra search` does.
@@ -235,7 +231,6 @@ class Run:
             workers: evaluate in so many worker processes; default: in this one.
             batch: so many proposals at a time, all awaited: the same trials with any number of workers.
             callbacks: hear of every event of the study.
-            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
 
         Raises:
             BadInput: what was given cannot be used; nothing was spent.
@@ -244,28 +239,18 @@ class Run:
         check_task(self.config)
         config = self.config if evaluations is None else self._change_evaluations(evaluations)
         if workers is not None and self._objects:
-            raise BadInput(
-                "workers cannot share an in-memory model or task: give their paths, or leave workers out"
-            )
+            raise BadInput("workers cannot share an in-memory model or task: give their paths")
         with make_listener(progress) as listener, ExitStack() as stack:
             stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
             self.config = config  # a number that was refused is no setting
-            log = stack.enter_context(open_trackers(track, self.path, self.config))
             executor: Executor | None = None
             if workers is None:
                 evaluator = self.evaluator(listener)
             else:
                 workers = Workers(workers) if isinstance(workers, int) else workers
                 evaluator, executor = stack.enter_context(start_workers(self.config, workers, listener))
-            return search_run(
-                evaluator,
-                self.config,
-                self.folder,
-                listener,
-                executor=executor,
-                batch=batch,
-                callbacks=(*callbacks, SearchTracker(log)),
-            )
+            options: dict[str, Any] = {"executor": executor, "batch": batch, "callbacks": callbacks}
+            return search_run(evaluator, self.config, self.folder, listener, **options)
 
     def finetune(
         self,
@@ -279,7 +264,6 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
-        discard: bool = False,
         rates: Sequence[float] | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
@@ -299,9 +283,8 @@ class Run:
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
                 the same shape, `all` uniform plans that fit and that one, or `none`.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
-            track: as `search`.
+            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            discard: delete the adapters of other plans and rates than the chosen ones once they are measured.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
@@ -312,15 +295,13 @@ class Run:
         """
         run = self.folder.check().read()
         find_trackers(track)  # before a model is loaded for nothing
-        config = change_settings(
-            self.folder.config(), steps=steps, epochs=epochs, rates=rates, settings=settings
-        )
+        known = self.folder.config()
+        config = change_settings(known, steps=steps, epochs=epochs, rates=rates, settings=settings)
         tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
         with make_listener(progress) as listener:
             try:
                 if rates:
-                    build = partial(self.evaluator, listener)
-                    config = choose_rate(build, config, listener, tunings, rates, discard=discard)
+                    config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
                 if is_follower():
                     check_can_tune(evaluator, config).serve_tunings()
@@ -329,9 +310,7 @@ class Run:
                     def send(id: str, step: int, figures: StepFigures) -> None:
                         log({f"{id}/{name}": value for name, value in figures.items()}, step)
 
-                    comparison = tune_missing(
-                        evaluator, config, listener, tunings, discard=discard, on_step=send
-                    )
+                    comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
                 run = select_answer(run, comparison, listener)
             except RunFailed:
                 if run.selected is not None:
@@ -352,10 +331,8 @@ class Run:
         Args:
             out: default: `report.html` in the run's folder.
         """
-        from qra_search.app.report.page import write_page  # as in `write_report`
-
         with convert_to_bad_input():
-            return write_page(self.folder, out)
+            return write_report(self.folder.read(), out)
 
     def export(
         self,
@@ -416,9 +393,8 @@ class Run:
             load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
             if load is None:
                 raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
-            return load(
-                found.path, **self._loaded_objects, device=device, trust_remote_code=trust_remote_code
-            )
+            options = {"device": device, "trust_remote_code": trust_remote_code}
+            return load(found.path, **self._loaded_objects, **options)
 
     @property
     def _loaded_objects(self) -> dict[str, Any]:
@@ -439,8 +415,6 @@ class Run:
         if self._held is not None and self._held[0] != wanted:
             self.close()
         if self._held is None:
-            if self.folder.has_run and (gone := find_missing_file(config)):
-                raise BadInput(f"{self.path} needs {gone}, which no longer exists: restore it, or plan again")
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
         evaluator.progress = listener.progress
@@ -453,6 +427,5 @@ class Run:
         return f"Run({str(self.path)!r}): {summarize_run(run.result, run.comparison())}"
 
     def _change_evaluations(self, count: float) -> RunConfig:
-        return make_config(
-            self.config.model_dump(mode="json"), {"search.evaluations": count}, source="options"
-        )
+        fields = self.config.model_dump(mode="json")
+        return make_config(fields, {"search.evaluations": count}, source="options")

@@ -9,24 +9,21 @@ from typing import Any
 
 from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
+from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
-from qra_search.app.report.data import RunData
-from qra_search.app.report.formatting import format_change, format_evaluations
+from qra_search.app.report.formatting import format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.shown import ShownResult
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.journal import TrialLog
-from qra_search.schemas import Plan
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.candidates import UniformComparison
 from qra_search.study.checks import StudyFailed, check_evaluator
 from qra_search.study.interrupt import on_interrupt
 from qra_search.study.listener import Listener
@@ -74,9 +71,7 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
     try:
         yield
     finally:
-        if (
-            is_made and not folder.has_run
-        ):  # a run that was refused is nothing that a second try would trip over
+        if is_made and not folder.has_run:  # nothing that a second try would trip over
             _remove_empty_folder(folder)
 
 
@@ -143,8 +138,7 @@ def search_run(
 ) -> SearchResult:
     """Search with an evaluator in a folder that was begun, and write the results.
 
-    A plan that was tuned stays the run's unless the search found one that is better by more than chance. Raises
-    BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
+    Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
     strategy = make_strategy(settings.strategy, **settings.options)
@@ -190,25 +184,23 @@ def search_run(
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
-    run = folder.read(result)
     result.write(folder.path, evaluator=evaluator.describe())
-    if (
-        planned is not None
-        and run.selected is not None
-        and not _beats_tuned(run, run.selected.plan, listener)
-    ):
-        write_text(folder.plan_file, planned)
-    write_report(folder.read(result))
+    run = folder.read(result)
+    write_report(run)
+    shown = run.comparison()
+    if shown is not None and shown.is_of_another:
+        listener.say(
+            f"the selected tuning stays until `qra finetune {folder.path}` has tuned this search's plan"
+        )
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
         listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
     if not result.candidates and not study.stopping:
         failures = result.failures()
-        raise StudyFailed(
-            f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}"
-            if failures
-            else f"no plan was evaluated in full within {study.evaluations:g} evaluations: raise --evaluations"
-        )
+        if failures:
+            raise StudyFailed(f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}")
+        count = f"{study.evaluations:g}"
+        raise StudyFailed(f"no plan was evaluated in full within {count} evaluations: raise --evaluations")
     return result
 
 
@@ -237,30 +229,9 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
 
 
-def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
-    """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
-    the best uniform one, by more than chance; the listener is told."""
-    found = run.result.comparison()
-    if found is None or found.chosen.plan == tuned:
-        return False
-    known = {candidate.plan: candidate for candidate in run.result.candidates}
-    other = known.get(tuned, found.baseline)
-    name = "the tuned plan" if tuned in known else "the best uniform plan"
-    change = UniformComparison(found.budget_bytes, found.chosen, other).change
-    if change is None or change.may_be_chance or not change.is_lower:
-        amount = f" ({format_change(change)})" if change else ""
-        listener.say(f"no plan of the search beats {name} by more than chance{amount}: the tuned plan stays")
-        return False
-    listener.say(
-        f"validation loss of the search's plan against {name}: {format_change(change)}. "
-        f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
-    )
-    return True
-
-
-def write_report(run: Snapshot) -> None:
-    """Write `report.html` of a run as it was read."""
+def write_report(run: Snapshot, path: str | Path | None = None) -> Path:
+    """Write the HTML report of a run as it was read; default: `report.html` in its folder."""
     # A sixth of what loads, which a refused command does without.
-    from qra_search.app.report.page import render_page
+    from qra_search.app.report.page import write_page
 
-    write_text(run.folder.report_file, render_page(RunData.read(run)))
+    return write_page(run, path)

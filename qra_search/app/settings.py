@@ -57,16 +57,12 @@ def make_settings(
     else:
         wanted = "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
         raise wrong_type("config", config, wanted)
-    task, cache = made.task, made.quantization.cache
-    absolute = {
-        "model.name": make_absolute(made.model.name),
-        "task.name": make_absolute(task.name),
-        "task.data": make_absolute(task.data),
-        "task.metrics": make_absolute(task.metrics),
-        "quantization.cache": None if cache is None else str(Path(cache).absolute()),
-    }
-    old = (made.model.name, task.name, task.data, task.metrics, cache)
-    changed = {field: new for (field, new), known in zip(absolute.items(), old, strict=True) if new != known}
+    task = made.task
+    names: dict[str, Any] = {"model.name": made.model.name, "task.name": task.name}
+    names |= {"task.data": task.data, "task.metrics": task.metrics}
+    changed = {field: new for field, name in names.items() if (new := make_absolute(name)) != name}
+    if made.quantization.cache is not None:
+        changed["quantization.cache"] = str(Path(made.quantization.cache).absolute())
     return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
 
 
@@ -82,30 +78,23 @@ def change_settings(
     no tuning of its plan can be given."""
     if steps is not None and epochs is not None:
         raise BadInput("--steps and --epochs both say how long to tune: give one of them")
-    named = {
-        "finetune.steps": ("--steps", steps),
-        "finetune.epochs": ("--epochs", epochs),
-        "training.learning_rate": ("--rates", rates),
-    }
     changes = dict(settings or {})
-    for field, (option, value) in named.items():
+    named = {"finetune.steps": steps, "finetune.epochs": epochs, "training.learning_rate": rates}
+    for field, value in named.items():
         if value is not None and field in changes:
-            raise BadInput(f"give {option} or --set {field}, not both")
-        if value is not None and option != "--rates":  # of which each is a setting of its own
-            changes[field] = value
+            option = "rates" if value is rates else field.removeprefix("finetune.")
+            raise BadInput(f"give --{option} or --set {field}, not both")
     if steps is not None:
+        changes["finetune.steps"] = steps
         changes.setdefault("finetune.epochs", None)
+    if epochs is not None:
+        changes["finetune.epochs"] = epochs
     config = make_config(known.model_dump(mode="json"), changes, source="options")
     for path, (old, _) in find_differences(known, config).items():
-        if path.startswith(TUNABLE):
-            continue
-        if path.startswith("evaluation."):
+        if not path.startswith(TUNABLE):
             raise BadInput(
-                f"{path} sets the short fine-tunings of a search: set finetune.steps for a full fine-tuning"
+                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
             )
-        raise BadInput(
-            f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
-        )
     return config
 
 
@@ -122,15 +111,6 @@ def make_absolute(name: Any) -> Any:
     file = Path(path + ".py" if colon else path)
     is_path = file.is_file() or (file.is_dir() and len(file.parts) > 1)
     return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
-
-
-def find_missing_file(config: RunConfig) -> str | None:
-    """The first absolute path among the names of a config where nothing is any more; a function follows its file."""
-    for name in (config.model.name, config.task.name, config.task.data or "", *config.task.metrics):
-        path, suffix, _ = name.partition(".py:")
-        if name.startswith("/") and not Path(path + suffix.rstrip(":")).exists():
-            return name
-    return None
 
 
 def check_task(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""A search or full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
+"""Full tunings followed in another tool, such as TensorBoard or MLflow, by accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.app.config import RunConfig
-from qra_search.app.report.live import BestSoFar
 from qra_search.errors import BadInput, one_line
 from qra_search.plugins import describe_unknown
-from qra_search.schemas import Trial
-from qra_search.space.memory import format_bytes
-from qra_search.study.study import Callback, Study
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """Names of accelerate's trackers. Each is also the name of the package that the tracker needs."""
@@ -24,31 +20,6 @@ PROJECT = "qra"
 """The project or experiment that runs are put in; of trackers that write files, their folder in the run's."""
 Log = Callable[[Mapping[str, float], int], None]
 """Called with figures by name, and a step."""
-
-
-class SearchTracker(Callback):
-    """Sends figures after every evaluation; of a resumed study also those of its earlier trials."""
-
-    def __init__(self, log: Log):
-        self.log, self.best = log, BestSoFar()
-
-    def on_start(self, study: Study) -> None:
-        self.best = BestSoFar.from_study(study, trials=())
-        for trial in study.log.trials:
-            if trial.status != "running":
-                self.on_result(study, trial)
-
-    def on_result(self, study: Study, trial: Trial) -> None:
-        best, done = self.best, trial.evaluation
-        best.add(trial)
-        figures = {"trial": trial.id, "spent": best.spent, "failed": best.failed, "fidelity": trial.fidelity}
-        if done is not None:
-            figures |= {"loss": done.loss, "memory_mib": done.memory_bytes / 2**20, "seconds": done.seconds}
-            figures["predicted_loss"] = math.nan if (loss := trial.proposal.predicted_loss) is None else loss
-        for budget in best.budgets:
-            if (lowest := best.find_lowest_loss(budget)) is not None:
-                figures[f"best/{format_bytes(budget).replace(' ', '')}"] = lowest
-        self.log(figures, best.count)
 
 
 @contextmanager
@@ -65,7 +36,7 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
         for name, tracker in list(trackers.items()):
             try:
                 getattr(tracker, method)(*arguments, **options)
-            except Exception as error:  # whatever goes wrong in another tool must not cost the user a search
+            except Exception as error:  # whatever goes wrong in another tool must not cost the user a tuning
                 del trackers[name]
                 reason = one_line(repr(error), 300)
                 warnings.warn(f"logging to {name} ended, the run continues: {reason}", stacklevel=2)
@@ -82,17 +53,17 @@ def open_trackers(names: str | Sequence[str], folder: Path, config: RunConfig) -
 
 def find_trackers(names: str | Sequence[str]) -> dict[str, Any]:
     """accelerate's classes by name; raises BadInput if it has no such tracker, or its package is not installed."""
-    return {name: _find_tracker(name) for name in ([names] if isinstance(names, str) else names)}
-
-
-def _find_tracker(name: str) -> Any:
+    if not names:
+        return {}
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
-    if name in TRACKERS and importlib.util.find_spec(name) is None:
-        raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
-    return LOGGER_TYPE_TO_CLASS[name]
+    several = [names] if isinstance(names, str) else names
+    for name in several:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise BadInput(describe_unknown("tracker", name, LOGGER_TYPE_TO_CLASS))
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise BadInput(f"tracker {name!r} needs the package {name}: pip install {name}")
+    return {name: LOGGER_TYPE_TO_CLASS[name] for name in several}
 
 
 def _begin_tracking(name: str, kind: Any, folder: Path, config: RunConfig) -> Any:

@@ -78,8 +78,8 @@ class TunableEvaluator(CostedEvaluator):
     def cards(self) -> Sequence[Mapping[str, Any]]:
         """Which graphics cards a run fits; `qra doctor --model` prints it.
 
-        For each card: its `name` and `bytes`, the `settings` with which a run fits it, as words, the `phase` that then
-        takes most and its `peak_bytes`; `settings` is None if nothing fits.
+        For each card: its `name` and `bytes`, in `settings` words for those with which a run fits it (None: nothing
+        fits), the `phase` that then takes most and its `peak_bytes`.
         """
 
     @abstractmethod

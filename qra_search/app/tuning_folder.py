@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qra_search.errors import BadInput
-from qra_search.files import read_json, write_json, write_text
-from qra_search.log.journal import describe_process
+from qra_search.files import read_json, write_json
 from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
 RECORDS = TypeAdapter(TuningRecord)
 CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
 ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
-LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 
 
 class TuningFolder:
@@ -30,13 +27,10 @@ class TuningFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.id = self.path.name
         self.record_file = self.path / "record.json"
         self.adapter = self.path / ADAPTER_FOLDER
         self.base_file = self.path / BASE_FILE
-
-    @property
-    def id(self) -> str:
-        return self.path.name
 
     def record(self) -> TuningRecord | None:
         """The record, None if the tuning has not finished; raises BadInput if the file is damaged."""
@@ -58,46 +52,35 @@ class TuningFolder:
         from filelock import FileLock, Timeout  # as in the trial log
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK_FILE, thread_local=False)
-        holder = self.path / HOLDER_FILE
+        lock = FileLock(self.path / ".lock", thread_local=False)
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
         try:
-            write_text(holder, describe_process(os.getpid()))
             yield True
         finally:
-            holder.unlink(missing_ok=True)
             lock.release()
-
-    def describe_holder(self) -> str:
-        """The process that tunes here, for others that wait for it."""
-        holder = self.path / HOLDER_FILE
-        return holder.read_text() if holder.is_file() else "another process"
 
 
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:
     """A record as plain data, with a digest of itself. Scores that are not finite are left out."""
     fields = RECORDS.dump_python(record, mode="json")
     fields["row_scores"] = {n: row for n, row in fields["row_scores"].items() if all(map(math.isfinite, row))}
-    fields["commonest_scores"] = {
-        n: mean for n, mean in fields["commonest_scores"].items() if math.isfinite(mean)
-    }
+    means = fields["commonest_scores"].items()
+    fields["commonest_scores"] = {name: mean for name, mean in means if math.isfinite(mean)}
     data = {"format": RECORD_FORMAT, "id": record.id, **fields}
     return {**data, "digest": _digest(data)}
 
 
 def record_from_dict(data: Any, file: Path) -> TuningRecord:
     """The inverse of `record_to_dict`; raises BadInput for another format, or damage."""
-    if not isinstance(data, Mapping) or data.get("format") != RECORD_FORMAT:
-        raise BadInput(
-            f"{file} is not a record of {RECORD_FORMAT}: delete its folder and run `qra finetune` again"
-        )
-    content = {name: value for name, value in data.items() if name != "digest"}
-    if data.get("digest") != _digest(content):
-        raise BadInput(f"{file} is damaged: delete its folder and run `qra finetune` again")
+    content = (
+        {name: value for name, value in data.items() if name != "digest"} if isinstance(data, dict) else {}
+    )
+    if content.get("format") != RECORD_FORMAT or data.get("digest") != _digest(content):
+        raise BadInput(f"{file} is damaged, or no record: delete its folder and run `qra finetune` again")
     return RECORDS.validate_python({n: value for n, value in content.items() if n not in ("format", "id")})
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from qra_search.app.bench.cell import build_task, list_task_budgets, parse_strategy, run_cell
-from qra_search.app.bench.run import read_rows, run_benchmark
+from qra_search.app.bench.run import (
+    build_task,
+    list_task_budgets,
+    parse_strategy,
+    read_rows,
+    run_benchmark,
+    run_cell,
+)
 from qra_search.app.bench.tables import write_tables
 
 __all__ = [

@@ -1,29 +1,52 @@
-"""Run the cells of a benchmark in parallel processes; every finished one is a line of `raw.jsonl`, never run twice."""
+"""Run searches on tasks whose best is known, in parallel processes; every finished one is a line of `raw.jsonl`.
+
+A cell is a strategy on a task with a seed, by their names, measured against the noise-free truth.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.bench.cell import build_task, make_strategy_label, parse_strategy, run_cell
+from qra_search import plugins
+from qra_search.app.config import make_config, read_yaml
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.devices import export_variables, limit_threads
 from qra_search.files import write_text
+from qra_search.log.state import StudyState
+from qra_search.space.budgets import resolve_budget
+from qra_search.space.space import DEFAULT_RANKS, SearchSpace
+from qra_search.space.steps import AdjacentSteps
+from qra_search.strategies import Strategy, make_strategy
+from qra_search.study.result import SearchResult
+from qra_search.study.study import Study
 
 RAW = "raw.jsonl"
 REFERENCES = "references"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", DISTRIBUTION)
+CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
+"""Full evaluations spent (prior and low fidelity at their true share) at which a search is judged, as at its end."""
+TASK = re.compile(r"([a-z]+)-(\d+)-([a-z]+)-([a-z]+)(?:-noise(less|\d+(?:\.\d+)?))?")
+EXAMPLE = "interaction-32-layer-measured"
+TUNINGS = "tunings-"
+"""Before the name of a task whose real tunings were recorded."""
 
 
 def run_benchmark(
@@ -143,19 +166,11 @@ def _run_cell(
 
 def _read_commit() -> str:
     """Commit of the code that runs, with `+` where tracked files differ from it; `unknown` outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).resolve().parent),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty=+",
-    ]
-    try:  # no tag describes it
-        return subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    options = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]  # no tag describes it
+    try:
+        return subprocess.check_output(
+            ["git", *options], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -167,3 +182,153 @@ def _format_row(row: dict[str, Any], done: int, total: int) -> str:
     last = row["checkpoints"][-1] if row["checkpoints"] else None
     losses = "" if last is None else f", at {last['at']}: " + " ".join(f"{x:.4f}" for x in last["handed"])
     return f"{name}: {row['seconds']:.1f} s{losses}"
+
+
+def run_cell(
+    task: str, strategy: str, seed: int, evaluations: float, *, reference_cache: str | None = None
+) -> dict[str, Any]:
+    """Run one search and judge it at every checkpoint and at its end; returns a row of plain data.
+
+    At a checkpoint the log is cut to what had been spent then, and the strategy's best plan by it (`SearchResult.best`)
+    is taken at its noise-free loss.
+
+    Args:
+        reference_cache: folder where reference optima are kept between processes.
+    """
+    with closing(build_task(task, seed)) as landscape:
+        space = landscape.space
+        budgets = getattr(landscape, "budgets", None) or list_task_budgets(space)
+        grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
+        smallest = space.decode(AdjacentSteps(space).smallest)
+        fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
+        reference = landscape.find_reference_front(tuple(grid), cache=reference_cache)
+        study = Study(
+            landscape,
+            strategy=parse_strategy(strategy),
+            evaluations=evaluations,
+            memory_budget=budgets,
+            seed=seed,
+            charged=True,
+        )
+        begun = time.perf_counter()
+        study.run()
+        seconds = time.perf_counter() - begun
+        state = study.state
+        return {
+            "seconds": round(seconds, 3),
+            "spent": round(state.spent, 4),
+            "budgets": list(budgets),
+            "grid": grid,
+            "reference": list(reference.losses),
+            "reference_exact": reference.exact,
+            "uniform": [min(map(landscape.true_loss, plans)) for plans in fitting],
+            "checkpoints": [
+                score_checkpoint(point, state, study.strategy, landscape, grid)
+                for point in list_checkpoints(evaluations)
+            ],
+            "trials": len(state.trials),
+            "failed": sum(trial.status == "failed" for trial in state.trials),
+        }
+
+
+def list_checkpoints(evaluations: float) -> list[float]:
+    """The `CHECKPOINTS` below so many evaluations, and these.
+
+    >>> list_checkpoints(20.0), list_checkpoints(25.0), list_checkpoints(4.5)
+    ([10, 20], [10, 25], [4.5])
+    """
+    last = int(evaluations) if float(evaluations).is_integer() else evaluations
+    return [point for point in CHECKPOINTS if point < last] + [last]
+
+
+def score_checkpoint(
+    point: float, state: StudyState, strategy: Strategy, landscape: Any, grid: Sequence[int]
+) -> dict[str, Any]:
+    """The best plan at each budget of the grid when at most `point` evaluations were spent."""
+    then = truncate_state(state, point)
+    # The strategy's own best plan, not the allocated one.
+    result = replace(SearchResult.from_state(then, strategy), sensitivities=None)
+    smallest = then.space.decode(AdjacentSteps(then.space).smallest)  # taken if nothing fits
+    best = [result.best(budget) for budget in grid]
+    return {
+        "at": point,
+        "spent": round(then.spent, 4),
+        "trials": len(then.trials),
+        "handed": [landscape.true_loss(found.plan if found else smallest) for found in best],
+        "believed": [found.loss if found else None for found in best],
+    }
+
+
+def truncate_state(state: StudyState, point: float) -> StudyState:
+    """The state as it stood when at most `point` full evaluations were spent."""
+    spent = accumulate((trial.cost for trial in state.trials), initial=state.charge)
+    return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
+
+
+def build_task(name: str, seed: int) -> Any:
+    """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` or `tunings-TASK`, drawn by a seed; else
+    ValueError.
+
+    With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a plan differ by
+    so many nats (deviation) instead of as measured.
+    """
+    if name.startswith(TUNINGS):
+        options = {"task": name.removeprefix(TUNINGS), "seed": seed}
+        config = make_config({"evaluator": "tunings", "options": options}, source=f"task {name}")
+        return plugins.load("evaluators", "tunings")(config)
+    parts = TASK.fullmatch(name)
+    if parts is None:
+        raise ValueError(
+            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}, or "
+            f"{TUNINGS}banking77"
+        )
+    family, layers, granularity, sensitivities, noise = parts.groups()
+    options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}
+    if noise is not None:
+        options["noise"] = 0.0 if noise == "less" else float(noise)
+    config = make_config(
+        {"evaluator": "landscape", "options": options},
+        {"space.granularity": granularity, "space.ranks": DEFAULT_RANKS, "search.seed": seed},
+        source=f"task {name}",
+    )
+    return plugins.load("evaluators", "landscape")(config)
+
+
+def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
+    """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8."""
+    first, last = (resolve_budget(space, f"uniform{bits}r8") for bits in (3, 4))
+    return first, (first + last) // 2, last
+
+
+def parse_strategy(text: str) -> Strategy:
+    """A strategy from `NAME` or `FILE.py`, with options behind it, read as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
+    name, _, query = text.partition("?")
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadInput(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
+        options[key] = read_yaml(value)
+    return make_strategy(load_strategy(Path(name)) if name.endswith(".py") else name, **options)
+
+
+def make_strategy_label(text: str) -> str:
+    """The name of a strategy in rows and tables: as it was given; of one in a file, the file's name with a hash of the
+    file, since one that was changed is another strategy."""
+    name, mark, options = text.partition("?")
+    if name.endswith(".py"):
+        name = f"{Path(name).name}@{hashlib.sha256(Path(name).read_bytes()).hexdigest()[:6]}"
+    return name + mark + options
+
+
+def load_strategy(path: Path) -> type[Strategy]:
+    """The one class of a Python file that is a strategy; raises BadInput if there is none, or several."""
+    module = plugins.load_file(path)
+    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+    found = [kind for kind in own if issubclass(kind, Strategy) and not inspect.isabstract(kind)]
+    if len(found) != 1:
+        names = f"{len(found)} ({', '.join(kind.__name__ for kind in found)})" if found else "no"
+        raise BadInput(
+            f"strategy file {path} defines {names} classes that derive from qra_search.Strategy: define one"
+        )
+    return found[0]

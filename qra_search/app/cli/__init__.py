@@ -17,9 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     # A card's memory is not cut into pieces that fit no later plan; read when torch first takes some.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if not sys.warnoptions:
-        warnings.simplefilter(
-            "ignore"
-        )  # of libraries, in the middle of the live view; `python -W` shows them
+        warnings.simplefilter("ignore")  # of libraries, within the live view; `python -W` shows them
     sys.exit(run_safely(sys.argv[1:] if arguments is None else arguments))
 
 

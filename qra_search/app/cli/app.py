@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.launched import get_rank_and_size
@@ -18,19 +17,6 @@ from qra_search.launched import get_rank_and_size
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
-
-
-class OnceCommand(TyperCommand):
-    """Refuses an option of one value that is given twice, of which click would take the last."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # `-n5` is `-n 5`.
-        given = Counter(word.partition("=")[0] if word.startswith("--") else word[:2] for word in args)
-        for parameter in self.params:
-            single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", True)
-            if single and sum(given[name] for name in parameter.opts) > 1:
-                raise BadInput(f"{parameter.opts[0]} is given twice: give it once")
-        return super().parse_args(ctx, args)
 
 
 class Entry(NamedTuple):
@@ -45,19 +31,15 @@ class Entry(NamedTuple):
     def load(self) -> Any:
         found = getattr(import_module(f"qra_search.app.cli.{self.module}"), self.name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(self.name, cls=OnceCommand, help=join_paragraph_lines(found.__doc__ or ""))(found)
+        alone.command(self.name, help=join_paragraph_lines(found.__doc__ or ""))(found)
         return typer.main.get_command(alone)
 
 
 ENTRIES = (
     Entry("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
-    Entry(
-        "plan", "search", SEARCH, "Choose bits and ranks for a budget from sensitivities, without training."
-    ),
+    Entry("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
     Entry("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
-    Entry(
-        "finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them on test data."
-    ),
+    Entry("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
     Entry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
     Entry("report", "look", LOOK, "Write the HTML report of a run."),
     Entry("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
@@ -82,21 +64,22 @@ NAMED = {"--model": "model", "-m": "model", "--task": "task", "-t": "task"}
 
 
 def check_names(words: list[str]) -> None:
-    """Refuse a misspelt model or task before the libraries of a command are imported.
+    """Refuse a misspelt model or task in a command line before the libraries of its command are imported.
 
     Only where the words alone say what is meant: by the default evaluator, without a config file or a run.
     """
+    if words[:1] not in (["plan"], ["search"], ["doctor"]) or {"-h", "--help"} & set(words):
+        return
     if any("evaluator" in word or Path(word, "config.yaml").is_file() for word in words):
         return
-    if any(word in ("-h", "--help") or word.endswith((".yaml", ".yml")) for word in words):
+    if any(word.endswith((".yaml", ".yml")) for word in words):
         return
-    from qra_search import plugins  # with pydantic, which help does without
-
     given = {}
     for word, after in zip(words, [*words[1:], None], strict=True):
         option, equals, value = word.partition("=")
         if option in NAMED:
             given[NAMED[option]] = value if equals else after
+    plugins = import_module("qra_search.plugins")  # with pydantic, which help does without
     plugins.check_names(plugins.DEFAULT_EVALUATOR, **given)
 
 
@@ -105,8 +88,6 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        if name in ("plan", "search", "doctor"):
-            check_names(rest)
         return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -143,9 +124,5 @@ def root(
         )
 
 
-def _run_placeholder() -> None:
-    """Stands for a command in the list of commands."""
-
-
-for _entry in ENTRIES:
-    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_run_placeholder)
+for _entry in ENTRIES:  # what is called is loaded by `LazyGroup`
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(lambda: None)

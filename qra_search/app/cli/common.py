@@ -7,23 +7,20 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO, get_args
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from qra_search import plugins
-from qra_search.app.compare import Against as AgainstName
 from qra_search.app.config import RunConfig, read_yaml
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.live import ConsoleView
-from qra_search.app.report.table import WIDTH
+from qra_search.app.report.tables import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
-from qra_search.app.tracking import TRACKERS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
@@ -33,149 +30,61 @@ from qra_search.study.result import SearchResult
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
 
-def complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Completes an option by names."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
-
-
-def option(
-    usage: str, help: str, panel: str | None = None, *, show_default: bool = False, **more: Any
-) -> Any:
+def option(usage: str, help: str, panel: str | None = None, **more: Any) -> Any:
     """An option by its names and what it takes, such as `--out -o FILE`."""
     names = [word for word in usage.split() if word.startswith("-")]
     metavar = " ".join(usage.split()[len(names) :]) or None
-    return typer.Option(
-        *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=show_default, **more
-    )
+    more = {"show_default": False} | more
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-def argument(metavar: str, help: str, *, show_default: bool = False, **more: Any) -> Any:
+def argument(metavar: str, help: str) -> Any:
     """An argument by what it takes."""
-    return typer.Argument(metavar=metavar, help=help, show_default=show_default, **more)
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def _setting(
-    kind: Any, usage: str, help: str, panel: str = WHAT, *, names: Callable[[], Iterable[str]] | None = None
-) -> Any:
-    return Annotated[
-        kind | None, option(usage, help, panel, autocompletion=None if names is None else complete(names))
-    ]
+def _setting(name: str, kind: Any, usage: str, panel: str | None = None) -> Any:
+    """The option of a field of the config, whose description is its help."""
+    section, _, field = FIELDS[name].partition(".")
+    info = RunConfig.model_fields[section]
+    info = info.default.__class__.model_fields[field] if field else info
+    help = " ".join((info.description or "").split())
+    return Annotated[kind | None, option(usage, help[:1].upper() + help[1:], panel or WHAT)]
 
 
 Set = Annotated[
     list[str] | None,
-    option(
-        "--set FIELD=VALUE", "Any field of the config (see `qra schema`), such as evaluation.steps=20.", HOW
-    ),
-]
-Track = Annotated[
-    list[str] | None,
-    option(
-        "--track TOOL",
-        "Follow it in `tensorboard`, `mlflow`, `wandb`, `trackio` or another tracker of accelerate. "
-        "May be given several times.",
-        WHERE,
-        autocompletion=complete(lambda: TRACKERS),
-    ),
+    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`): evaluation.steps=20.", HOW),
 ]
 DryRun = Annotated[
-    bool,
-    option("--dry-run", "Only print the resolved config, the space, the cost and a training example.", WHERE),
+    bool, option("--dry-run", "Only print the config, the space, the cost and a training example.", WHERE)
 ]
 Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
-Against = Annotated[
-    AgainstName,
-    option(
-        f"--against {'|'.join(get_args(AgainstName))}",
-        "Baselines to tune as well. best: the best uniform plan that fits; shuffled: the plan, shuffled over linears "
-        "of the same shape; all: every uniform plan that fits, and the shuffled plan.",
-        show_default=True,
-    ),
-]
 RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
-Tuning = Annotated[
-    str | None,
-    option(
-        "--tuning ID",
-        "Which tuning: its id (see `qra show`), uniform, shuffled or 16-bit; default: the tuning "
-        "of the run's plan.",
-    ),
-]
 OutRun = Annotated[
     Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
 ]
 SETTINGS: dict[str, Any] = {
     "config": Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")],
-    "model": _setting(str, "--model -m M", "`smollm2`, `tiny`, a folder, a GGUF file, or a hub id."),
-    "task": _setting(
-        str,
-        "--task -t T",
-        "A task by name (see `qra tasks`), a file of prompts and answers or chats "
-        "(.jsonl, .json, .csv, .parquet), or a data set on the hub, owner/name.",
-        names=lambda: plugins.list_names("tasks"),
-    ),
-    "data": _setting(str, "--data PATH", "Folder or file with the task's data."),
-    "columns": _setting(
-        str, "--columns FIELD=COLUMN,...", "What columns of your data are read as, such as prompt=ask."
-    ),
-    "metric": _setting(
-        list[str],
-        "--metric FILE.py:NAME",
-        "Function of (answer, example) that scores generated "
-        "answers, in a file or as module:NAME. May be given several times.",
-    ),
-    "memory": _setting(
-        list[str],
-        "--memory SIZE",
-        "Memory budget: 108MiB, 6GiB, 3.5bpw, 75% of uniform 4-bit, or "
-        "uniform3r8. May be given several times; a search without it looks for the whole front.",
-    ),
-    "bits": _setting(
-        str,
-        "--bits 2,2.5,3",
-        "Bit-widths to choose from; by default every half bit from 1 to 4, and 5, as the backend has them.",
-    ),
-    "ranks": _setting(str, "--ranks 2,4,8,16,32", "LoRA ranks to choose from; these are the default."),
-    "granularity": _setting(
-        str,
-        "--granularity module|expert|layer|fused",
-        "Which weights share one bit-width and rank: a linear, an expert, a layer, or fused shards.",
-    ),
-    "engine": _setting(
-        str,
-        f"--engine {'|'.join(ENGINES)}",
-        "Where the result will run: decides the backend, and what `qra export` writes.",
-        names=lambda: ENGINES,
-    ),
-    "backend": _setting(
-        str,
-        "--backend B",
-        "Quantization backend (see `qra backends`), or one for each bit-width: "
-        "2=reference,4=bitsandbytes; several (4=reference+bitsandbytes) are searched.",
-        names=lambda: plugins.list_names("backends"),
-    ),
-    "evaluations": _setting(
-        float,
-        "--evaluations -n N",
-        "Search budget, in full evaluations; the sensitivities come before them.",
-        HOW,
-    ),
-    "strategy": _setting(
-        str,
-        "--strategy S",
-        "Search strategy (see `qra strategies`).",
-        HOW,
-        names=lambda: plugins.list_names("strategies"),
-    ),
-    "seed": _setting(int, "--seed N", "Random seed.", HOW),
-    "device": _setting(str, "--device D", "auto, cpu, cuda, cuda:1; cuda:0,cuda:1: layers on both.", HOW),
-    "evaluator": _setting(
-        str,
-        "--evaluator E",
-        "What measures a plan: quantized-lora (real training) or landscape (a formula, for trying out).",
-        HOW,
-        names=lambda: plugins.list_names("evaluators"),
-    ),
+    "model": _setting("model", str, "--model -m M"),
+    "task": _setting("task", str, "--task -t T"),
+    "data": _setting("data", str, "--data PATH"),
+    "columns": Annotated[
+        str | None,
+        option("--columns FIELD=COLUMN,...", "What columns of your data are read as: prompt=ask.", WHAT),
+    ],
+    "metric": _setting("metric", list[str], "--metric FILE.py:NAME"),
+    "memory": _setting("memory", list[str], "--memory SIZE"),
+    "bits": _setting("bits", str, "--bits 2,2.5,3"),
+    "ranks": _setting("ranks", str, "--ranks 2,4,8,16,32"),
+    "granularity": _setting("granularity", str, "--granularity module|expert|layer|fused"),
+    "engine": _setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
+    "backend": _setting("backend", str, "--backend NAME|2=NAME,4=NAME+NAME"),
+    "evaluations": _setting("evaluations", float, "--evaluations -n N", HOW),
+    "strategy": _setting("strategy", str, "--strategy S", HOW),
+    "seed": _setting("seed", int, "--seed N", HOW),
+    "device": _setting("device", str, "--device D", HOW),
+    "evaluator": _setting("evaluator", str, "--evaluator E", HOW),
     "sets": Set,
 }
 """The options that say what a run is, in the order of the help."""
@@ -237,10 +146,8 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
     """Print where the report is, and the commands that may follow."""
     console = stdout()
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    steps = list_next_steps(folder.path, result, found)
-    width = max(len(what) for what, _ in steps)
-    for what, command in steps:
-        console.print(f"  {what + ':':{width + 1}}  [bold]{escape(command)}[/]", soft_wrap=True)
+    for what, command in list_next_steps(folder, result, found):
+        console.print(f"  {what + ':':28}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
 def report_default_model(config: RunConfig, view: Listener) -> None:
@@ -276,14 +183,11 @@ def read_pairs(
 def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
     """Numbers that are separated by commas, whole ones as integers; raises BadInput for anything else."""
     try:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if not parts:
-            raise ValueError
-        return [int(part) if part.lstrip("-").isdecimal() else float(part) for part in parts]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise BadInput(
-            f"{option} is {text!r}: expected numbers separated by commas, such as {example}"
-        ) from None
+        what = f"expected numbers separated by commas, such as {example}"
+        raise BadInput(f"{option} is {text!r}: {what}") from None
+    return [int(number) if number.is_integer() else number for number in numbers]
 
 
 def _read(name: str, value: Any) -> Any:
@@ -293,23 +197,10 @@ def _read(name: str, value: Any) -> Any:
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":
-        return _read_pairs(
-            name, value, "a field and a column are needed, such as prompt=question,answer=reply"
-        )
+        columns = read_pairs(value.split(","), "--columns", "prompt=question,answer=reply")
+        return {field: str(column) for field, column in columns.items()}
     if name == "backend" and "=" in value:
-        wanted = "a name is needed, or one for each bit-width, such as 2=reference,4=bitsandbytes"
-        backends = {bits: names.split("+") for bits, names in _read_pairs(name, value, wanted).items()}
-        if not all(bits.replace(".", "", 1).isdecimal() for bits in backends):
-            raise BadInput(f"--backend is {value!r}: {wanted}")
-        return {bits: names if len(names) > 1 else names[0] for bits, names in backends.items()}
+        backends = read_pairs(value.split(","), "--backend", "2=reference,4=bitsandbytes")
+        several = {bits: str(names).split("+") for bits, names in backends.items()}
+        return {bits: names if len(names) > 1 else names[0] for bits, names in several.items()}
     return value
-
-
-def _read_pairs(name: str, value: str, wanted: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping."""
-    pairs = [tuple(map(str.strip, part.split("="))) for part in value.split(",")]
-    if not all(len(p) == 2 and all(p) for p in pairs):
-        raise BadInput(f"--{name} is {value!r}: {wanted}")
-    if len(dict(pairs)) < len(pairs):  # type: ignore[arg-type]
-        raise BadInput(f"--{name} is {value!r}: a name is given twice")
-    return dict(pairs)  # type: ignore[arg-type]

@@ -59,11 +59,8 @@ def demo(
     folder.check_begin(config, resume=folder.has_run)  # before much is said
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
-    view.say(
-        STEPS.format(
-            model=config.model.name, task=config.task.name, memory=", ".join(map(str, config.search.memory))
-        )
-    )
+    memory = ", ".join(map(str, config.search.memory))
+    view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=memory))
     with Run(out, config) as run:
         with view:
             row = "".join(text for text, _ in render_row(run.evaluator(view)))

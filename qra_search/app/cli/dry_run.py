@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -12,13 +13,17 @@ from rich.text import Text
 
 from qra_search.app.cli import common
 from qra_search.app.config import RunConfig, dump_config
-from qra_search.app.dry_run import describe_rows, describe_run, format_cost
+from qra_search.app.dry_run import describe_rows, format_cost
 from qra_search.app.evaluator import build_evaluator, check_can_tune
-from qra_search.app.finetune import Tunings, count_recorded
+from qra_search.app.finetune import Tunings
 from qra_search.app.report.formatting import format_engine, format_time
 from qra_search.app.settings import check_task
 from qra_search.app.tracking import find_trackers
+from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
+from qra_search.errors import convert_to_bad_input
+from qra_search.evaluator import Evaluator
 from qra_search.schemas import format_level_label
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.study.listener import Listener
 
@@ -55,10 +60,9 @@ def print_dry_run(
         facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
         rows = describe_rows(evaluator)
         if tunings is not None:
-            recorded = count_recorded(check_can_tune(evaluator, config), config, tunings, rates)
+            check_can_tune(evaluator, config)
             plans = [plan.to_dict() for plan in tunings.plans]
-            facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "recorded": recorded}
-            facts["tunings"]["rates"] = list(dict.fromkeys(rates))
+            facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "rates": [*dict.fromkeys(rates)]}
     if as_json:
         common.print_json(facts)
         return
@@ -66,13 +70,26 @@ def print_dry_run(
     console.print("[bold]Config, as resolved[/]")
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
-    is_search = tunings is None and not is_plan
-    for name, text in (
-        *_list_space_rows(facts, config),
-        *(("rows", line) for line in rows),
-        *_list_cost_rows(facts, config, tunings, is_search=is_search),
-    ):
+    for name, text in _list_space_rows(facts, config):
         grid.add_row(name, Text(text))
+    for line in rows:
+        grid.add_row("rows", Text(line))
+    phases = dict(facts["estimate"].get("phases", {}))
+    wanted: Sequence[str] = [*phases]
+    if tunings is not None:
+        costs = _list_tuning_costs(facts, config)
+        wanted = TUNING_PHASES
+    else:
+        costs = _list_search_costs(facts, config, is_plan=is_plan)
+        wanted = PLAN_PHASES if is_plan else wanted
+    for name, text in costs:
+        grid.add_row(name, Text(text))
+    for name in filter(phases.__contains__, wanted):
+        peak = phases[name]
+        device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
+        grid.add_row(
+            f"peak of {name}", Text(f"{device}{format_bytes(peak['host'])} of this machine's memory")
+        )
     console.print(grid)
     if facts["example"]:
         console.print("\n[bold]An example, as it is tuned on[/]")
@@ -83,6 +100,42 @@ def print_dry_run(
             # As a Python literal, which shows spaces and line ends.
             console.print(f"{name:8}{cut}{text[-SHOWN:]!r}", markup=False, style=style)
     console.print("\nNothing was run. Leave out --dry-run to go on.")
+
+
+def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | None = None) -> dict[str, Any]:
+    """Facts of a plan or a search that is yet to begin, as plain data; raises BadInput for a budget that no plan fits.
+
+    Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
+
+    Args:
+        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
+    """
+    space = evaluator.space
+    with convert_to_bad_input():
+        budgets = resolve_budgets(space, list(config.search.memory) or None)
+    estimate = dict(evaluator.estimate()) if isinstance(evaluator, TunableEvaluator) else {}
+    count = config.search.evaluations if evaluations is None else evaluations
+    if "evaluation_seconds" in estimate:
+        if estimate.get("sensitivities_seconds") and isinstance(evaluator, CostedEvaluator):
+            estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
+        before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
+        estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
+    linears = [group for group in space.groups if not group.is_embedding]
+    return {
+        "config": config.model_dump(mode="json"),
+        "groups": len(space),
+        "linears": sum(len(group.linears) for group in space.groups),
+        "weights": space.weights,
+        "fixed_bytes": space.fixed_bytes,
+        "levels": [b for b in space.bits if any(b in (group.bits or space.bits) for group in linears)],
+        "smallest_bytes": space.memory.minimum,
+        "largest_bytes": space.memory.maximum,
+        "budgets": list(budgets),
+        "evaluations": count,
+        "rows": {name: asdict(count) for name, count in count_rows(evaluator).items()},
+        "estimate": estimate,
+        "example": [{"text": text, "learnt": learnt} for text, learnt in render_row(evaluator)],
+    }
 
 
 def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -103,64 +156,43 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"
         else:
-            fits = (
-                ""
-                if not budgets
-                else ": fits the budget"
-                if least <= max(budgets)
-                else ": more than the budget"
-            )
-            yield f"in {name}", f"from {format_bytes(least)}{fits}, planned with --engine"
+            fits = ": fits the budget" if least <= max(budgets, default=0) else ": more than the budget"
+            yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
 
 
-def _list_cost_rows(
-    facts: Mapping[str, Any], config: RunConfig, tunings: Tunings | None, *, is_search: bool
+def _list_tuning_costs(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+    finetune, tunings = config.finetune, facts["tunings"]
+    each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
+    plans, seeds = len(tunings["plans"]), tunings["seeds"]
+    others = max(0, len(tunings["rates"]) - 1)
+    counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
+    counts += f", and the plan at {others} more learning rate{'s' * (others != 1)}" if others else ""
+    count = plans * seeds + others
+    yield "tunings", f"{count}, of {each} each: {counts}; those that are recorded are not made again"
+    if (seconds := facts["estimate"].get("tuning_seconds")) is not None:
+        yield "time", f"about {format_time(count * seconds)} ({format_time(seconds)} a tuning)"
+
+
+def _list_search_costs(
+    facts: Mapping[str, Any], config: RunConfig, *, is_plan: bool
 ) -> Iterator[tuple[str, str]]:
-    """What a tuning, a search, or a plan takes."""
-    estimate, finetune = facts["estimate"], config.finetune
-    phases = dict(estimate.get("phases", {}))
-    if not is_search:
-        wanted = PLAN_PHASES if tunings is None else TUNING_PHASES
-        phases = {name: phases[name] for name in wanted if name in phases}
-    if tunings is not None:
-        each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
-        plans, seeds = len(tunings.plans), len(tunings.seeds)
-        counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
-        recorded, others = facts["tunings"]["recorded"], max(0, len(facts["tunings"]["rates"]) - 1)
-        count = len(tunings) + others
-        counts += f", and the plan at {others} more learning rate{'s' * (others != 1)}" if others else ""
-        done = f"; {recorded} of them are recorded" if recorded else ""
-        yield "tunings", f"{count}, of {each} each: {counts}{done}"
-        if (seconds := estimate.get("tuning_seconds")) is not None:
-            left = count - recorded
-            yield (
-                "time",
-                f"about {format_time(left * seconds)} ({format_time(seconds)} a tuning)" if left else "none",
-            )
-    else:
-        if is_search:
-            cost = format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
-            yield "evaluations", cost if facts["evaluations"] else "none left: give more with --evaluations"
-            yield "strategy", config.search.strategy
-        if "total_seconds" in estimate:
+    estimate, parts = facts["estimate"], []
+    if not is_plan:
+        cost = format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
+        yield "evaluations", cost if facts["evaluations"] else "none left: give more with --evaluations"
+        yield "strategy", config.search.strategy
+    if "total_seconds" in estimate:
+        if not is_plan:
             answers = ", but for the answers that it writes" if config.search.metric == "task" else ""
-            parts = (
-                [f"{format_time(estimate['evaluation_seconds'])} an evaluation{answers}"] if is_search else []
-            )
-            for name, what in (
-                ("sensitivities_seconds", "for the sensitivities"),
-                ("setup_seconds", "to quantize"),
-            ):
-                parts += [f"{format_time(estimate[name])} {what}"] if estimate.get(name) else []
-            detail = ", ".join(parts) or "all of it is in the cache"
-            yield "time", f"about {format_time(estimate['total_seconds'])} ({detail})"
-        else:
-            yield "time", "unknown until the first evaluation"
-    for name, peak in phases.items():
-        device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
-        yield f"peak of {name}", f"{device}{format_bytes(peak['host'])} of this machine's memory"
-    if "disk_bytes" in estimate and tunings is None:
-        yield (
-            "disk",
-            f"{format_bytes(estimate['disk_bytes'])} for every linear at every bit-width, kept for later runs",
-        )
+            parts.append(f"{format_time(estimate['evaluation_seconds'])} an evaluation{answers}")
+        if estimate.get("sensitivities_seconds"):
+            parts.append(f"{format_time(estimate['sensitivities_seconds'])} for the sensitivities")
+        if estimate.get("setup_seconds"):
+            parts.append(f"{format_time(estimate['setup_seconds'])} to quantize")
+        detail = ", ".join(parts) or "all of it is in the cache"
+        yield "time", f"about {format_time(estimate['total_seconds'])} ({detail})"
+    else:
+        yield "time", "unknown until the first evaluation"
+    if "disk_bytes" in estimate:
+        size = format_bytes(estimate["disk_bytes"])
+        yield "disk", f"{size} for every linear at every bit-width, kept for later runs"

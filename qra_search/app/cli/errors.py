@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app
+from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app, check_names
 from qra_search.errors import BadInput, RunFailed, TornLine, describe
 from qra_search.launched import is_follower
 
@@ -29,7 +29,8 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        with _report_damage():
+        with _report_torn_lines():
+            check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
         context = getattr(error, "ctx", None)
@@ -45,7 +46,8 @@ def run_safely(arguments: list[str]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
-        return _print_line(describe(error) + ("" if explained else _HINT), exit_status(error))
+        hint = "" if explained else f" (set {TRACEBACK}=1 to see where)"
+        return _print_line(describe(error) + hint, exit_status(error))
     return status if isinstance(status, int) else OK
 
 
@@ -55,17 +57,15 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextmanager
-def _report_damage() -> Iterator[None]:
-    """Report once that a journal lost its last line, in one line on stderr; other warnings go where they went."""
+def _report_torn_lines() -> Iterator[None]:
+    """Report in one line on stderr that a journal lost its last line; other warnings go where they went."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", TornLine)
-        show, said = warnings.showwarning, set()
+        show = warnings.showwarning
 
         def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, TornLine):
-                if str(message) not in said:
-                    _print_line(str(message), OK)
-                said.add(str(message))
+                _print_line(str(message), OK)
             else:
                 show(message, category, *place, **more)
 
@@ -73,14 +73,10 @@ def _report_damage() -> Iterator[None]:
         yield
 
 
-_HINT = f" (set {TRACEBACK}=1 to see where)"
-
-
 def _print_line(message: str, status: int) -> int:
     if is_follower() and status == BAD_INPUT:
-        time.sleep(
-            GRACE
-        )  # the first process refuses it as well, in one line, and the launcher then ends this one
+        # The first process refuses it as well, in one line, and the launcher then ends this one.
+        time.sleep(GRACE)
     if status in (FAILED, BAD_INPUT) or not is_follower():
         print(f"qra: {' '.join(message.split())}", file=sys.stderr)
     return status

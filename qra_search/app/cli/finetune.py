@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.dry_run import print_dry_run
-from qra_search.app.compare import Comparison
+from qra_search.app.compare import Against, Comparison
 from qra_search.app.finetune import check_reloads, select_tunings
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run, open_run
@@ -20,6 +19,15 @@ from qra_search.errors import one_line
 from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 
+AGAINST = (
+    "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
+    "the same shape; or that one alone."
+)
+TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: the selected tuning."
+FORMATS = (
+    "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
+)
+TRACK = "Follow it in `tensorboard`, `mlflow`, `wandb` or other trackers of accelerate; may be given several times."
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 
@@ -42,12 +50,11 @@ def finetune(
     seeds: Annotated[
         int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
-    against: common.Against = "best",
+    against: Annotated[
+        Against, option("--against best|all|shuffled|none", AGAINST, show_default=True)
+    ] = "best",
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
-    ] = False,
-    discard: Annotated[
-        bool, option("--discard", "Delete the adapters of all plans and rates but the chosen ones.")
     ] = False,
     device: Annotated[
         str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")
@@ -58,17 +65,15 @@ def finetune(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        option(
-            "--set FIELD=VALUE", "Any setting of training or finetune, such as finetune.evaluate_every=50."
-        ),
+        option("--set FIELD=VALUE", "A field of training or finetune: finetune.evaluate_every=50."),
     ] = None,
     dry_run: Annotated[
         bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
     ] = False,
-    track: common.Track = None,
+    track: Annotated[list[str] | None, option("--track TOOL", TRACK)] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Tune a run's plan and its baselines, and compare them on test data.
+    """Tune a run's plan and its baselines, and compare them.
 
     Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
     another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
@@ -89,14 +94,12 @@ def finetune(
             settings = change_settings(opened.config, **changes)
             tunings = select_tunings(opened.folder.read(), plan, **asked)
             if not is_follower():
-                rates_tried = chosen_from or ()
+                tried = chosen_from or ()
                 print_dry_run(
-                    settings, view, track=track or (), tunings=tunings, rates=rates_tried, as_json=as_json
+                    settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json
                 )
             return
-        comparison = opened.finetune(
-            plan, **asked, **changes, discard=discard, track=track or (), progress=view, check=False
-        )
+        comparison = opened.finetune(plan, **asked, **changes, track=track or (), progress=view, check=False)
     if as_json:
         common.print_json(comparison.to_dict())
     else:
@@ -128,15 +131,8 @@ def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
 
 def export(
     run: common.RunPath,
-    tuning: common.Tuning = None,
-    format: Annotated[
-        str | None,
-        option(
-            "--format -f F",
-            "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft.",
-            autocompletion=common.complete(lambda: plugins.list_names("exporters")),
-        ),
-    ] = None,
+    tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
     ] = None,
@@ -151,7 +147,7 @@ def export(
 
         qra export runs/a --format gguf
     """
-    given = common.read_pairs(options, "--option", example="dtype=float32")
+    given = common.read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
         done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
     if as_json:

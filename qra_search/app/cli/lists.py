@@ -12,7 +12,7 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.evaluator import build_evaluator
-from qra_search.app.report.table import TextTable
+from qra_search.app.report.tables import TextTable
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.errors import BadInput, describe
 from qra_search.space.memory import format_bytes
@@ -29,14 +29,8 @@ def strategies(as_json: common.Json = False) -> None:
         qra strategies
     """
     rows = _describe_all("strategies", _describe_strategy)
-    cells = [
-        (
-            row["name"],
-            row["summary"],
-            ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items()),
-        )
-        for row in rows
-    ]
+    options = [", ".join(f"{k}={v}" for k, v in row.get("options", {}).items()) for row in rows]
+    cells = [(row["name"], row["summary"], texts) for row, texts in zip(rows, options, strict=True)]
     note = "Choose one with --strategy; options with --set search.options.NAME=VALUE."
     _print(rows, ("strategy", "what it does", "options"), cells, note, as_json=as_json)
 
@@ -129,7 +123,8 @@ def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, An
     for name in plugins.list_names(kind):
         try:
             plugin = plugins.load(kind, name)
-            rows.append({"name": name, "summary": _summarize(plugin), **describe_one(plugin)})
+            summary = " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
+            rows.append({"name": name, "summary": summary, **describe_one(plugin)})
         except (
             Exception
         ) as error:  # another's code may raise anything, and the others are listed all the same
@@ -148,18 +143,11 @@ def _describe_backend(factory: Any) -> dict[str, Any]:
     }
 
 
-def _summarize(plugin: Any) -> str:
-    """First paragraph of the documentation of a plug-in."""
-    return " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
-
-
 def _describe_strategy(factory: Any) -> dict[str, Any]:
-    given = {
-        p.name: p.default for p in inspect.signature(factory).parameters.values() if p.default is not p.empty
-    }
-    return {
-        "options": {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in given.items()}
-    }
+    parameters = inspect.signature(factory).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    plain = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in given.items()}
+    return {"options": plain}
 
 
 def _print(

@@ -13,9 +13,14 @@ from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_headline, summarize_run
-from qra_search.app.report.table import TextTable
-from qra_search.app.report.tables import make_allocation_table, make_plan_table, make_record_table
+from qra_search.app.report.tables import (
+    TextTable,
+    make_allocation_table,
+    make_plan_table,
+    make_record_table,
+)
 from qra_search.app.run import open_run
+from qra_search.app.search import write_report
 from qra_search.errors import convert_to_bad_input
 from qra_search.schemas import LevelName, format_level
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
@@ -40,12 +45,8 @@ def report(
 
         qra report runs/a
     """
-    from qra_search.app.report.page import (
-        write_page,  # a sixth of what loads, which other commands do without
-    )
-
     with convert_to_bad_input():
-        path = write_page(RunFolder(run), out)
+        path = write_report(RunFolder(run).read(), out)
     if as_json:
         common.print_json({"report": str(path)})
     else:
@@ -61,10 +62,7 @@ def show(
         str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
     ] = None,
     tuning: Annotated[
-        str | None,
-        option(
-            "--tuning ID", "Select this tuning (an id, uniform, shuffled or 16-bit) to be shown and exported."
-        ),
+        str | None, option("--tuning ID", "Select this tuning (an id, uniform or shuffled) from now on.")
     ] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -130,11 +128,8 @@ def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     if as_json:
         common.print_json([{"group": name, "first": first, "second": second} for name, first, second in rows])
         return
-    texts = [(name, _format_choice(first), _format_choice(second)) for name, first, second in rows]
+    texts = [
+        (name, *(f"{format_level(c[0])}, rank {c[1]}" if c else "" for c in both)) for name, *both in rows
+    ]
     common.stdout().print(TextTable("", ("group", "first", "second"), texts, left=("first", "second")))
     print(f"{len(rows)} of {len(names)} groups differ.")
-
-
-def _format_choice(choice: tuple[LevelName, int] | None) -> str:
-    """Level and rank in words; empty for a group that a plan lacks."""
-    return "" if choice is None else f"{format_level(choice[0])}, rank {choice[1]}"

@@ -29,6 +29,9 @@ from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
 
+GPUS = "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, 0 on the CPU."
+BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
+
 
 @common.with_settings(*common.OF_SEARCH)
 def plan(
@@ -40,7 +43,7 @@ def plan(
     dry_run: common.DryRun = False,
     as_json: common.Json = False,
 ) -> None:
-    """Choose bits and ranks for a budget from sensitivities, without training.
+    """Choose bits and ranks for a budget, without training.
 
     Measures how sensitive every group is, solves the choice exactly, and says what is predicted to be
     gained over uniform plans of the same bytes. The run it leaves is tuned by `qra finetune` and searched further by
@@ -107,24 +110,8 @@ def search(
         str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
     ] = None,
     address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        option(
-            "--gpus-per-worker N",
-            "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, 0 on the CPU.",
-            WHERE,
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        option(
-            "--batch N",
-            "Propose so many at a time and await them all: the same trials with any number of workers.",
-            WHERE,
-            min=1,
-        ),
-    ] = None,
-    track: common.Track = None,
+    gpus_per_worker: Annotated[float | None, option("--gpus-per-worker N", GPUS, WHERE)] = None,
+    batch: Annotated[int | None, option("--batch N", BATCH, WHERE, min=1)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
@@ -150,13 +137,12 @@ def search(
     common.report_default_model(settings, view)
     if dry_run:
         left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
-        print_dry_run(settings, view, track=track or (), evaluations=left, as_json=as_json)
+        print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
     of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
-    for name, value in of_workers.items():
-        if value is not None and not workers:
-            raise BadInput(f"{name}: give the number of workers with --workers")
+    if unused := [name for name, value in of_workers.items() if value is not None and not workers]:
+        raise BadInput(f"{unused[0]}: give the number of workers with --workers")
     pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
     complete = _Completion()
     try:
@@ -166,14 +152,12 @@ def search(
                 workers=pool,
                 batch=batch,
                 callbacks=[complete],
-                track=track or (),
                 progress=view,
             )
     except KeyboardInterrupt:
         if folder.has_run:  # one whose search had not begun was taken away again
-            view.say(
-                f"Stopped; finished evaluations are saved. Resume: qra search {shlex.quote(str(folder.path))}"
-            )
+            command = f"qra search {shlex.quote(str(folder.path))}"
+            view.say(f"Stopped; finished evaluations are saved. Resume: {command}")
         raise
     if as_json:
         common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})

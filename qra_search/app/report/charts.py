@@ -1,22 +1,25 @@
-"""The charts of a run: loss over memory, of the plans that a search evaluated and of those that were tuned in full."""
+"""The charts of a run (loss over memory of its plans), the colours of the report, and how charts are drawn as SVG."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
-from qra_search.app.compare import Comparison
-from qra_search.app.report.canvas import WIDE, fit_axis, make_figure, put_label, use_chart_style
-from qra_search.app.report.data import RunData
-from qra_search.app.report.formatting import format_loss, format_role_label
-from qra_search.schemas import format_level
+import numpy as np
+
+from qra_search.app.report.formatting import format_loss
+from qra_search.schemas import Plan, format_level
 from qra_search.space.memory import format_bytes
+from qra_search.study.result import SearchResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import BboxBase
 
 MIB = 2**20
 LEGEND_COLUMNS, LEGEND_ROW, LEGEND_GAP = 2, 20, 22
@@ -31,87 +34,78 @@ KINDS = {
     "plan found": ("best", "D", 13, 1.0),
 }
 OTHER, FRONT, UNIFORM, FOUND = KINDS
+PAGE = {
+    # (light theme, dark theme)
+    "paper": ("#faf9f6", "#121417"),
+    "surface": ("#ffffff", "#1a1d22"),
+    "ink": ("#17191d", "#ece9e3"),
+    "soft": ("#565c68", "#a7adb9"),
+    "line": ("#e2dfd8", "#30343c"),
+    "grid": ("#ecebe6", "#262a31"),
+    "found": ("#0059a6", "#6db8ff"),
+    "found-soft": ("#dcebf8", "#19324a"),
+    "best": ("#c24a00", "#ff9d5c"),
+    "uniform": ("#4f5663", "#b4bbc8"),
+    "dot": ("#7f9cb8", "#6c8299"),
+    "code": ("#f1efea", "#22262d"),
+}
+"""Colours by what they are for; no two names share one, so that a colour in a chart tells its name."""
+RAMPS = {
+    # From the few to the many, one hue each, so that lightness alone tells them apart. (light theme, dark theme)
+    "bits": (("#e4eef8", "#7fb2dd", "#2b6cb0", "#0f2f57"), ("#1e2d40", "#2f6297", "#6ba8e0", "#d6e8fb")),
+    "rank": (("#f3e9f6", "#c79ad3", "#8a4a9e", "#471a57"), ("#33233a", "#74478a", "#bb8acb", "#f1def6")),
+    "damage": (("#fdf0dc", "#f2b562", "#c9661b", "#6b2506"), ("#38291a", "#8a4f1c", "#dc8f45", "#fde3c2")),
+}
+DAMAGE_STEPS = 6
+ORIGINS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c0392b", "#5b53b8")
+"""Categories, after Okabe and Ito (2008), darkened for 3:1 against white; shapes tell them apart as well."""
+ORIGINS_DARK = ("#56b4e9", "#ff9d5c", "#3fd0a4", "#e39bd0", "#f0d34a", "#a9b7cc", "#ff8a7a", "#b1aaff")
+INK, PAPER = "#000000", "#ffffff"
+BRIGHT = 0.45
+"""Brightness of a ground, from 0 to 1, above which text on it is black."""
+Size = tuple[int, int]
+"""Width and height in units of an SVG, which are pixels of a page that shows it in its own size."""
+WIDE: Size = (520, 380)
+UNITS_PER_INCH = 72
+SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
+LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
+"""A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
+_POINTS = re.compile(r'="([\d.]+)pt"')
+"""Sizes of a drawing in points: without the unit they are pixels."""
+_NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
+"""Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """One plan in a chart, with the words beside it."""
-
-    kind: str
-    memory_bytes: int
-    loss: float
-    label: str = ""
-
-    @property
-    def place(self) -> tuple[float, float]:
-        return self.memory_bytes / MIB, self.loss
-
-
-def draw_charts(run: RunData) -> dict[str, Figure]:
-    """Charts of a run by name, without those that it has nothing to show for."""
-    charts = {}
-    if run.comparison is not None:
-        charts["tuned"] = plot_tuned(run.comparison)
-    if run.result.candidates:
-        charts["front"] = plot_front(run)
-    return charts
-
-
-def plot_front(run: RunData) -> Figure:
+def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
     """Loss against bytes of every plan that was evaluated, the front, the uniform plans and the budgets."""
-    space, front = run.result.space, {c.plan for c in run.result.front}
-    marks = []
-    for p in run.result.candidates:
+    space, front = result.space, {c.plan for c in result.front}
+    marks: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    labels = []
+    for p in result.candidates:
+        place = (p.memory_bytes / MIB, p.loss)
         choice = space.uniform_choice(p.plan)
-        kind = UNIFORM if choice is not None else FRONT if p.plan in front else OTHER
-        label = "" if choice is None else f"{format_level(choice[0])}, r{choice[1]}"
-        marks.append(Mark(kind, p.memory_bytes, p.loss, label))
-        if p.plan == run.plan:
-            marks.append(Mark(FOUND, p.memory_bytes, p.loss, f"found, {format_loss(p.loss)}"))
-    line = [(p.memory_bytes / MIB, p.loss) for p in run.result.front]
+        if choice is not None:
+            marks[UNIFORM].append(place)
+            labels.append((f"{format_level(choice[0])}, r{choice[1]}", place, (8.0, 10.0)))
+        else:
+            marks[FRONT if p.plan in front else OTHER].append(place)
+        if p.plan == plan:
+            marks[FOUND].append(place)
+            labels.insert(0, (f"found, {format_loss(p.loss)}", place, (13.0, 0.0)))
+    kinds = [kind for kind in KINDS if marks[kind]]
     title = "Loss against memory of every plan that was evaluated"
-    return _plot_marks(title, "loss", marks, run.result.memory_budgets, line)
-
-
-def plot_tuned(comparison: Comparison) -> Figure:
-    """Test loss against bytes of every plan that was tuned in full."""
-    kinds = {"plan": FOUND, "uniform": UNIFORM}
-    marks = [
-        Mark(
-            kinds.get(tuned.role, OTHER),
-            tuned.memory_bytes,
-            tuned.loss,
-            format_role_label(tuned.role, tuned.plan, comparison.space),
-        )
-        for tuned in comparison.tunings
-        if tuned.role != "untuned" and math.isfinite(tuned.loss)
-    ]
-    title = "Test loss against memory of every plan that was tuned"
-    return _plot_marks(title, "test loss", marks, (comparison.budget_bytes,))
-
-
-def _plot_marks(
-    title: str,
-    loss: str,
-    marks: Sequence[Mark],
-    budgets: Iterable[int],
-    line: Sequence[tuple[float, float]] = (),
-) -> Figure:
-    """Marks by their kinds, their labels as far as there is room, budgets, and a line of steps."""
-    budgets = tuple(budgets)
-    kinds = [kind for kind in KINDS if any(mark.kind == kind for mark in marks)]
     with use_chart_style() as c:
         figure, axes = make_figure(title, WIDE, top=34 + LEGEND_ROW * math.ceil(len(kinds) / LEGEND_COLUMNS))
-        sizes = [count / MIB for count in (*(mark.memory_bytes for mark in marks), *budgets)]
-        widest = max(sizes, default=1.0)
-        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * widest])
-        _, top = fit_axis(axes, "y", loss, [mark.loss for mark in marks])
-        if line:
-            axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
+        budgets = [budget / MIB for budget in result.memory_budgets]
+        sizes = [*(p.memory_bytes / MIB for p in result.candidates), *budgets]
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
+        _, top = fit_axis(axes, "y", "loss", [p.loss for p in result.candidates])
+        line = [(p.memory_bytes / MIB, p.loss) for p in result.front]
+        axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
         for kind in kinds:
             color, shape, size, opacity = KINDS[kind]
             axes.plot(
-                *zip(*(mark.place for mark in marks if mark.kind == kind), strict=True),
+                *zip(*marks[kind], strict=True),
                 linestyle="none",
                 marker=shape,
                 markersize=size,
@@ -121,33 +115,187 @@ def _plot_marks(
                 label=kind,
                 zorder=3,
             )
-        taken: list = []
         for budget in budgets:
-            axes.axvline(budget / MIB, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
-            _label(axes, taken, format_bytes(budget), (budget / MIB, top), (7, -8))
-        for mark in sorted(marks, key=lambda mark: mark.kind != FOUND):
-            shift = (13.0, 0.0) if mark.kind == FOUND else (8.0, 10.0)
-            if mark.label:
-                _label(axes, taken, mark.label, mark.place, shift)
-        if kinds:
-            axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1 + LEGEND_GAP / axes.bbox.height),
-                ncols=LEGEND_COLUMNS,
-                handletextpad=0.4,
-                columnspacing=1.4,
-                borderpad=0,
-                borderaxespad=0,
-            )
+            axes.axvline(budget, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
+        sizes_of_budgets = [(format_bytes(b), (b / MIB, top), (7.0, -8.0)) for b in result.memory_budgets]
+        taken: list[BboxBase] = []
+        for text, place, shift in (*sizes_of_budgets, *labels):
+            is_at_end = axes.transData.transform(place)[0] > WIDE[0] - 7 * len(text)
+            side: Literal["left", "right"] = "left" if is_at_end else "right"
+            put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
+        above = (0, 1 + LEGEND_GAP / axes.bbox.height)
+        axes.legend(loc="lower left", bbox_to_anchor=above, ncols=LEGEND_COLUMNS, borderaxespad=0)
     return figure
 
 
-def _label(
-    axes: Axes, taken: list, text: str, place: tuple[float, float], shift: tuple[float, float]
+def get_palette(*, dark: bool = False) -> dict[str, str]:
+    """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
+    colors = {name: pair[dark] for name, pair in PAGE.items()}
+    colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
+    ramp = make_ramp("damage", DAMAGE_STEPS, dark=dark)
+    return colors | {f"damage-{i}": color for i, color in enumerate(ramp)}
+
+
+def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
+    """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
+    stops = np.array([_parse_channels(color) for color in RAMPS[name][dark]])
+    places = np.linspace(0, len(stops) - 1, steps) if steps > 1 else [len(stops) // 2]
+    mixed = np.stack([np.interp(places, range(len(stops)), channel) for channel in stops.T], axis=1)
+    return ["#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in mixed]
+
+
+def choose_text_color(color: str) -> str:
+    """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
+    red, green, blue = _parse_channels(color)
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER
+
+
+def _parse_channels(color: str) -> list[float]:
+    return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+@contextmanager
+def use_chart_style() -> Iterator[dict[str, str]]:
+    """The settings that all charts are drawn under; gives the colours of the light theme by name."""
+    import matplotlib
+
+    c = get_palette()
+    settings: Any = {
+        "axes.axisbelow": True,
+        "axes.edgecolor": c["soft"],
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.labelcolor": c["ink"],
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 13,
+        "figure.facecolor": c["paper"],
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 12.5,
+        "grid.color": c["grid"],
+        "grid.linewidth": 1,
+        "legend.fontsize": 12,
+        "legend.frameon": False,
+        "lines.solid_joinstyle": "round",
+        "text.color": c["ink"],
+        "text.parse_math": False,
+        "xtick.color": c["soft"],
+        "ytick.color": c["soft"],
+        "ytick.major.size": 0,
+    }
+    with matplotlib.rc_context(settings):
+        yield c
+
+
+def make_figure(
+    title: str, size: Size, *, left: int = 54, right: int = 18, top: int = 34, bottom: int = 48
+) -> tuple[Figure, Axes]:
+    """A figure of a size with axes within its margins; `title` is what a screen reader says."""
+    from matplotlib.figure import Figure
+
+    width, height = size
+    inches = (width / UNITS_PER_INCH, height / UNITS_PER_INCH)
+    figure = Figure(figsize=inches, dpi=UNITS_PER_INCH, label=title)
+    inner = (width - left - right) / width, (height - top - bottom) / height
+    return figure, figure.add_axes((left / width, bottom / height, *inner))
+
+
+def fit_axis(
+    axes: Axes, which: Literal["x", "y"], name: str, values: Iterable[float], *, log: bool | None = None
+) -> tuple[float, float]:
+    """Make an axis hold all finite values with a little room, with a few round ticks; returns its ends.
+
+    Args:
+        log: whether it is logarithmic, which its name then says; None: if the values are positive and span much.
+    """
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, ScalarFormatter, StrMethodFormatter
+
+    known = [v for v in values if math.isfinite(v)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    log = low > 0 and high / low > LOG_FROM if log is None else log
+    if log:
+        room = (high / low) ** 0.06 if high > low else 1.05
+        ends = low / room, high * room
+    else:
+        width = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
+        ends = low - width, high + width
+    axes.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": ends})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    most = 5 if which == "y" else max(2, min(8, round(axes.bbox.width / 80)))
+    if log and high / low > LOG_TICKS_FROM:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        plain = ScalarFormatter(useOffset=False)
+        plain.set_scientific(False)
+        axis.set_major_formatter(plain)
+    axis.set_minor_locator(FixedLocator([]))
+    name += " (log scale)" if log else ""
+    if which == "x":
+        axes.set_xlabel(name, loc="right")
+    else:
+        axes.set_title(name, loc="left")
+    return ends
+
+
+def put_label(
+    axes: Axes,
+    taken: list[BboxBase],
+    text: str,
+    at: tuple[float, float],
+    shift: tuple[float, float],
+    *,
+    side: Literal["left", "right", "center"] = "right",
+    moves: Sequence[float] = (0,),
+    **more: Any,
 ) -> None:
-    """Write a text beside a place, on its left if the right has no room."""
-    room = 0.07 * len(text) * 100
-    side: Literal["left", "right"] = (
-        "left" if axes.transData.transform(place)[0] > WIDE[0] - room else "right"
-    )
-    put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
+    """Write a text on a side of a point, so far across and up, moved down by the first of `moves` that is free; or not.
+
+    `taken` are the places of the texts so far; the text's own is added. It lies on the colour of the page.
+    """
+    import matplotlib
+
+    across = {"left": -shift[0], "right": shift[0], "center": 0.0}[side]
+    align = {"left": "right", "right": "left", "center": "center"}[side]
+    ground = matplotlib.rcParams["figure.facecolor"]
+    more |= {"textcoords": "offset points", "ha": align, "va": "center", "annotation_clip": False}
+    more |= {"fontsize": 12, "zorder": 4}
+    more["bbox"] = {"facecolor": ground, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    for move in moves:
+        note = axes.annotate(text, at, (across, shift[1] - move), **more)
+        box = note.get_window_extent()
+        if not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return
+        note.remove()
+
+
+def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: str = "qra") -> str:
+    """A figure drawn in light colours as SVG: text stays text, and the same figure gives the same bytes.
+
+    Args:
+        theme: `screen` has a second set of colours for dark screens; `page` takes them from the custom properties of
+            the page that it is put into, and has no background and no title.
+        key: is mixed into the ids of marks, which must be unique within a page.
+    """
+    import matplotlib
+
+    figure.set_frameon(theme != "page")
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    title = {} if theme == "page" else {"Title": str(figure.get_label())}
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", metadata=nothing | title)
+    text = buffer.getvalue()
+    text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
+    text = _NUMBERED.sub("", text)
+    for name, color in get_palette().items():
+        text = text.replace(color, f"var(--{name})")
+    if theme == "screen":
+        light, dark = ("".join(f"--{n}:{c};" for n, c in get_palette(dark=d).items()) for d in (False, True))
+        rules = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+        text = text.replace("<defs>", rules + "<defs>", 1)
+    return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
 from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
@@ -88,9 +87,8 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
         return fault or f"{name}{own}{other}"
     found = find_evaluated(result)
     if found is not None:
-        return (
-            f"Validation loss {format_loss(found.chosen.loss)} in {format_bytes(found.chosen.memory_bytes)}"
-        )
+        size = format_bytes(found.chosen.memory_bytes)
+        return f"Validation loss {format_loss(found.chosen.loss)} in {size}"
     allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
         return NOTHING
@@ -106,9 +104,8 @@ def _describe_missing(result: SearchResult) -> str:
 
 
 def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
-    figure = (
-        format_metric(metric, tuned.metrics[metric]) if metric in tuned.metrics else format_loss(tuned.loss)
-    )
+    has_metric = metric in tuned.metrics
+    figure = format_metric(metric, tuned.metrics[metric]) if has_metric else format_loss(tuned.loss)
     return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
 
 
@@ -118,14 +115,10 @@ def summarize_comparison(comparison: Comparison) -> str:
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
-    space, plan = comparison.space, comparison.chosen.plan
-    return [
-        *_list_faults(comparison),
-        _describe(comparison, space),
-        *_compare_scores(comparison),
-        *_judge_shuffle(comparison),
-        *_describe_next_uniform(space, comparison.sensitivities, plan, comparison.budget_bytes),
-    ]
+    space, plan, budget_bytes = comparison.space, comparison.chosen.plan, comparison.budget_bytes
+    above = _describe_next_uniform(space, comparison.sensitivities, plan, budget_bytes)
+    scores, shuffle = _compare_scores(comparison), _judge_shuffle(comparison)
+    return [*_list_faults(comparison), _describe(comparison, space), *scores, *shuffle, *above]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -133,14 +126,12 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
-    for metric, least in [*tuned.commonest_scores.items()][:1]:
+    for metric, least in [*tuned.records[0].commonest_scores.items()][:1]:
         interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
         if interval is not None and interval[0] <= least:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
-            yield (
-                f"The most common answer, given to every row, scores {score}: the tuned model, at {own}, may be no "
-                "better."
-            )
+            common = f"The most common answer, given to every row, scores {score}"
+            yield f"{common}: the tuned model, at {own}, may be no better."
     # A choice is judged by its likelihood, not by what is written.
     is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
     if is_silent and "choice_loss" not in tuned.metrics:
@@ -168,13 +159,12 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
     change = None if shuffled is None else compare_losses(tuned, shuffled)
     if shuffled is None or change is None:
         return
-    text = f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}"
+    says = (
+        f"choosing by layer {'brings' if change.is_lower else 'does not pay here,'} {format_change(change)}"
+    )
     if change.interval is None or change.may_be_chance:
-        yield f"{text}: {explain_chance(change)}."
-    elif change.is_lower:
-        yield f"{text}: choosing by layer brings {format_change(change)}."
-    else:
-        yield f"{text}: choosing by layer does not pay here, {format_change(change)}."
+        says = explain_chance(change)
+    yield f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}: {says}."
 
 
 def _describe(found: Finding, space: SearchSpace) -> str:
@@ -242,15 +232,15 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
 
 
 def list_next_steps(
-    run: str | Path, result: SearchResult, found: Finding | None = None
+    folder: RunFolder, result: SearchResult, found: Finding | None = None
 ) -> list[tuple[str, str]]:
     """Commands that may follow, each with what it does.
 
     Args:
         found: what the run found; if a uniform plan won on test data, exporting that is a step.
     """
-    # As a shell takes it, and as no option.
-    folder, quoted = RunFolder(run), shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
+    path = str(folder.path)
+    quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
     steps = [("look at the plan", f"qra show {quoted}")]
     if not folder.config_file.is_file():
         return steps  # of a Study in Python: the commands that go on need settings

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 
-from qra_search.app.compare import classify_record
 from qra_search.app.config import RunConfig
 from qra_search.app.intervals import Interval
 from qra_search.engines import ENGINES
-from qra_search.schemas import Plan, TuningRecord, format_level
+from qra_search.schemas import Plan, format_level
 from qra_search.space.space import SearchSpace
 from qra_search.study.candidates import LossChange
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
-_UNIT = re.compile(r"(?<=\d) (?=(?:[KMG]iB|bits|ms|s|min|h)(?!\w))|(?<=\brank) (?=\d)")
 
 
 def format_plan(plan: Plan, space: SearchSpace) -> str:
@@ -36,25 +33,9 @@ def format_plan(plan: Plan, space: SearchSpace) -> str:
 
 def format_role(role: str, plan: Plan, space: SearchSpace) -> str:
     """A tuned plan in a table: by its role, and its choices if the role does not tell them."""
-    if role == "untuned":
-        return "untuned, 16 bits"
-    if role == "16-bit":
-        return f"16-bit LoRA, rank {max(plan.ranks)}"
-    prefix = {"plan": "plan: ", "shuffled": "shuffled: "}.get(role, "")
-    return prefix + format_plan(plan, space)
-
-
-def format_record_role(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
-    """A tuning by what it is beside the plan of its run."""
-    return format_role(classify_record(record, space, plan), record.plan, space)
-
-
-def format_role_label(role: str, plan: Plan, space: SearchSpace) -> str:
-    """A tuned plan in the legend of a chart: by its role alone, or `uniform 2 bits, rank 8`."""
-    short = {"plan": "plan", "shuffled": "plan shuffled", "16-bit": "16-bit LoRA", "untuned": "untuned"}.get(
-        role
-    )
-    return short or format_plan(plan, space).partition(", embeddings")[0]
+    short = {"untuned": "untuned, 16 bits", "16-bit": f"16-bit LoRA, rank {max(plan.ranks)}"}
+    prefix = {"plan": "plan: ", "shuffled": "shuffled: "}
+    return short.get(role) or prefix.get(role, "") + format_plan(plan, space)
 
 
 def format_level_counts(plan: Plan, space: SearchSpace) -> str:
@@ -126,15 +107,11 @@ def format_time(seconds: float) -> str:
     """A time as people read it: `41 s`, `6 min 12 s`, `2 h 05 min`."""
     if not math.isfinite(seconds):
         return "unknown"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
@@ -142,17 +119,11 @@ def format_engine(config: RunConfig) -> str:
     """Where plans of a config run, within a sentence."""
     if config.engine is not None:
         return f"in {config.engine}, for which qra export writes it"
-    beside = (
-        "in Python, by qra_eval.load, and in transformers and vLLM if this package is installed beside them"
-    )
-    return f"{beside}. For an engine's own kernels, plan with --engine {'|'.join(ENGINES)}"
+    beside = "in transformers and vLLM if this package is installed beside them"
+    own = f"For an engine's own kernels, plan with --engine {'|'.join(ENGINES)}"
+    return f"in Python, by qra_eval.load, and {beside}. {own}"
 
 
 def format_evaluations(count: float) -> str:
     """A number of evaluations, whole where it is whole."""
     return f"{count:.2f}".rstrip("0").rstrip(".")
-
-
-def use_nonbreaking_spaces(text: object) -> str:
-    """A text in which no line ends between a figure and its unit."""
-    return _UNIT.sub("\N{NO-BREAK SPACE}", str(text)).replace("16-bit", "16\N{NON-BREAKING HYPHEN}bit")

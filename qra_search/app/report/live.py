@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +20,7 @@ from rich.progress import (
 from qra_search.app.report.formatting import format_evaluations, format_plan, format_time
 from qra_search.errors import wrong_type
 from qra_search.evaluator import Progress as ProgressFunction
-from qra_search.schemas import Plan, Trial
+from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.listener import Listener
@@ -33,8 +32,6 @@ STAGE_EVERY = 15.0
 """Least seconds between lines of a stage."""
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
-BEST_EVERY = 10
-"""Evaluations between two lines of the lowest losses."""
 ProgressArgument = bool | ProgressFunction | Listener | None
 """A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
 
@@ -43,53 +40,21 @@ def make_listener(progress: ProgressArgument) -> Listener:
     """The listener that a `progress` argument asks for; raises BadInput if it is not a `ProgressArgument`."""
     if isinstance(progress, Listener):
         return progress
-    if progress is False:
-        return Listener()
-    if progress is None or progress is True:
-        if not Console().is_jupyter:
-            return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
-        # rich draws bars in a notebook if `ipywidgets` is installed.
-        has_widgets = importlib.util.find_spec("ipywidgets") is not None
-        return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
-    if callable(progress):
-        return Listener(progress)
-    wanted = "True, False, or a function of a stage, the steps done and all its steps"
-    raise wrong_type("progress", progress, wanted)
+    if progress is False or callable(progress):
+        return Listener(progress or None)
+    if progress is not None and progress is not True:
+        wanted = "True, False, or a function of a stage, the steps done and all its steps"
+        raise wrong_type("progress", progress, wanted)
+    if not Console().is_jupyter:
+        return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
+    # rich draws bars in a notebook if `ipywidgets` is installed.
+    has_widgets = importlib.util.find_spec("ipywidgets") is not None
+    return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
 
 
-class BestSoFar:
-    """Lowest mean loss of a plan within each budget, and what was spent."""
-
-    def __init__(self, budgets: Sequence[int] = (), spent: float = 0.0):
-        self.budgets = tuple(budgets)
-        self.spent = spent
-        self.count = 0
-        self.failed = 0
-        self._losses: dict[Plan, list[float]] = {}
-        self._sizes: dict[Plan, int] = {}
-
-    @classmethod
-    def from_study(cls, study: Study, trials: Iterable[Trial] | None = None) -> BestSoFar:
-        """What a study has found in its trials; default: in all of its log."""
-        best = cls(study.state.budgets, study.state.charge)
-        for trial in study.log.trials if trials is None else trials:
-            if trial.status != "running":
-                best.add(trial)
-        return best
-
-    def add(self, trial: Trial) -> None:
-        self.count += 1
-        self.spent += trial.cost
-        if not trial.done:
-            self.failed += 1
-        elif trial.evaluation is not None and trial.fidelity >= 1.0:
-            self._losses.setdefault(trial.plan, []).append(trial.loss)
-            self._sizes[trial.plan] = trial.evaluation.memory_bytes
-
-    def find_lowest_loss(self, budget: int) -> float | None:
-        """The lowest mean loss of a plan within a budget; None if none fits."""
-        fitting = [losses for plan, losses in self._losses.items() if self._sizes[plan] <= budget]
-        return min((sum(losses) / len(losses) for losses in fitting), default=None)
+def compute_spent(study: Study) -> float:
+    """What a study has spent on trials that have ended, in full evaluations."""
+    return study.state.charge + sum(trial.cost for trial in study.log.trials if trial.status != "running")
 
 
 class ConsoleView(Listener):
@@ -101,7 +66,6 @@ class ConsoleView(Listener):
 
     def __init__(self, console: Console, *, is_brief: bool = False):
         self.console = console
-        self.best = BestSoFar()
         self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self.is_brief = is_brief and not self.can_draw
         self.bars = Progress(
@@ -150,27 +114,22 @@ class ConsoleView(Listener):
             self.say(f"{stage}: {done} of {total}{format_time_left(current)}")
 
     def on_start(self, study: Study) -> None:
-        self.best = BestSoFar.from_study(study)
         self.search = self._add_bar("evaluations", study.evaluations)
-        self.bars.update(self.search.id, completed=self.best.spent)
+        self.bars.update(self.search.id, completed=compute_spent(study))
         if self.is_brief:
             self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
-        self.best.add(trial)
-        self.bars.update(self.search.id, completed=self.best.spent)
-        is_last = self.best.spent >= study.evaluations
+        done = compute_spent(study)
+        self.bars.update(self.search.id, completed=done)
+        is_last = done >= study.evaluations
         if self.is_brief and trial.done and not is_last:
             return
         self._printed = time.monotonic()
-        spent = f"{format_evaluations(self.best.spent)}/{format_evaluations(study.evaluations)}"
-        self.say(f"[{spent}] {format_trial(trial, study.space)}")
-        if is_last or self.best.count % BEST_EVERY == 0:
-            left = "" if is_last else format_time_left(self.search)
-            for budget in self.best.budgets:
-                if (lowest := self.best.find_lowest_loss(budget)) is not None:
-                    self.say(f"    within {format_bytes(budget)}: lowest loss so far {lowest:.4f}{left}")
+        spent = f"{format_evaluations(done)}/{format_evaluations(study.evaluations)}"
+        left = "" if is_last or self.can_draw else format_time_left(self.search)
+        self.say(f"[{spent}] {format_trial(trial, study.space)}{left}")
 
     def _add_bar(self, name: str, total: float) -> Task:
         id = self.bars.add_task(name, total=total or None)

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from qra_search.app.compare import Comparison
 from qra_search.app.config import RunConfig, dump_config
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import Snapshot
 from qra_search.app.report import formatting, tables
-from qra_search.app.report.canvas import DAMAGE_STEPS, choose_text_color, get_palette, make_ramp, to_svg
-from qra_search.app.report.charts import draw_charts
-from qra_search.app.report.data import RunData
-from qra_search.app.report.finding import list_findings, list_next_steps, make_headline
+from qra_search.app.report.charts import (
+    DAMAGE_STEPS,
+    choose_text_color,
+    get_palette,
+    make_ramp,
+    plot_front,
+    to_svg,
+)
+from qra_search.app.report.finding import (
+    Finding,
+    find_evaluated,
+    list_findings,
+    list_next_steps,
+    make_headline,
+)
 from qra_search.app.report.formatting import (
     format_change_parts,
     format_evaluations,
@@ -26,68 +42,74 @@ from qra_search.app.report.formatting import (
     format_plan,
     format_time,
 )
-from qra_search.app.report.layout import arrange_groups, make_heat_maps
 from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
+from qra_search.schemas import Plan, Sensitivities, format_level, format_level_label
 from qra_search.space.memory import format_bytes
+from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLE = 400
 """Characters of a prompt or an answer that are shown."""
+SCALE = 1e3
+"""Damage is shown in thousandths of a nat."""
 HEADERS_SHOWN, HEADER_EVERY = 12, 5
 """Headers of a heat map's columns that are printed; of more, every fifth is."""
 
 
-def write_page(run: RunFolder, path: str | Path | None = None) -> Path:
+def write_page(run: Snapshot, path: str | Path | None = None) -> Path:
     """Write the report of a run, and return its path.
 
     Args:
         path: default: `report.html` in the run's folder.
 
     Raises:
-        NoRun: the folder holds no run.
         BadInput: the path is a folder's.
     """
-    path = Path(path or run.report_file)
+    path = Path(path or run.folder.report_file)
     if path.is_dir():
         raise BadInput(f"{path} is a folder: say which file to write, such as {path / 'report.html'}")
-    content = render_page(RunData.read(run))
+    content = render_page(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)
     return path
 
 
-def render_page(run: RunData) -> str:
-    result = run.result
-    headline = make_headline(result, run.comparison)
+def render_page(run: Snapshot) -> str:
+    """The report of a run; the plan that it shows is the tuned one, or the run's."""
+    result, comparison = run.result, run.comparison()
+    found = comparison or find_evaluated(result)
+    plan = result.choose_plan() if found is None else found.chosen.plan
+    headline = make_headline(result, comparison)
     findings = [
-        text for text in list_findings(result, run.comparison) if text.rstrip(".") != headline.rstrip(".")
+        text for text in list_findings(result, comparison) if text.rstrip(".") != headline.rstrip(".")
     ]
     ramps = {"bits": len(result.space.bits), "rank": len(result.space.ranks), "damage": DAMAGE_STEPS}
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
-    return (
-        _load_templates()
-        .get_template("page.html")
-        .render(
-            run=run,
-            where=_describe_model_and_task(run),
-            headline=headline,
-            lead=findings[0] if findings else "",
-            findings=" ".join(findings[1:]),
-            facts=_list_key_figures(run),
-            allocation=result.allocation() if result.memory_budgets else None,
-            charts={name: _render_chart(figure, headline) for name, figure in draw_charts(run).items()},
-            samples=() if run.comparison is None else run.comparison.chosen.samples,
-            layout=arrange_groups(result.space),
-            heats=() if run.plan is None else make_heat_maps(result.space, run.plan, result.sensitivities),
-            commands=list_next_steps(run.folder, result, run.finding),
-            settings=identity if run.config is None else dump_config(run.config),
-            themes=[_list_css_properties(ramps, dark=dark) for dark in (False, True)],
-            ramps=[(name, i) for name, count in ramps.items() for i in range(count)],
-            every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
-        )
+    page = _load_templates().get_template("page.html")
+    return page.render(
+        name=run.folder.path.resolve().name,
+        where=_describe_model_and_task(run),
+        result=result,
+        records=run.records,
+        comparison=comparison,
+        plan=plan,
+        headline=headline,
+        lead=findings[0] if findings else "",
+        findings=" ".join(findings[1:]),
+        facts=_list_key_figures(run, found),
+        allocation=result.allocation() if result.memory_budgets else None,
+        chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
+        samples=() if comparison is None else comparison.chosen.samples,
+        layout=tables.arrange_groups(result.space),
+        heats=() if plan is None else make_heat_maps(result.space, plan, result.sensitivities),
+        commands=list_next_steps(run.folder, result, found),
+        settings=identity if run.config is None else dump_config(run.config),
+        themes=[_list_css_properties(ramps, dark=dark) for dark in (False, True)],
+        ramps=[(name, i) for name, count in ramps.items() for i in range(count)],
+        every=lambda count: 1 if count <= HEADERS_SHOWN else HEADER_EVERY,
     )
 
 
@@ -102,13 +124,13 @@ def _load_templates() -> Environment:
     )
     environment.globals |= {"tables": tables, "words": formatting}
     environment.filters |= {
-        "unbroken": lambda text: formatting.use_nonbreaking_spaces(text).replace("`", ""),
+        "plain": lambda text: str(text).replace("`", ""),
         "line": lambda text: one_line(text, SAMPLE),
     }
     return environment
 
 
-def _describe_model_and_task(run: RunData) -> list[str]:
+def _describe_model_and_task(run: Snapshot) -> list[str]:
     """Names of what was searched on, by the log, or by the settings of a run that has none yet."""
     given = [run.identity.get("model") or run.identity.get("landscape"), run.identity.get("task")]
     names = [value.get("name") or value.get("spec") if isinstance(value, dict) else value for value in given]
@@ -120,29 +142,26 @@ def _describe_model_and_task(run: RunData) -> list[str]:
 def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
     """A chart and its words; matplotlib escapes the texts in it."""
     label = str(figure.get_label())
-    svg = Markup(to_svg(figure, theme="page", key=label))  # noqa: S704
-    return {"svg": svg, "label": f"{label}. {summary}"}
+    return {"svg": Markup(to_svg(figure, theme="page")), "label": f"{label}. {summary}"}  # noqa: S704
 
 
-def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
+def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
-    found, result, comparison = run.finding, run.result, run.comparison
+    result = run.result
     items = []
-    metrics = () if comparison is None else comparison.metric_names
-    for name in metrics:
-        assert comparison is not None
-        tuned, uniform = comparison.chosen, comparison.baseline
-        rows = len(tuned.row_scores[name])
-        figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))
-        more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
-        if uniform is not None and uniform is not tuned:
-            more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
-        items.append((format_metric_name(name).capitalize(), figure, more))
+    if isinstance(found, Comparison):
+        tuned, uniform = found.chosen, found.baseline
+        for name in found.metric_names:
+            rows = len(tuned.row_scores[name])
+            figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))
+            more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
+            if uniform is not None and uniform is not tuned:
+                more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
+            items.append((format_metric_name(name).capitalize(), figure, more))
     if found is not None:
-        share = found.chosen.memory_bytes / result.space.unquantized.memory.minimum
-        items.append(
-            ("Size", format_bytes(found.chosen.memory_bytes), f"{share:.0%} of the model in 16 bits")
-        )
+        size = found.chosen.memory_bytes
+        share = size / result.space.unquantized.memory.minimum
+        items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
         if found.baseline is not None and found.change is not None:
             change, ends = format_change_parts(found.change)
             name = format_plan(found.baseline.plan, result.space)
@@ -151,7 +170,9 @@ def _list_key_figures(run: RunData) -> list[tuple[str, str, str]]:
         running = len(result.trials) - len(result.ended_trials)
         counts = {"failed": len(result.failures()), "not finished": running}
         more = "".join(f", {count} {what}" for what, count in counts.items() if count)
-        more = f"{format_time(run.seconds)}; {len(result.candidates)} plans{more}; strategy {result.strategy}"
+        seconds = sum(trial.evaluation.seconds for trial in result.trials if trial.evaluation is not None)
+        seconds += result.sensitivities.seconds if result.sensitivities else 0.0
+        more = f"{format_time(seconds)}; {len(result.candidates)} plans{more}; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))
     if run.records:
         seconds = sum(record.seconds for record in run.records)
@@ -167,3 +188,74 @@ def _list_css_properties(ramps: dict[str, int], *, dark: bool) -> dict[str, str]
         for i, color in enumerate(make_ramp(name, count, dark=dark)):
             found |= {f"{name}-{i}": color, f"{name}-{i}-text": choose_text_color(color)}
     return found
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """What the groups of a space are coloured by.
+
+    Attributes:
+        ramp: name of its colours, `bits`, `rank` or `damage`.
+        levels: the step of each group.
+        labels: what each group's cell says.
+        legend: what each step stands for.
+    """
+
+    ramp: str
+    title: str
+    remark: str
+    levels: Sequence[int]
+    labels: Sequence[str]
+    legend: Sequence[str]
+
+
+def make_heat_maps(
+    space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None
+) -> list[HeatMap]:
+    """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
+    bits, ranks = (levels.tolist() for levels in space.encode(plan))
+    shown = [format_level_label(name) for name in plan.bits]
+    ranked = [
+        "" if g.is_embedding and not rank else str(rank)
+        for g, rank in zip(space.groups, plan.ranks, strict=True)
+    ]
+    levels, steps = [*map(str, space.levels)], [f"rank {rank}" for rank in space.ranks]
+    maps = [
+        HeatMap("bits", "Bits", "of the frozen weights", bits, shown, levels),
+        HeatMap("rank", "Rank", "of the adapter", ranks, ranked, steps),
+    ]
+    if sensitivities is not None:
+        maps.append(_make_damage_map(space, sensitivities))
+    return maps
+
+
+def _make_damage_map(space: SearchSpace, known: Sensitivities) -> HeatMap:
+    """The damage of each group alone at its fewest bits."""
+    fewest = space.bits_allowed.argmax(1)
+    at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
+    damage = SCALE * np.maximum(np.take_along_axis(known.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
+    levels, legend = compute_damage_steps(damage)
+    remark = f"rise of the loss with one group alone at {at}, in thousandths of a nat"
+    labels = [_format_value(value) for value in damage]
+    return HeatMap("damage", "Sensitivity", remark, levels.tolist(), labels, legend)
+
+
+def compute_damage_steps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Levels (G,) of non-negative values on a logarithmic ramp, and a label for each level.
+
+    What is below a thousandth of the largest value shares the first level.
+    """
+    values = np.maximum(np.asarray(values, dtype=float), 0.0)
+    top = float(values.max(initial=0.0))
+    low = max(float(values.min(initial=top)), top / 1000)
+    if top <= 1.01 * low:
+        return np.zeros(len(values), dtype=int), [_format_value(top)]
+    edges = np.exp(np.linspace(math.log(low), math.log(top), DAMAGE_STEPS + 1))
+    levels = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, DAMAGE_STEPS - 1)
+    ends = zip(edges[:-1], edges[1:], strict=True)
+    return levels, [f"{_format_value(a)} to {_format_value(b)}" for a, b in ends]
+
+
+def _format_value(value: float) -> str:
+    """Rounded to two figures, and written without an exponent from a thousandth to a million."""
+    return f"{float(f'{value:.2g}'):.6g}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
+from rich.table import Table
 from rich.text import Text
 
 from qra_search.allocate.solve import (
@@ -17,7 +19,7 @@ from qra_search.allocate.solve import (
     solve,
     solve_front,
 )
-from qra_search.app.compare import Comparison, can_shuffle, compare_losses, shuffle_plan
+from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.finding import summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
@@ -27,17 +29,19 @@ from qra_search.app.report.formatting import (
     format_metric,
     format_metric_name,
     format_plan,
-    format_record_role,
     format_role,
     format_time,
 )
-from qra_search.app.report.layout import arrange_groups
-from qra_search.app.report.table import TextTable
 from qra_search.schemas import Plan, TuningRecord, format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
+from qra_search.study.candidates import EvaluatedPlan
 from qra_search.study.result import SearchResult
 
+SHORT = 12
+"""Cells of at most so many characters are not broken into lines in a terminal."""
+WIDTH = 120
+"""Columns of what does not go to a terminal."""
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
@@ -46,6 +50,37 @@ LEAST_RANK_SHARE = 0.9
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are texts.
+
+    Attributes:
+        heads: of the columns; the first is aligned left, and the others right but for those in `left`.
+        marked: rows that stand out, such as that of the plan found.
+        notes: sentences that explain what is in the cells.
+    """
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Collection[str] = ()
+    marked: Collection[int] = ()
+    notes: Sequence[str] = ()
+
+    def __rich__(self) -> Group:
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+        for i, name in enumerate(self.heads):
+            short = max((len(row[i]) for row in self.rows), default=0) <= SHORT
+            side = "left" if i == 0 or name in self.left else "right"
+            table.add_column(Text(name), justify=side, no_wrap=short, overflow="fold")  # type: ignore[arg-type]
+        for i, row in enumerate(self.rows):
+            table.add_row(*map(Text, row), style="bold" if i in self.marked else "")
+        return Group(table, *([Text("\n" + " ".join(self.notes), style="dim")] if self.notes else []))
+
+    def __str__(self) -> str:
+        return render_text(self)
 
 
 def make_tuned_table(comparison: Comparison) -> TextTable:
@@ -73,21 +108,20 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     for name, title in zip(names, titles, strict=True):
         if chosen.metric_interval(name):
             titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
-    notes = {
-        f"Change: of the row's test loss against that of {compared_with}.": any(changes),
-        f"In brackets: 95% intervals, of losses over {len(chosen.row_tokens)} test rows.": "("
-        in "".join(changes),
-        **{
-            f"{', '.join(scored).capitalize()}: on {count} test rows.": True
-            for count, scored in titles_by_rows.items()
-        },
-        CHANCE_NOTE: "chance" in "".join(changes),
-        **{f"{t.unscored.capitalize()}.": bool(t.unscored) for t in comparison.tunings},
-    }
+    notes = []
+    if any(changes):
+        notes.append(f"Change: of the row's test loss against that of {compared_with}.")
+    if "(" in "".join(changes):
+        rows_of_losses = len(chosen.records[0].row_tokens)
+        notes.append(f"In brackets: 95% intervals, of losses over {rows_of_losses} test rows.")
+    for count, scored in titles_by_rows.items():
+        notes.append(f"{', '.join(scored).capitalize()}: on {count} test rows.")
+    if "chance" in "".join(changes):
+        notes.append(CHANCE_NOTE)
+    unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
+    notes += [f"{reason.capitalize()}." for reason in unscored]
     heads, marked = ("plan", *titles, "size", "test loss", "change"), [comparison.tunings.index(chosen)]
-    return TextTable(
-        caption, heads, rows, marked=marked, notes=[note for note, applies in notes.items() if applies]
-    )
+    return TextTable(caption, heads, rows, marked=marked, notes=notes)
 
 
 def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
@@ -95,7 +129,7 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     rows = [
         (
             record.id,
-            format_record_role(record, space, plan),
+            format_role(classify_record(record, space, plan), record.plan, space),
             str(record.seed),
             str(record.steps),
             "" if record.learning_rate is None else f"{record.learning_rate:g}",
@@ -109,14 +143,38 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
     return TextTable("Tunings", heads, rows, left=("plan",))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A grid of groups, kinds down and layers across (`emb` for that of the embeddings).
+
+    Attributes:
+        cells: for each row, the index of the group at each column; None if there is none.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[int | None, ...], ...]
+
+
+def arrange_groups(space: SearchSpace) -> Layout | None:
+    """Kinds by layers; None unless every group has a kind and a layer of its own."""
+    index = {(group.kind, group.depth): i for i, group in enumerate(space.groups)}
+    depths = sorted({depth for _, depth in index if depth is not None})
+    if len(index) < len(space) or any(depth is None for _, depth in index):
+        return None
+    kinds = list(dict.fromkeys(kind for kind, _ in index))
+    cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
+    layers = {group.depth for group in space.groups if not group.is_embedding}
+    heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
+    return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
+
+
 def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
     """Bits and rank of every group: a row for each layer, or for each group if groups name no layers."""
-    chosen = zip(plan.bits, plan.ranks, strict=True)
-    cells = [
-        f"{format_level_label(bits)} r{rank}" if rank else format_level_label(bits) for bits, rank in chosen
-    ]
+    levels = map(format_level_label, plan.bits)
+    cells = [f"{level} r{rank}" if rank else level for level, rank in zip(levels, plan.ranks, strict=True)]
     grid = arrange_groups(space)
-    if not grid.has_layers:
+    if grid is None:
         return TextTable("Plan", ("group", "bits, rank"), list(zip(space.names, cells, strict=True)))
     rows = []
     for column, layer in enumerate(grid.columns):
@@ -127,7 +185,7 @@ def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
 
 def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> str:
     """A finished tuning in one line."""
-    name = format_record_role(record, space, plan)
+    name = format_role(classify_record(record, space, plan), record.plan, space)
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
@@ -146,38 +204,24 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
     others += predict_uniform(space, build_additive_table(space, result.sensitivities), plan, shuffled)
     rows = [("plan: " + format_plan(plan, space), format_bytes(allocation.memory_bytes), "", "", "")]
     for other in sorted(others, key=lambda u: (u.gain, u.memory_bytes)):
+        name = "shuffled" if other.plan in shuffled else format_plan(other.plan, space)
         low, high = other.interval
-        same = other.plan == plan
+        change = (f"{other.gain:+.3f}", f"{low:+.3f} to {high:+.3f}", "" if other.is_certain else "chance")
         rows.append(
-            (
-                "shuffled" if other.plan in shuffled else format_plan(other.plan, space),
-                format_bytes(other.memory_bytes),
-                "" if same else f"{other.gain:+.3f}",
-                "" if same else f"{low:+.3f} to {high:+.3f}",
-                "" if same or other.is_certain else "chance",
-            )
+            (name, format_bytes(other.memory_bytes), *(("", "", "") if other.plan == plan else change))
         )
     notes = []
-    if len(rows) > 1:
-        notes.append(
-            "Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part of it."
-        )
     if any(row[3] for row in rows):
-        notes.append(
-            "These intervals, meant to hold 90%, held 96 of 98 changes measured on SmolLM2 before tuning."
-        )
+        notes.append("Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part.")
+        notes.append("These intervals, meant to hold 90%, held 96 of 98 changes measured on SmolLM2.")
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
     if shuffled:
-        notes.append(
-            "Shuffled: the plan's choices on other linears of the same shape; --against shuffled tunes it."
-        )
+        notes.append("Shuffled: its choices on other linears of the same shape; --against shuffled tunes it.")
     least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
     ranks = [rank for group, rank in of_groups if not group.is_embedding]
     if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
-        notes.append(
-            f"Nearly all ranks are {least}: predictions hardly tell ranks apart, so the bytes go to bits."
-        )
+        notes.append(f"Nearly all ranks are {least}, since predictions hardly tell ranks apart.")
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
@@ -217,34 +261,31 @@ def make_comparison_table(result: SearchResult) -> TextTable:
     """
     compared, space = result.comparisons, result.space
     if len(compared) > BUDGETS_SHOWN:
-        compared = [
-            compared[round(i * (len(compared) - 1) / (BUDGETS_SHOWN - 1))] for i in range(BUDGETS_SHOWN)
-        ]
+        step = (len(compared) - 1) / (BUDGETS_SHOWN - 1)
+        compared = [compared[round(i * step)] for i in range(BUDGETS_SHOWN)]
     rows: list[tuple[str, ...]] = []
-    marked = []
+
+    def make_row(within: str, name: str, plan: EvaluatedPlan, change: str) -> tuple[str, ...]:
+        loss = format_loss(plan.loss, plan.loss_std)
+        seen = format_loss(plan.observed) if plan.evaluations else "not yet"
+        return (
+            within,
+            name + format_plan(plan.plan, space),
+            format_bytes(plan.memory_bytes),
+            loss,
+            seen,
+            change,
+        )
+
     for row in compared:
         best, uniform = row.chosen, row.baseline
-        marked.append(len(rows))
-        rows.append(
-            (
-                format_bytes(row.budget_bytes),
-                f"{'plan' if best.evaluations else 'predicted'}: {format_plan(best.plan, space)}",
-                format_bytes(best.memory_bytes),
-                format_loss(best.loss, best.loss_std),
-                format_loss(best.observed) if best.evaluations else "not yet",
-                format_change_cell(row.change),
-            )
-        )
-        if uniform is None:
-            rows.append(("", "no uniform plan fits", "", "", "", ""))
-            continue
-        loss = format_loss(uniform.loss, uniform.loss_std)
-        size = format_bytes(uniform.memory_bytes)
-        rows.append(("", format_plan(uniform.plan, space), size, loss, format_loss(uniform.observed), ""))
+        name = "plan: " if best.evaluations else "predicted: "
+        rows.append(make_row(format_bytes(row.budget_bytes), name, best, format_change_cell(row.change)))
+        no_plan = ("", "no uniform plan fits", "", "", "", "")
+        rows.append(no_plan if uniform is None else make_row("", "", uniform, ""))
+    marked = range(0, len(rows), 2)
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
-    notes = [
-        "Change: of the row's estimate against that of the best uniform plan, within two standard errors."
-    ]
+    notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
@@ -277,3 +318,10 @@ def render_html(thing: Any) -> str:
     console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
     console.print(thing)
     return console.export_html(inline_styles=True, code_format=HTML)
+
+
+def render_text(thing: object) -> str:
+    """What rich prints of an object, as plain text."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
+    console.print(thing)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

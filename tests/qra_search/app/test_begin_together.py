@@ -20,19 +20,19 @@ from qra_search.app.settings import make_settings
 role, folder = sys.argv[1], Path(sys.argv[2])
 settings = {"evaluator": "landscape", "space": {"granularity": "layer"}, "options": {"layers": 4}}
 settings["search"] = {"strategy": "random", "evaluations": 6, "memory": "uniform3r8"}
-make = search.make_strategy
+make = search.Study
 
 
-def make_slowly(*names, **options):
+def make_slowly(*given, **options):
     "Called while the log is locked, and nothing is written in it."
     folder.with_name("locked").touch()
     while not folder.with_name("refused").exists():
         time.sleep(0.01)
-    return make(*names, **options)
+    return make(*given, **options)
 
 
 if role == "first":
-    search.make_strategy = make_slowly
+    search.Study = make_slowly
 try:
     Run(folder, make_settings(settings)).search(resume=False, progress=False)
 except BadInput as error:

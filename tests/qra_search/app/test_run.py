@@ -157,7 +157,7 @@ def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp
     folder.tuning(record.id).write(record)
     folder.select(record, 0)
     text = repr(Run(tmp_path / "a", make_settings(SETTINGS)))
-    tuned, _, searched = text.partition("The run's plan is another, which is not tuned yet. ")
+    searched, _, tuned = text.partition("The run's plan is not tuned yet. These are figures of another. ")
     assert "whose test loss is 1.500" in tuned and "whose validation loss" in searched
 
 
@@ -202,17 +202,3 @@ def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next
     telling.progress = lambda *step: heard.append(step)
     search(telling, **options, progress=True)
     assert len(heard) == 6 and "measure" not in capsys.readouterr().err
-
-
-def test_a_file_of_a_run_that_is_gone_is_named_with_the_run(tmp_path: Path) -> None:
-    metric = tmp_path / "slots.py"
-    metric.touch()
-    config = make_settings(SETTINGS, {"task.metrics": [f"{metric}:f"]})
-    with Run(tmp_path / "a", config) as made:
-        made.search(evaluations=2)
-    metric.unlink()
-    with (
-        Run(tmp_path / "a", config) as made,
-        pytest.raises(BadInput, match="a needs .*slots.py:f, which no longer exists"),
-    ):
-        made.search(evaluations=4)

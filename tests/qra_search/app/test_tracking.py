@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from report_runs import Bits, Guessing, evil_space
 
-from qra_search import Study, plan
+from qra_search import plan
 from qra_search.app.config import make_config
-from qra_search.app.tracking import TRACKERS, SearchTracker, open_trackers
+from qra_search.app.tracking import TRACKERS, find_trackers, open_trackers
 from qra_search.errors import BadInput
-from qra_search.space.memory import format_bytes
 
 CONFIG = make_config({"evaluator": "landscape"})
 
@@ -61,51 +59,32 @@ def keeping(monkeypatch: pytest.MonkeyPatch) -> type[Keeping]:
     return Keeping
 
 
-def search(folder: Path, log: Path | str, *names: str, evaluations: float = 12) -> Study:
-    with open_trackers(names, folder, CONFIG) as send:
-        study = Study(
-            Bits(evil_space()),
-            strategy=Guessing(),
-            evaluations=evaluations,
-            memory_budget="uniform3r4",
-            log=log,
-            callbacks=[SearchTracker(send)],
-        )
-        study.run()
-    return study
+def test_finite_figures_are_sent_with_the_settings(tmp_path: Path, keeping: type[Keeping]) -> None:
+    with open_trackers("keeping", tmp_path / "a", CONFIG) as send:
+        send({"loss": 2.5, "validation_loss": float("inf")}, 1)
+    (run,) = keeping.runs
+    assert run.ended and run.settings["evaluator"] == "landscape" and run.settings["run"] == "a"
+    assert run.rows == {1: {"loss": 2.5}}
 
 
-def test_every_trial_is_sent_and_a_resumed_search_sends_its_earlier_ones_too(
-    tmp_path: Path, keeping: type[Keeping]
-) -> None:
-    search(tmp_path / "a", tmp_path / "log", "keeping", evaluations=6).log.close()
-    done = search(tmp_path / "a", tmp_path / "log", "keeping")
-    first, second = keeping.runs
-    assert second.ended and second.settings["evaluator"] == "landscape" and second.settings["run"] == "a"
-    finished = [t for t in done.log.trials if t.done]
-    sent = {int(row["trial"]): row["loss"] for row in second.rows.values() if "loss" in row}
-    assert sent == {t.id: t.loss for t in finished} and first.rows.items() <= second.rows.items()
-    size = f"best/{format_bytes(done.memory_budgets[0]).replace(' ', '')}"
-    lowest = [row[size] for row in second.rows.values() if size in row]
-    assert lowest == sorted(lowest, reverse=True) or len(set(lowest)) > 1
-
-
-def test_a_tool_that_breaks_is_said_once_and_costs_no_search(tmp_path: Path, keeping: type[Keeping]) -> None:
+def test_a_tool_that_breaks_is_said_once_and_costs_no_tuning(tmp_path: Path, keeping: type[Keeping]) -> None:
     keeping.fails_at = 3
-    with pytest.warns(UserWarning, match="keeping ended, the run continues: ConnectionError") as heard:
-        study = search(tmp_path, ":memory:", "keeping")
-    assert len(study.log.trials) > 3 and len(keeping.runs[0].rows) == 2
+    with (
+        pytest.warns(UserWarning, match="keeping ended, the run continues: ConnectionError") as heard,
+        open_trackers("keeping", tmp_path, CONFIG) as send,
+    ):
+        for step in range(1, 6):
+            send({"loss": 1.0}, step)
+    assert len(keeping.runs[0].rows) == 2
     assert len([w for w in heard if "keeping" in str(w.message)]) == 1
 
 
-def test_unknown_and_missing_tools_are_refused_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_and_missing_tools_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="unknown tracker 'tensorbord': did you mean tensorboard"):
-        search(tmp_path, ":memory:", "tensorbord")
+        find_trackers("tensorbord")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="tracker 'aim' needs the package aim: pip install aim"):
-        search(tmp_path, ":memory:", "aim")
+        find_trackers("aim")
     assert set(TRACKERS) <= {str(name) for name in LOGGER_TYPE_TO_CLASS}
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from qra_search.app import bench
-from qra_search.app.bench.cell import make_strategy_label
-from qra_search.app.bench.run import _run_cell
+from qra_search.app.bench.run import _run_cell, make_strategy_label
 from qra_search.errors import BadInput
 
 TASK = "interaction-4-layer-measured"

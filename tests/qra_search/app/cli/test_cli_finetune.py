@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +151,14 @@ def test_tunings_are_found_by_role_and_by_id(qra: Qra, searched: Path, mixed: tu
     assert f"run `qra finetune {searched} --against shuffled`" in refused.err
 
 
-@pytest.mark.parametrize("discard", [False, True])
-def test_adapters_of_other_plans_are_kept_unless_they_are_to_be_discarded(
-    qra: Qra, searched: Path, mixed: tuple[str | Path, ...], discard: bool
+def test_adapters_of_all_plans_are_kept_and_one_without_files_is_not_exported(
+    qra: Qra, searched: Path, mixed: tuple[str | Path, ...]
 ) -> None:
-    assert qra(*mixed, "--with-16-bit", *(["--discard"] if discard else [])).status == 0
+    assert qra(*mixed, "--with-16-bit").status == 0
     records = read_records(searched)
-    kept = {record.plan for record in records if RunFolder(searched).tuning(record.id).adapter.is_dir()}
-    assert len(records) == 3 and kept == ({MIXED} if discard else {record.plan for record in records})
+    assert len(records) == 3 and all(RunFolder(searched).tuning(r.id).adapter.is_dir() for r in records)
     refused = qra("export", searched, "--tuning", "uniform")
-    assert (
-        refused.status == 2
-        and "has no adapter: delete this folder and run `qra finetune` again" in refused.err
-    )
+    assert refused.status == 2 and "has no adapter: delete this folder and run `qra finetune`" in refused.err
 
 
 def test_two_processes_tune_different_records_of_one_run(
@@ -195,7 +189,7 @@ def test_two_processes_tune_different_records_of_one_run(
         done = qra(*mixed)
     said = " ".join(done.err.split())
     assert done.status == 0
-    assert f"tuning {record.id} is left for the end, because process {os.getpid()} on " in said
+    assert f"tuning {record.id} is left for the end, because another process is at it" in said
     assert len(tuner["tuned"]) == 1 and tuner["tuned"][0][0] != MIXED
     assert own.record_file.read_bytes() == content
 
@@ -226,10 +220,6 @@ def test_a_dry_run_of_a_tuning_prints_its_settings_and_tunes_nothing(
     short = qra(*mixed, "--steps", 5, "--seeds", 3, "--with-16-bit", "--dry-run")
     assert "steps: 5" in short.out and "9, of 5 steps each: 3 plans with 3 seeds" in short.out
     assert "about 9 min 00 s (1 min 00 s a tuning)" in short.out
-    for seeds, left in ((1, "none"), (2, "about 2 min 00 s (1 min 00 s a tuning)")):
-        assert qra(*mixed).status == 0
-        again = qra(*mixed, "--seeds", seeds, "--dry-run")
-        assert "2 of them are recorded" in again.out and f"time {left}" in " ".join(again.out.split())
     refused = qra(*mixed[:-1], searched / "none.json", "--dry-run")
     assert refused.status == 2 and "none.json does not exist" in refused.err
 

@@ -62,7 +62,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     tuner["stops_after"] = 1
     stopped = qra(*mixed)
     assert stopped.status == 130 and "Give the same command again to continue" in stopped.err
-    assert "No comparison of these has finished" in RunFolder(searched).report_file.read_text()
+    assert read_records(searched)[0].id in RunFolder(searched).report_file.read_text()
     tuner["stops_after"] = 9
     again = qra(*mixed)
     assert again.status == 0 and "1 of 2 tunings are finished, 1 left" in again.err
@@ -84,7 +84,6 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
             ("--set", "training.schedule=step"),
             "training.schedule is 'step': must be 'linear', 'cosine' or 'constant'",
         ),
-        (("--set", "evaluation.steps=200"), "set finetune.steps for a full fine-tuning"),
         (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):
         done = qra(*mixed, *options)
@@ -111,6 +110,3 @@ def test_a_damaged_file_is_bad_input_in_a_line_that_names_it(
     for command in ("show", "report"):
         done = qra(command, searched)
         assert done.status == 2 and name in done.err and done.err.count("\n") == 1, command
-    report = qra("doctor", searched, "--json")
-    faults = [row["what"] for row in report.json if row["level"] == "fault"]
-    assert report.status == 1 and faults == [str(file.relative_to(searched))]

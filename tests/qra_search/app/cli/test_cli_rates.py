@@ -40,17 +40,6 @@ def test_rates_go_on_after_an_interruption(qra: Qra, searched: Path, tuner: dict
     assert len(tuner["tuned"]) == 3 and list_rates(searched) == [5e-4, 1e-3, 2e-3]
 
 
-@pytest.mark.parametrize("discard", (True, False))
-def test_discard_keeps_the_files_of_the_chosen_rate_only(
-    qra: Qra, searched: Path, tuner: dict[str, Any], discard: bool
-) -> None:
-    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
-    assert qra("finetune", searched, *RATES, "--against", "none", *["--discard"] * discard).status == 0
-    kept = {path.parent.name for path in searched.glob("tunings/*/adapter")}
-    records = read_records(searched)
-    assert len(records) == 3 and kept == {r.id for r in records if r.learning_rate == 1e-3 or not discard}
-
-
 def test_a_rate_that_diverges_is_said_and_left_out(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 9.0}
     done = qra("finetune", searched, *RATES, "--against", "none")
@@ -93,9 +82,3 @@ def test_a_dry_run_counts_the_tunings_of_all_rates(qra: Qra, searched: Path, tun
     shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
     assert "3, of 100 steps each: 1 plan with 1 seed, and the plan at 2 more learning rates" in shown.out
     assert "about 3 min" in shown.out and not tuner["tuned"]
-    tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
-    assert qra("finetune", searched, "--against", "all").status == 0, "at 0.001"
-    shown = qra("finetune", searched, "--rates", "5e-4,2e-3", "--against", "all", "--dry-run")
-    assert "recorded" not in shown.out
-    shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
-    assert "1 of them are recorded" in shown.out and "about 2 min" in " ".join(shown.out.split())

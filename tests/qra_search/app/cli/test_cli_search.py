@@ -48,7 +48,7 @@ def test_a_search_leaves_all_its_files_and_its_plain_progress_goes_to_stderr(
     assert all(
         words in done.out for words in ("within", "uniform 3 bits, rank 8", "qra show", "qra finetune")
     )
-    assert all(words in done.err for words in ("within", "lowest loss so far", "uniform"))
+    assert "uniform" in done.err and "loss" in done.err
     assert "\x1b" not in done.err + done.out
 
 

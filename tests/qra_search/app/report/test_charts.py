@@ -5,37 +5,37 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from report_runs import EVIL, add_tunings, make_run
 
-from qra_search.app.report.canvas import (
+from qra_search.app.folder import Snapshot
+from qra_search.app.report.charts import (
+    MIB,
     fit_axis,
     get_palette,
     make_figure,
+    plot_front,
     put_label,
     to_svg,
     use_chart_style,
 )
-from qra_search.app.report.charts import MIB, draw_charts, plot_front, plot_tuned
-from qra_search.app.report.data import RunData
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = make_run(tmp_path_factory.mktemp("figures") / "a", evaluations=120)
     add_tunings(folder)
-    return RunData.read(folder)
+    return folder.read()
 
 
 # -- what is shown -------------------------------------------------------------------------------------
-def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData) -> None:
-    (axes,) = plot_front(run).axes
+def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: Snapshot) -> None:
+    (axes,) = plot_front(run.result, run.plan).axes
     marks = {
         line.get_label(): line.get_xydata().tolist()
         for line in axes.lines
@@ -49,21 +49,6 @@ def test_the_front_has_a_mark_for_every_plan_at_its_bytes_and_loss(run: RunData)
     assert found == pytest.approx([best.memory_bytes / MIB, best.loss])
     uniform = sum(run.result.space.uniform_choice(c.plan) is not None for c in run.result.candidates)
     assert len(marks["uniform plans (b bits, r rank)"]) == uniform > 0
-
-
-def test_every_plan_that_was_tuned_has_a_mark_with_its_name_at_its_bytes_and_test_loss(run: RunData) -> None:
-    assert run.comparison is not None
-    (axes,) = plot_tuned(run.comparison).axes
-    marks = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    tunings = {role: [t for t in run.comparison.tunings if t.role == role] for role in ("plan", "uniform")}
-    for kind, role in (("plan found", "plan"), ("uniform plans (b bits, r rank)", "uniform")):
-        assert marks[kind] == [pytest.approx([t.memory_bytes / MIB, t.loss]) for t in tunings[role]]
-    assert "plan" in [text.get_text() for text in axes.texts]
-
-
-def test_a_run_has_the_charts_that_it_has_something_to_show_for(run: RunData, tmp_path: Path) -> None:
-    assert list(draw_charts(run)) == ["tuned", "front"]
-    assert draw_charts(RunData.read(make_run(tmp_path / "b", evaluations=None))) == {}
 
 
 @pytest.mark.parametrize("span", [1e-3, 0.1, 30.0, 3e4])
@@ -93,20 +78,20 @@ def test_labels_keep_apart_and_the_last_to_find_no_room_is_left_out() -> None:
 
 
 # -- how it is written ---------------------------------------------------------------------------------
-def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: RunData) -> None:
-    text = to_svg(plot_front(run), theme="page", key="k")
+def test_a_page_has_its_own_colours_in_a_chart_and_charts_share_no_id(run: Snapshot) -> None:
+    text = to_svg(plot_front(run.result, run.plan), theme="page", key="k")
     assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) <= {
         "none",
         *(f"var(--{name})" for name in get_palette()),
     }
     assert "<dc:date" not in text and EVIL not in text
-    assert text == to_svg(plot_front(run), theme="page", key="k")
-    other = to_svg(plot_front(run), theme="page", key="other")
+    assert text == to_svg(plot_front(run.result, run.plan), theme="page", key="k")
+    other = to_svg(plot_front(run.result, run.plan), theme="page", key="other")
     assert not set(re.findall(r' id="([^"]+)"', text)) & set(re.findall(r' id="([^"]+)"', other))
 
 
-def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData) -> None:
-    figure = plot_front(run)
+def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: Snapshot) -> None:
+    figure = plot_front(run.result, run.plan)
     root = ElementTree.fromstring(to_svg(figure))
     assert root.tag == f"{SVG}svg" and root.findtext(f"{SVG}title") == figure.get_label()
     light, dark = (root.findtext(f"{SVG}style") or "").split("@media (prefers-color-scheme:dark)")
@@ -117,7 +102,7 @@ def test_for_a_screen_there_is_a_title_and_a_second_colour_for_each(run: RunData
 def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qra_search.app.report.canvas import make_figure, use_chart_style, to_svg\n"
+        "from qra_search.app.report.charts import make_figure, use_chart_style, to_svg\n"
         "with use_chart_style(): figure, axes = make_figure('title', (300, 200))\n"
         "to_svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

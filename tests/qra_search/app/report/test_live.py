@@ -11,7 +11,7 @@ from rich.console import Console
 from qra_search import Study
 from qra_search.app.cli.common import make_view
 from qra_search.app.report import live
-from qra_search.app.report.live import BestSoFar, ConsoleView, make_listener
+from qra_search.app.report.live import ConsoleView, make_listener
 from qra_search.study.listener import Listener
 
 
@@ -100,13 +100,12 @@ def test_a_stage_is_named_at_once_with_its_pace_if_it_takes_long(
     assert lines(on) == [f"quantize: {text}" for text in expected]
 
 
-def test_lines_of_trials_give_the_loss_and_the_best_within_the_budget() -> None:
+def test_lines_of_trials_give_the_loss_and_its_prediction() -> None:
     on = console()
     running = study(ConsoleView(on))
-    best = running.run().best()
+    running.run()
     assert sum(line.startswith("[") for line in lines(on)) == len(running.log)
-    assert any("predicted 2.0000" in line for line in lines(on)) and best is not None
-    assert lines(on)[-1].endswith(f"iB: lowest loss so far {best.observed:.4f}")
+    assert any("predicted 2.0000" in line for line in lines(on))
 
 
 def test_failures_have_a_line_in_a_brief_view_as_well() -> None:
@@ -138,17 +137,6 @@ def test_a_stage_that_took_long_leaves_a_line_above_the_bars(clock: list[float])
         clock[0] = 9.0
         view.progress("[bold]quantize", 4, 4)
     assert "[bold]quantize: done in 9.0 s" in "\n".join(lines(on)), "names are no markup"
-
-
-def test_the_best_so_far_agrees_with_the_result_and_is_read_back_from_the_log() -> None:
-    view = ConsoleView(console())
-    running = study(view, evaluations=30)
-    result, budget = running.run(), running.memory_budgets[0]
-    lowest = min(c.observed for c in result.candidates if c.memory_bytes <= budget)
-    for best in (view.best, BestSoFar.from_study(running)):
-        assert best.find_lowest_loss(budget) == pytest.approx(lowest)
-        assert best.spent == pytest.approx(result.spent)
-        assert (best.count, best.failed) == (len(running.log), len(result.failures()))
 
 
 def test_in_a_notebook_rich_draws_if_it_can_and_else_lines_are_printed(

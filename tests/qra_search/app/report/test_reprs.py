@@ -13,8 +13,7 @@ from report_runs import EVIL, make_run
 from rich.console import Console
 
 from qra_search import Plan, SearchResult, Study
-from qra_search.app.report.table import TextTable
-from qra_search.app.report.tables import render_html, render_result
+from qra_search.app.report.tables import TextTable, render_html, render_result
 from qra_search.space.memory import format_bytes
 
 
