@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.sensitivities import check_sensitivities
-from qra_search.errors import BadInput, EvaluationFailed, describe_problem
+from qra_search.errors import BadInput, EvaluationFailed, describe_failure
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
@@ -240,7 +240,7 @@ class Study:
         except WorkerUnusable as error:
             raise StudyFailed(f"{error}; resuming the search repeats trial {trial.id}") from error
         except (Exception, SystemExit) as error:
-            trial = self.log.fail(trial.id, f"{type(error).__name__}: {describe_problem(error)}")
+            trial = self.log.fail(trial.id, describe_failure(error))
         else:
             trial = self.log.finish(trial.id, evaluation)
         self._notify("on_result", trial)
