@@ -20,7 +20,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearize(rows.codes, rows.seeds, fit.theta)
+    f, J = fit._linearize(rows.codes, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._multiply_covariances(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -88,7 +88,7 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
 def test_losses_far_below_the_sensitivities_can_be_fitted_where_a_plan_is_repeated():
     world = World()
     codes = world.plans(8)[[0, *range(8)]]
-    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9), np.zeros((9, 0)))
+    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9))
     mean, cov = refine(TableFit(world.basis, rows, Widths())).predict(world.plans(20))
     assert np.isfinite(mean).all() and (np.diag(cov) >= 0).all()
 
@@ -110,7 +110,7 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
         rows = world.rows(60)
         truth = world.loss(rows.codes)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.codes, truth + luck, rows.weight, rows.seeds)
+        seen = Rows(rows.codes, truth + luck, rows.weight)
         codes = world.plans(200)
         mean, _ = refine(TableFit(world.basis, seen, Widths(misfit=0.3))).predict(codes)
         bias.append(np.mean(mean - world.loss(codes)) / world.loss(codes).std())
@@ -134,9 +134,7 @@ def test_replicates_count_for_more():
     widths = Widths(noise=0.2)
     once = TableFit(world.basis, rows, widths).predict_evaluated()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(
-        world.basis, Rows(rows.codes, rows.loss, weight, rows.seeds), widths
-    ).predict_evaluated()[1]
+    often = TableFit(world.basis, Rows(rows.codes, rows.loss, weight), widths).predict_evaluated()[1]
     assert often[3] < once[3]
 
 
