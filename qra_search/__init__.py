@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from qra_search.space.memory import BudgetTooSmall, GroupwiseFormat, MemoryModel, StorageFormat
     from qra_search.space.space import SearchSpace
     from qra_search.strategies import Strategy
-    from qra_search.study.candidates import EvaluatedPlan
-    from qra_search.study.result import SearchResult
+    from qra_search.study.result import EvaluatedPlan, SearchResult
     from qra_search.study.study import Callback, Study
 
 __all__ = [
@@ -62,8 +61,7 @@ _HOMES = {
     "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
     "space.space": ("SearchSpace",),
     "strategies": ("Strategy",),
-    "study.candidates": ("EvaluatedPlan",),
-    "study.result": ("SearchResult",),
+    "study.result": ("EvaluatedPlan", "SearchResult"),
     "study.study": ("Callback", "Study"),
     "app.run": ("Run", "open_run", "plan"),
     "app.search": ("search",),

@@ -25,7 +25,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerUnusable,
 )
 from qra_search.executors.base import identify  # noqa: E402
-from qra_search.study.checks import StudyFailed  # noqa: E402
+from qra_search.study.study import StudyFailed  # noqa: E402
 
 
 def pids(notes: Path, what: str = "built") -> list[int]:

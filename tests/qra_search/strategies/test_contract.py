@@ -7,7 +7,7 @@ import pytest
 from qra_search import plugins
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.testing import StrategyContract
-from qra_search.testing.strategy import assert_another_process_proposes_the_same
+from qra_search.testing.contracts import assert_another_process_proposes_the_same
 
 SPECS = plugins.list_names("strategies")
 FINITE = ("uniform",)

@@ -11,7 +11,7 @@ from qra_search import Sensitivities
 from qra_search.space.levels import Level
 from qra_search.space.memory import GroupwiseFormat
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
-from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, measure_importance
+from qra_search.strategies.baselines.qr_adaptor import EPSILON, GuidedSteps, measure_importance
 from qra_search.testing.scenarios import interpolate_budgets, make_toy_space
 
 SPACE = make_toy_space(6)

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from qra_search import search
-from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, fit_matern, measure_importance
-from qra_search.strategies.baselines.qr_adaptor import PROMOTED, REFINED, QRAdaptorStrategy
+from qra_search.strategies.baselines.qr_adaptor import (
+    PROMOTED,
+    REFINED,
+    WARM_START,
+    GuidedSteps,
+    QRAdaptorStrategy,
+    fit_matern,
+    measure_importance,
+)
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 
