@@ -22,7 +22,7 @@ class Solution(NamedTuple):
     is_exact: bool
 
 
-def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> Solution | None:
+def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True) -> Solution | None:
     """The plan of least cost within a budget.
 
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
@@ -34,6 +34,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> Solution | None:
         cost: float (G, B, R); inf if a choice is not allowed.
         size: int (G, B, R), not negative.
         budget: what the sizes may sum to.
+        exact: if not, only the Lagrangian and greedy steps are taken: optimal but for the last few choices.
 
     Returns:
         None if nothing fits.
@@ -51,7 +52,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int) -> Solution | None:
     upper = float(cost[rows, best].sum())
     slack = RELATIVE_GAP * max(1.0, float(np.abs(cost[allowed]).sum()))
     is_exact = upper - bound <= slack
-    if not is_exact:
+    if exact and not is_exact:
         best, is_exact = _search_exactly(cost, size, budget, price, best, upper, slack)
     return Solution(decode_items(best, ranks), is_exact)
 

@@ -14,9 +14,9 @@ from qra_search.allocate.solve import compute_table_losses
 from qra_search.strategies.qra import list_neighbours
 
 
-def solve(cost, size, budget):
+def solve(cost, size, budget, **options):
     """The items (G,) of a problem whose groups have one rank."""
-    found = knapsack.solve(cost[..., None], size[..., None], budget)
+    found = knapsack.solve(cost[..., None], size[..., None], budget, **options)
     assert found is None or (found.code[1] == 0).all()
     return None if found is None else found.code[0]
 
@@ -63,16 +63,29 @@ def test_solve_is_as_good_as_brute_force(problem):
     assert abs(cost[rows, choice].sum() - expected) <= 1e-9
 
 
+@given(problems())
+@settings(max_examples=200, deadline=None)
+def test_the_fast_solution_fits_and_is_never_better_than_the_exact_one(problem):
+    cost, size, budget = problem
+    exact, fast = solve(cost, size, budget), solve(cost, size, budget, exact=False)
+    assert (exact is None) == (fast is None)
+    if exact is not None:
+        rows = np.arange(len(cost))
+        assert size[rows, fast].sum() <= budget
+        assert cost[rows, fast].sum() >= cost[rows, exact].sum() - 1e-9
+
+
 def test_thousands_of_like_groups_get_the_greedy_solution_if_partial_sums_are_too_many(monkeypatch):
     cost = np.tile([3.0, 2.0, 0.0], (40, 1))
     size = np.tile([0, 7, 25], (40, 1))
-    exact = knapsack.solve(cost[..., None], size[..., None], 333)
-    monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
-    greedy = knapsack.solve(cost[..., None], size[..., None], 333)
-    assert exact.is_exact and not greedy.is_exact
+    exact, fast = solve(cost, size, 333), solve(cost, size, 333, exact=False)
     rows = np.arange(40)
-    sums = [(cost[rows, found.code[0]].sum(), size[rows, found.code[0]].sum()) for found in (exact, greedy)]
-    assert sums[0][0] < sums[1][0] and sums[1][1] <= 333
+    assert cost[rows, exact].sum() < cost[rows, fast].sum()
+    monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
+    assert solve(cost, size, 333).tolist() == fast.tolist()
+    assert not knapsack.solve(cost[..., None], size[..., None], 333).is_exact
+    monkeypatch.undo()
+    assert knapsack.solve(cost[..., None], size[..., None], 333).is_exact
 
 
 def test_inputs_are_not_changed():
