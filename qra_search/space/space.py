@@ -16,8 +16,17 @@ import numpy as np
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan
-from qra_search.space.levels import Level, convert_all, make_levels, to_int
-from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
+from qra_search.space.memory import (
+    UNQUANTIZED_BITS,
+    Level,
+    MemoryModel,
+    StorageFormat,
+    adapter_bytes,
+    convert_all,
+    format_bytes,
+    make_levels,
+    to_int,
+)
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
 

@@ -27,8 +27,8 @@ from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import exclude_known
+from qra_search.strategies import Estimates, Strategy, average_replicates
 from qra_search.strategies.additive import propose_optima
-from qra_search.strategies.base import Estimates, Strategy, average_replicates
 from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.allocate.solve import (
     Z_90,
     Allocation,
@@ -25,10 +24,9 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import plan_to_dict
+from qra_search.space.serialization import plan_to_dict, write_sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.strategies import Strategy
-from qra_search.strategies.base import average_losses, find_non_dominated
+from qra_search.strategies import Strategy, average_losses, find_non_dominated
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed, describe_failure, shorten, wrong_type
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
@@ -18,7 +17,7 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import MAX_INT, Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import space_to_dict
+from qra_search.space.serialization import check_sensitivities, space_to_dict
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import InProcessExecutor
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Plan, Sensitivities
-from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.serialization import check_sensitivities, space_from_dict, space_to_dict
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.study import Callback, Study, check_proposals

@@ -19,7 +19,7 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal, Sensitivities, Trial
 from qra_search.space.space import SearchSpace
 from qra_search.space.steps import AdjacentSteps, select_entries
-from qra_search.strategies.base import Strategy, average_losses, find_non_dominated
+from qra_search.strategies import Strategy, average_losses, find_non_dominated
 from qra_search.strategies.baselines.nsga2 import breed_child, check_population, mutate, select_survivors
 from qra_search.strategies.simple import propose_new, rotate_budgets
 from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes

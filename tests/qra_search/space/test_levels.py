@@ -9,7 +9,7 @@ import pytest
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
 from qra_search.app.report import formatting
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.levels import read_name
+from qra_search.space.memory import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
 from qra_search.testing.scenarios import make_toy_space
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import Group, GroupwiseFormat, Linear, Plan, SearchSpace
-from qra_search.space.levels import Level
+from qra_search.space.memory import Level
 
 
 @given(st.data())

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_search import Sensitivities, search
-from qra_search.space.levels import Level
-from qra_search.space.memory import GroupwiseFormat
+from qra_search.space.memory import GroupwiseFormat, Level
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
 from qra_search.strategies.baselines.qr_adaptor import (
     EPSILON,
