@@ -1,3 +1,4 @@
 """Old path."""
 
-from qra_search.space.memory import Level, read_name  # noqa: F401  # old path
+from qra_search.space.memory import Level as Level  # old path
+from qra_search.space.memory import read_name as read_name  # old path

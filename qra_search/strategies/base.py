@@ -1,3 +1,4 @@
 """Old path."""
 
-from qra_search.strategies import average_losses, find_non_dominated  # noqa: F401  # old path
+from qra_search.strategies import average_losses as average_losses  # old path
+from qra_search.strategies import find_non_dominated as find_non_dominated  # old path

@@ -1,3 +1,4 @@
 """Old path."""
 
-from qra_search.study.study import StudyFailed, check_evaluator  # noqa: F401  # old path
+from qra_search.study.study import StudyFailed as StudyFailed  # old path
+from qra_search.study.study import check_evaluator as check_evaluator  # old path

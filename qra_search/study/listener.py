@@ -1,3 +1,3 @@
 """Old path."""
 
-from qra_search.study.study import Listener  # noqa: F401  # old path
+from qra_search.study.study import Listener as Listener  # old path
