@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -144,7 +143,6 @@ def format_bytes(count: int | float) -> str:
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
-Converted = TypeVar("Converted")
 BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
 
 
@@ -200,33 +198,26 @@ def make_levels(
         formats: of those given as numbers; None for the default of all.
     """
 
-    def make(value: Any) -> Level:
+    levels = []
+    for value in check_list(bits, (int, np.integer, Level), BITS_WANTED):
         if isinstance(value, Level):
-            return value
-        width = to_int(value)
-        if formats is not None and width != UNQUANTIZED_BITS and width not in formats:
+            levels.append(value)
+            continue
+        width = int(value)
+        if formats is not None and width not in (*formats, UNQUANTIZED_BITS):
             raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
-        return Level(width, width, format=formats.get(width) if formats else None)  # type: ignore[arg-type]
-
-    levels = sorted(convert_all(bits, make, BITS_WANTED), key=lambda level: level.width)
+        levels.append(Level(width, width, format=formats.get(width) if formats else None))  # type: ignore[arg-type]
+    levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"bits must be one or more distinct levels, got {tuple(names)}")
     return tuple(levels)
 
 
-def convert_all(values: Any, convert: Callable[[Any], Converted], wanted: str) -> tuple[Converted, ...]:
-    """Each value converted; raises TypeError, which begins with `wanted`, if one cannot be or `values` is no list."""
-    try:
-        if isinstance(values, (str, Mapping, Set)):
-            raise TypeError
-        return tuple(map(convert, values))
-    except TypeError:
-        raise TypeError(f"{wanted}, got {values!r}") from None
-
-
-def to_int(value: Any) -> int:
-    """A whole number of any type as an int; TypeError for everything else, `True` too."""
-    if isinstance(value, bool):
-        raise TypeError(value)
-    return operator.index(value)
+def check_list(values: Any, kinds: tuple[type, ...], wanted: str) -> list[Any]:
+    """The values of a list; raises TypeError, which begins with `wanted`, if it is none or has other kinds in it."""
+    is_list = isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set))
+    found = list(values) if is_list else []
+    if not is_list or any(isinstance(value, bool) or not isinstance(value, kinds) for value in found):
+        raise TypeError(f"{wanted}, got {values!r}")
+    return found

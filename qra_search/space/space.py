@@ -22,10 +22,9 @@ from qra_search.space.memory import (
     MemoryModel,
     StorageFormat,
     adapter_bytes,
-    convert_all,
+    check_list,
     format_bytes,
     make_levels,
-    to_int,
 )
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
@@ -80,7 +79,7 @@ class SearchSpace:
         self.levels = make_levels(bits, formats)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
-        self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
+        self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes = int(fixed_bytes)

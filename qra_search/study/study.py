@@ -314,12 +314,10 @@ def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]
 def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Proposal]:
     """The proposals themselves; raises StudyFailed if a strategy breaks its contract: what is no proposal, is over the
     budget, or repeats an evaluation."""
-    if not isinstance(proposals, Sequence):
+    if not isinstance(proposals, Sequence) or not all(isinstance(p, Proposal) for p in proposals):
         raise StudyFailed(f"the strategy proposed {shorten(proposals)}: a list of Proposal is needed")
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
-        if not isinstance(proposal, Proposal):
-            raise StudyFailed(f"the strategy proposed {shorten(proposal)}: a Proposal is needed")
         size = state.space.memory_bytes(proposal.plan)
         if size > state.memory_limit:
             raise StudyFailed(
@@ -344,13 +342,8 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
-    wanted = (
-        "an Evaluator is needed. To search for a model and a task by name, use qra_search.plan or `qra "
-        "search`"
-    )
-    raise wrong_type(
-        "evaluator", evaluator, "an instance is needed" if isinstance(evaluator, type) else wanted
-    )
+    by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
+    raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
 
 
 def check_options(evaluations: Any, seed: Any, batch: Any) -> None:

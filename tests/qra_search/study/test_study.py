@@ -172,7 +172,7 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
     ("proposed", "message"),
     [
         (None, "a list of Proposal is needed"),
-        (["uniform"], "a Proposal is needed"),
+        (["uniform"], "a list of Proposal is needed"),
     ],
 )
 def test_what_is_no_proposal_is_refused_before_it_is_evaluated(evaluator, proposed, message):
@@ -226,10 +226,10 @@ def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):
     [
         (
             "tiny",
-            r"evaluator is 'tiny' \(str\): an Evaluator is needed\. .*, use qra_search.plan or `qra search`",
+            r"evaluator is 'tiny' \(str\): an Evaluator object is needed\. .*, use qra_search.plan or `qra search`",
         ),
-        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an instance is needed"),
-        (make_space(), "an Evaluator is needed"),
+        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an Evaluator object is needed"),
+        (make_space(), "an Evaluator object is needed"),
     ],
     ids=["a name", "a class", "a space"],
 )
