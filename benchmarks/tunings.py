@@ -26,10 +26,10 @@ from scipy.stats import qmc
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.landscapes.tunings import DATA
-from qra_search.allocate.sensitivities import read_sensitivities, write_sensitivities
 from qra_search.allocate.solve import build_additive_table, solve_table
 from qra_search.schemas import Plan
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import read_sensitivities, write_sensitivities
 from qra_search.space.space import SearchSpace
 
 FOLDER = RESULTS / "tunings"

@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from qra_search.log.journal import TrialLog
     from qra_search.log.state import StudyState
     from qra_search.schemas import Evaluation, Group, Linear, Plan, Proposal, Sensitivities, Trial
-    from qra_search.space.levels import Level
-    from qra_search.space.memory import BudgetTooSmall, GroupwiseFormat, MemoryModel, StorageFormat
+    from qra_search.space.memory import BudgetTooSmall, GroupwiseFormat, Level, MemoryModel, StorageFormat
     from qra_search.space.space import SearchSpace
     from qra_search.strategies import Strategy
-    from qra_search.study.candidates import EvaluatedPlan
-    from qra_search.study.result import SearchResult
+    from qra_search.study.result import EvaluatedPlan, SearchResult
     from qra_search.study.study import Callback, Study
 
 __all__ = [
@@ -58,12 +56,10 @@ _HOMES = {
     "log.state": ("StudyState",),
     "log.journal": ("TrialLog",),
     "schemas": ("Evaluation", "Group", "Linear", "Plan", "Proposal", "Sensitivities", "Trial"),
-    "space.levels": ("Level",),
-    "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "MemoryModel", "StorageFormat"),
+    "space.memory": ("BudgetTooSmall", "GroupwiseFormat", "Level", "MemoryModel", "StorageFormat"),
     "space.space": ("SearchSpace",),
     "strategies": ("Strategy",),
-    "study.candidates": ("EvaluatedPlan",),
-    "study.result": ("SearchResult",),
+    "study.result": ("EvaluatedPlan", "SearchResult"),
     "study.study": ("Callback", "Study"),
     "app.run": ("Run", "open_run", "plan"),
     "app.search": ("search",),

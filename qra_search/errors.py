@@ -82,6 +82,12 @@ def describe_problem(error: BaseException) -> str:
     return f"{place}: {message}" if place else message
 
 
+def describe_failure(error: BaseException) -> str:
+    """Why an evaluation failed, as a journal keeps it; with the type of an exception that is not EvaluationFailed."""
+    text = describe_problem(error)
+    return text if isinstance(error, EvaluationFailed) else f"{type(error).__name__}: {text}"
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line: its message if it is one of ours, else with its type before it."""
     text = " ".join(describe_problem(error).split())

@@ -19,11 +19,11 @@ from qra_search import (
     Sensitivities,
     Study,
 )
-from qra_search.allocate.sensitivities import write_sensitivities
 from qra_search.app.config import make_config
 from qra_search.app.folder import RunFolder
 from qra_search.log.state import StudyState
 from qra_search.schemas import Proposal, TuningRecord
+from qra_search.space.serialization import write_sensitivities
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 

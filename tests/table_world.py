@@ -44,4 +44,4 @@ class World:
     def rows(self, count: int, noise: float = NOISE) -> Rows:
         codes = self.plans(count)
         loss = self.loss(codes) + noise * self.rng.standard_normal(count)
-        return Rows(codes, loss, np.ones(count), np.zeros((count, 0)))
+        return Rows(codes, loss, np.ones(count))

@@ -10,8 +10,7 @@ import pytest
 from benchmarks.common import read_lines
 from benchmarks.tunings import BITS, BLOCK, FOLDER, RANKS, RATES, TASKS, draw_design, make_plan
 from qra_search.schemas import Group, Linear
-from qra_search.space.levels import Level
-from qra_search.space.memory import GroupwiseFormat
+from qra_search.space.memory import GroupwiseFormat, Level
 from qra_search.space.space import SearchSpace
 
 DESIGN = read_lines(FOLDER / "design.jsonl")

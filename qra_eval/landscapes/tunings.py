@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 from scipy.optimize import least_squares
 
-from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.errors import BadInput
 from qra_search.schemas import Plan, Sensitivities
+from qra_search.space.serialization import read_sensitivities
 from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:

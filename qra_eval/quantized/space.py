@@ -14,8 +14,7 @@ from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
 from qra_search.schemas import Group, LevelName, Linear
 from qra_search.sections import SpaceConfig
-from qra_search.space.levels import Level
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS, Level
 from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)

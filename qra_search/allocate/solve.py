@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from qra_search.allocate import knapsack
-from qra_search.schemas import Plan, Sensitivities
+from qra_search.schemas import CONFIG, Plan, Schema, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
@@ -28,8 +27,8 @@ lie within (`benchmarks/results/predictions.jsonl`), and 95% of 1,035 after a do
 searches (`benchmarks/results/study/details.md`). Longer tunings leave far less (docs/study.md)."""
 
 
-@dataclass(frozen=True)
-class UniformPrediction:
+@dataclass(frozen=True, config=CONFIG)
+class UniformPrediction(Schema):
     """A uniform plan beside another plan, as a rule the allocated one, by what is predicted before tuning.
 
     Attributes:
@@ -53,8 +52,8 @@ class UniformPrediction:
         return self.interval[0] > 0.0
 
 
-@dataclass(frozen=True)
-class Allocation:
+@dataclass(frozen=True, config=CONFIG)
+class Allocation(Schema):
     """The plan of lowest predicted loss within a budget, and every uniform plan that fits.
 
     Attributes:
@@ -76,24 +75,6 @@ class Allocation:
     def best_uniform(self) -> UniformPrediction | None:
         """The uniform plan of lowest predicted loss, the cheapest of equals; None if none fits."""
         return min(self.uniform, key=lambda u: (u.gain, u.memory_bytes), default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "budget": self.budget_bytes,
-            "plan": self.plan.to_dict(),
-            "memory_bytes": self.memory_bytes,
-            "predicted_loss": self.predicted_loss,
-            "is_exact": self.is_exact,
-            "uniform": [
-                {
-                    "plan": u.plan.to_dict(),
-                    "memory_bytes": u.memory_bytes,
-                    "predicted_gain": u.gain,
-                    "interval": list(u.interval),
-                }
-                for u in self.uniform
-            ],
-        }
 
 
 def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:
@@ -151,7 +132,7 @@ def _find_best_plan(space: SearchSpace, table: np.ndarray, budget_bytes: int) ->
     cost = np.where(space.memory.allowed, table, np.inf)
     found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes)
     assert found is not None  # the smallest plan fits
-    return space.decode(found.code), found.is_exact
+    return space.decode(found.code), bool(found.is_exact)
 
 
 def estimate_gain_std(gain: float) -> float:

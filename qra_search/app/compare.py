@@ -25,8 +25,7 @@ from qra_search.errors import BadInput
 from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import LossChange
-from qra_search.study.result import SearchResult
+from qra_search.study.result import LossChange, SearchResult
 
 SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""

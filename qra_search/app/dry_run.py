@@ -9,7 +9,7 @@ from qra_search.app.report import formatting
 from qra_search.app.tunable import CostedEvaluator, count_rows
 from qra_search.errors import shorten
 from qra_search.evaluator import Evaluator
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""

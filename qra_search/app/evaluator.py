@@ -14,11 +14,10 @@ from qra_search.app.config import RunConfig
 from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator, make_remote_evaluator
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator, Progress
-from qra_search.executors import Executor, ProcessExecutor, RayExecutor, devices
-from qra_search.executors.workers import WorkerExecutor
+from qra_search.executors import Executor, ProcessExecutor, RayExecutor, WorkerExecutor, devices
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 KINDS = ("process", "ray")
 """Kinds of workers."""

@@ -28,7 +28,7 @@ from qra_search.sections import FinetuneConfig
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_from_dict
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.app.compare import Comparison, ShownResult, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
 from qra_search.app.tuning_folder import TuningFolder
@@ -24,7 +23,13 @@ from qra_search.plugins import UnknownName
 from qra_search.schemas import Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
-from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan, read_plan_file
+from qra_search.space.serialization import (
+    PLAN_NAME,
+    plan_to_dict,
+    read_plan,
+    read_plan_file,
+    read_sensitivities,
+)
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.result import SearchResult

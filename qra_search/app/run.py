@@ -37,9 +37,8 @@ from qra_search.files import read_tensor_names
 from qra_search.launched import is_follower
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
-from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback
+from qra_search.study.study import Callback, Listener
 
 DEFAULT_FORMAT = "peft"
 """Export format of a run that was searched for no engine."""

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
@@ -23,12 +22,11 @@ from qra_search.log.journal import TrialLog
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
+from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.checks import StudyFailed, check_evaluator
 from qra_search.study.interrupt import on_interrupt
-from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study
+from qra_search.study.study import Callback, Listener, Study, StudyFailed, check_evaluator
 
 
 def search(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qra_search.evaluator import Evaluator, Progress
-from qra_search.executors.workers import RemoteEvaluator, WorkerExecutor
+from qra_search.executors import RemoteEvaluator, WorkerExecutor
 from qra_search.schemas import Plan, TuningRecord
 
 StepFigures = Mapping[str, float]

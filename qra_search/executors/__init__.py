@@ -1,9 +1,14 @@
 """Where evaluations run: in this process, in worker processes, or on Ray."""
 
-from qra_search.executors.base import Executor, InProcessExecutor, WorkerDied, WorkerUnusable
-from qra_search.executors.process import ProcessExecutor
-from qra_search.executors.ray import RayExecutor
-from qra_search.executors.workers import RemoteEvaluator
+from qra_search.executors.base import (
+    Executor,
+    InProcessExecutor,
+    RemoteEvaluator,
+    WorkerDied,
+    WorkerExecutor,
+    WorkerUnusable,
+)
+from qra_search.executors.workers import ProcessExecutor, RayExecutor
 
 __all__ = [
     "Executor",
@@ -12,5 +17,6 @@ __all__ = [
     "RayExecutor",
     "RemoteEvaluator",
     "WorkerDied",
+    "WorkerExecutor",
     "WorkerUnusable",
 ]

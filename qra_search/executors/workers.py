@@ -1,206 +1,225 @@
-"""Workers that keep an evaluator each, whatever runs them: started when needed, replaced when they die."""
+"""Workers: processes of this machine, each with its own share of GPUs or threads, and actors of a Ray cluster."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 import threading
-from abc import abstractmethod
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from operator import methodcaller
-from queue import LifoQueue
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from qra_search.errors import BadInput, EvaluationFailed, convert_to_bad_input, describe, describe_problem
-from qra_search.evaluator import Evaluator, check_evaluation
-from qra_search.executors.base import Executor, InputUnusable, WorkerDied, WorkerUnusable
-from qra_search.log.journal import to_printable
-from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
+from qra_search.errors import DISTRIBUTION
+from qra_search.executors.base import Factory, WorkerDied, WorkerExecutor, WorkerUnusable, build_evaluator
+from qra_search.executors.devices import (
+    DEVICE,
+    SHARING,
+    check_enough_gpus,
+    export_variables,
+    make_environment,
+    name_device,
+)
 
-ATTEMPTS = 2
-"""Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
-Factory = Callable[[], Evaluator]
-"""Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
+START_SECONDS = 600.0
+"""Within which Ray must have an actor ready."""
 
 
-class Worker(Protocol):
-    """A process of its own, on this machine or on another."""
+class ProcessExecutor(WorkerExecutor):
+    """Evaluates in `workers` processes, which are spawned (never forked), build their evaluator once and keep it.
+
+    Each is a pool of one process, so that one that dies breaks no other's. Its variables are set before the process
+    starts (see `devices.make_environment`), `QRA_DEVICE` among them.
+
+    Args:
+        factory: builds the evaluator in the worker; must be picklable and importable there.
+        workers: how many; default: one for each device.
+        devices: names of the form `cuda:0`, `cuda:0,cuda:1` or `cpu`, given to the workers in turn; default: `cpu`.
+
+    A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
+    """
+
+    def __init__(self, factory: Factory, workers: int | None = None, *, devices: Sequence[str] | None = None):
+        names = list(devices or ["cpu"])
+        super().__init__(factory, workers if workers is not None else len(names))
+        self.devices = [names[slot % len(names)] for slot in range(self.slots)]
+        self._variables = [
+            make_environment(name, self.slots, self.devices.count(name)) for name in self.devices
+        ]
+
+    def start_worker(self, slot: int) -> ProcessWorker:
+        return ProcessWorker(self._variables[slot])
+
+
+class ProcessWorker:
+    """A pool of one process."""
+
+    def __init__(self, variables: dict[str, str]):
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_initialize_worker
+        )
+        with export_variables(variables), _block_interrupts():
+            self._pool.submit(os.getpid)  # which starts the process
+            (self._process,) = self._pool._processes.values()  # type: ignore[union-attr]
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What an importable function returns there; raises WorkerDied if the worker ends meanwhile."""
+        try:
+            return self._pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise WorkerDied(self._describe_exit()) from None
+
+    def _describe_exit(self) -> str:
+        self._pool.shutdown()  # waits for the exit status
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            memory = ", as the kernel does when memory is full" if code == -signal.SIGKILL else ""
+            return f"the worker was ended by {signal.Signals(-code).name}{memory}"
+        return f"the worker ended with exit status {code}"
 
     def kill(self) -> None:
-        """End the worker at once, with all that it started; may be called from another thread, and twice."""
+        _kill_group(self._process.pid)
+        self._process.kill()
 
 
-class WorkerExecutor(Executor):
-    """An executor with `slots` workers, each started when it is first needed and kept.
+@contextmanager
+def _block_interrupts() -> Iterator[None]:
+    """A process that is started meanwhile hears no Ctrl-C: that is for the study."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    A worker that dies is replaced, and its evaluation is run again once. Use it in a `with` block: at its end, or at
-    `shutdown`, the workers are killed.
+
+def _kill_group(pid: int | None) -> None:
+    if pid is not None and hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # it has no group yet, or nothing of it is left
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _initialize_worker() -> None:
+    """Before the first request: the worker leads a process group, and ends with the study's process."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # one kill ends all that is started in here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "torch" in sys.modules:  # the main module imported it before its variables could count
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        _kill_group(os.getpid())
+        os._exit(1)
+
+
+class RayExecutor(WorkerExecutor):
+    """Evaluates in `workers` Ray actors, each of which builds its evaluator once and keeps it.
+
+    Args:
+        factory: builds the evaluator in the actor.
+        workers: actors.
+        address: of an existing cluster (`auto`, `ray://host:10001`); None: Ray is started on this machine, unless it
+            runs already, and ended at shutdown.
+        cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`, two that share
+            one have `gpus=0.5`. An actor of none sees none. None: one, if the cluster has any. `QRA_DEVICE` tells an
+            actor whether it has GPUs (`cuda`) or not (`cpu`).
+
+    Raises:
+        ImportError: Ray is not installed; the extra `ray` brings it.
+        BadInput: the cluster, as it is now, has too few GPUs for so many workers.
     """
 
-    def __init__(self, factory: Factory, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one worker is needed, got {slots}")
-        self.factory = factory
-        self.slots = slots
-        self._threads = ThreadPoolExecutor(slots, "qra-worker")
-        self._is_closed = False
-        self._lock = threading.Lock()
-        self._workers: dict[int, Worker] = {}
-        # The slot that was freed last is taken first, so that no worker is started while another is idle.
-        self._free: LifoQueue[int] = LifoQueue()
-        for slot in reversed(range(slots)):
-            self._free.put(slot)
+    def __init__(
+        self,
+        factory: Factory,
+        workers: int,
+        *,
+        address: str | None = None,
+        cpus: float = 1,
+        gpus: float | None = 0,
+    ):
+        super().__init__(factory, workers)
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(
+                f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`", name="ray"
+            ) from error
+        self._ray = ray
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            ray.init(
+                address=address, log_to_driver=False, include_dashboard=False if address is None else None
+            )
+        if gpus is None:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        if gpus:  # an actor that fits nowhere would wait until `START_SECONDS`
+            try:
+                nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+                check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
+            except BaseException:
+                self.shutdown()
+                raise
+        self._device = name_device(gpus) if gpus else "cpu"
+        self._sharing = max(1, int(1 / gpus + 1e-9)) if gpus else 1
+        # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
+        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+            _Actor
+        )
 
-    @abstractmethod
-    def start_worker(self, slot: int) -> Worker:
-        """A new worker, whose evaluator is not built yet."""
-
-    def submit(self, proposal: Proposal) -> Future[Evaluation]:
-        return self.call(evaluate, proposal)
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Call an importable function with the evaluator of a worker."""
-        self._check_open()
-        return self._threads.submit(self._run, function, *args)
+    def start_worker(self, slot: int) -> RayWorker:
+        return RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
 
     def shutdown(self) -> None:
-        """Kill the workers; evaluations in flight end with `WorkerUnusable`, so that no log calls them failed."""
-        with self._lock:
-            self._is_closed = True
-            workers = list(self._workers.values())
-        for worker in workers:
-            worker.kill()
-        self._threads.shutdown()
+        super().shutdown()
+        if self._started_ray:
+            self._started_ray = False
+            self._ray.shutdown()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
+class RayWorker:
+    """An actor."""
 
-    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        slot = self._free.get()
+    def __init__(self, ray: Any, actor: Any):
+        self._ray = ray
+        self._actor = actor
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        errors = self._ray.exceptions
+        reply = self._actor.call.remote(function, *args)
         try:
-            for _ in range(ATTEMPTS):
-                is_built = slot in self._workers
-                try:
-                    worker = self._workers.get(slot) or self._start(slot)
-                    is_built = True
-                    return check_reply(worker.call(call_evaluator, function, *args))
-                except WorkerDied as error:
-                    died = error
-                    self._drop(slot)
-            if is_built:
-                raise WorkerDied(f"{died}, as did its replacement")
-            raise WorkerUnusable(f"{died} while building the evaluator: try fewer workers")
-        finally:
-            self._free.put(slot)
+            return self._ray.get(reply, timeout=START_SECONDS if function is build_evaluator else None)
+        except errors.GetTimeoutError:
+            raise WorkerUnusable(
+                f"Ray had no worker ready within {START_SECONDS:g} seconds: are there as many CPUs and GPUs "
+                f"free as were asked for?"
+            ) from None
+        except errors.RayTaskError as error:
+            raise error.cause from None
+        except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+            raise WorkerDied(f"the Ray actor died ({' '.join(str(error).split())[:200]})") from None
 
-    def _start(self, slot: int) -> Worker:
-        """A worker with its evaluator; raises WorkerDied if it ends while building it."""
-        try:
-            with self._lock:
-                self._check_open()
-                worker = self._workers[slot] = self.start_worker(slot)
-            failure = worker.call(build_evaluator, self.factory)
-        except (WorkerDied, WorkerUnusable):
-            self._drop(slot)
-            raise
-        except Exception as error:  # it cannot be started, or the factory cannot be pickled
-            self._drop(slot)
-            raise WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})") from error
-        if failure is not None:
-            self._drop(slot)
-            kind = InputUnusable if failure.is_input else WorkerUnusable
-            raise kind(f"the evaluator cannot be built: {failure.message}")
-        return worker
-
-    def _drop(self, slot: int) -> None:
-        worker = self._workers.pop(slot, None)
-        if worker is not None:
-            worker.kill()
-        self._check_open()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise WorkerUnusable("the executor was shut down")
+    def kill(self) -> None:
+        self._ray.kill(self._actor, no_restart=True)
 
 
-class RemoteEvaluator(Evaluator):
-    """Stands for the evaluators of an executor's workers, so that the study's own process never loads the model; one
-    worker is started to identify them."""
+class _Actor:
+    """Runs in Ray's worker."""
 
-    def __init__(self, executor: WorkerExecutor):
-        self._executor = executor
-        self.space, self.fidelities, self._description = executor.call(identify).result()
+    def __init__(self, device: str, sharing: int):
+        os.environ[DEVICE], os.environ[SHARING] = device, str(sharing)
+        if (
+            device == "cpu"
+        ):  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
-        return self._executor.submit(Proposal(plan, fidelity, seed)).result()
-
-    def sensitivities(self) -> Sensitivities | None:
-        sensitivities: Sensitivities | None = self._executor.call(methodcaller("sensitivities")).result()
-        return sensitivities
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception as text, since its class may not be importable where the study runs.
-
-    Attributes:
-        name: of its class.
-        is_input: whether what the user gave is the reason.
-    """
-
-    name: str
-    message: str
-    is_input: bool = False
-
-
-_evaluators: list[Evaluator] = []
-"""In a worker: its evaluator, once it is built."""
-
-
-def build_evaluator(factory: Factory) -> Failure | None:
-    """In a worker: build its evaluator; returns the failure, if it cannot be built."""
-    try:
-        with convert_to_bad_input():
-            _evaluators[:] = [factory()]
-    except BadInput as error:
-        return Failure("BadInput", to_printable(describe(error)), is_input=True)
-    except (Exception, SystemExit) as error:
-        name = type(error).__name__
-        return Failure(name, to_printable(f"{name}: {error}"))
-    return None
-
-
-def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:
-    """In a worker: what an importable function returns for its evaluator, or the `Failure` that it ends in."""
-    try:
-        return function(*_evaluators, *args)
-    except (Exception, SystemExit) as error:
-        return Failure(type(error).__name__, to_printable(describe_problem(error)))
-
-
-def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
-    """The checked evaluation of a proposal."""
-    evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
-    return check_evaluation(evaluation, evaluator.space, proposal.plan)
-
-
-def identify(evaluator: Evaluator) -> tuple[Any, ...]:
-    """What a study asks of its evaluator before it evaluates anything: space, fidelities and description."""
-    return evaluator.space, tuple(evaluator.fidelities), evaluator.describe()
-
-
-def check_reply(reply: Any) -> Any:
-    """A reply that is no failure; else raises a subclass of EvaluationFailed with the name and message of the worker's
-    exception, so that a log has the same reason wherever the evaluation ran."""
-    if isinstance(reply, Failure):
-        raise type(reply.name, (EvaluationFailed,), {})(reply.message)
-    return reply
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)

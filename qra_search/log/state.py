@@ -8,12 +8,11 @@ from itertools import count
 
 import numpy as np
 
-from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.errors import describe
 from qra_search.log.journal import LogError, TrialLog
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.memory import MemoryModel
-from qra_search.space.serialization import space_from_dict
+from qra_search.space.serialization import check_sensitivities, space_from_dict
 from qra_search.space.space import SearchSpace
 
 DEFAULT_SWEEP = 9

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from qra_search.errors import BadInput, shorten
 from qra_search.schemas import LevelName, Plan, format_level, format_level_label
-from qra_search.space.levels import read_name
-from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
+from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes, read_name
 from qra_search.space.space import SearchSpace
 
 REFERENCE_BITS = 4

@@ -1,16 +1,18 @@
-"""Exact bytes of a plan: storage formats, and a table that adds them up for many plans at once."""
+"""How weights are stored: formats, named levels of them to choose from, and the exact bytes of whole plans."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from qra_search.errors import BadInput
+from qra_search.schemas import LevelName, check_name, format_level
 
 GROUP_SIZE = 64
 METADATA_BITS = 32
@@ -139,3 +141,83 @@ def format_bytes(count: int | float) -> str:
         size = size / 1024
         unit = larger
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to store a weight.
+
+    Attributes:
+        name: its bits if a width has one level only, else a text such as `nf4`, `gptq-3` or `Q4_K`.
+        width: nominal bits, whole or and a half; 16 is the unquantized weight.
+        backend: what stores it, in words; only shown.
+        format: exact bytes of a weight; default: group-wise with 32 bits of scale and zero for every 64 weights.
+    """
+
+    name: LevelName
+    width: float
+    backend: str = ""
+    format: StorageFormat = field(default=None)  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if isinstance(self.name, int) and self.name != self.width:
+            raise ValueError(
+                f"level {self.name} has width {self.width}: the name of a level is its width, or a text"
+            )
+        if self.width < 1:
+            raise ValueError(f"bits must be at least 1, got {self.width}")
+        if self.format is None:
+            metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0
+            object.__setattr__(self, "format", GroupwiseFormat(self.width, metadata_bits=metadata_bits))
+
+    def __str__(self) -> str:
+        words = format_level(self.name)
+        if words != self.name:
+            return words
+        return f"{words} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
+
+
+def read_name(text: str) -> LevelName:
+    """The name of a level as written on a command line, where a number stays one; else ValueError."""
+    text = text.strip()
+    name: LevelName = int(text) if text.isdecimal() and text.isascii() else text
+    check_name(name)
+    return name
+
+
+def make_levels(
+    bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None
+) -> tuple[Level, ...]:
+    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
+
+    Args:
+        formats: of those given as numbers; None for the default of all.
+    """
+
+    levels = []
+    for value in check_list(bits, (int, np.integer, Level), BITS_WANTED):
+        if isinstance(value, Level):
+            levels.append(value)
+            continue
+        width = int(value)
+        if formats is not None and width not in (*formats, UNQUANTIZED_BITS):
+            raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
+        levels.append(Level(width, width, format=formats.get(width) if formats else None))  # type: ignore[arg-type]
+    levels.sort(key=lambda level: level.width)
+    names = [level.name for level in levels]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"bits must be one or more distinct levels, got {tuple(names)}")
+    return tuple(levels)
+
+
+def check_list(values: Any, kinds: tuple[type, ...], wanted: str) -> list[Any]:
+    """The values of a list; raises TypeError, which begins with `wanted`, if it is none or has other kinds in it."""
+    is_list = isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set))
+    found = list(values) if is_list else []
+    if not is_list or any(isinstance(value, bool) or not isinstance(value, kinds) for value in found):
+        raise TypeError(f"{wanted}, got {values!r}")
+    return found

@@ -1,4 +1,4 @@
-"""Spaces and plans as plain data, which journals and plan files hold; a `plan.json` read back."""
+"""Spaces, plans and sensitivities as plain data, which journals and files hold; a `plan.json` read back."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from pydantic import StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from qra_search.errors import BadInput, convert_to_bad_input, shorten
-from qra_search.files import read_json
-from qra_search.schemas import CONFIG, Group, LevelName, Parameter, Plan, Schema, make_adapter
-from qra_search.space.levels import Level
+from qra_search.errors import BadInput, convert_to_bad_input, describe, shorten
+from qra_search.files import read_json, write_json
+from qra_search.schemas import CONFIG, Group, LevelName, Parameter, Plan, Schema, Sensitivities, make_adapter
+from qra_search.space.memory import Level
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
 PLAN_NAME = "plan.json"
+SENSITIVITIES_FORMAT = "qra-sensitivities/1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,3 +148,39 @@ def read_plan_file(path: Path) -> dict[str, Any]:
             f"{file} is not a plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed"
         )
     return data
+
+
+def check_sensitivities(space: SearchSpace, sensitivities: Sensitivities) -> Sensitivities:
+    """The sensitivities themselves; raises BadInput if the shapes are not those of the space."""
+    want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
+    got = (sensitivities.bits_damage.shape, sensitivities.rank_gain.shape)
+    if got != want:
+        raise BadInput(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
+    return sensitivities
+
+
+def write_sensitivities(
+    file: Path, space: SearchSpace, sensitivities: Sensitivities, evaluator: Mapping[str, Any]
+) -> None:
+    """Write sensitivities with their space and what `Evaluator.describe` returned."""
+    content = {"evaluator": dict(evaluator), "sensitivities": sensitivities.to_dict()}
+    write_json(file, {"format": SENSITIVITIES_FORMAT, **content, "space": space_to_dict(space)}, durable=True)
+
+
+def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str, Any]]:
+    """The space, the sensitivities and the description of the evaluator that `write_sensitivities` wrote.
+
+    Raises BadInput if there is no such file, or it is damaged or of another format.
+    """
+    data = read_json(file)
+    if not isinstance(data, dict) or data.get("format") != SENSITIVITIES_FORMAT:
+        raise BadInput(
+            f"{file} holds no sensitivities of format {SENSITIVITIES_FORMAT!r}: plan again in another folder"
+        )
+    try:
+        space = space_from_dict(data["space"])
+        sensitivities = Sensitivities.from_dict(data["sensitivities"])
+        evaluator = dict(data["evaluator"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{file} is damaged ({describe(error)}): plan again in another folder") from error
+    return space, check_sensitivities(space, sensitivities), evaluator

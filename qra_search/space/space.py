@@ -16,8 +16,16 @@ import numpy as np
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan
-from qra_search.space.levels import Level, convert_all, make_levels, to_int
-from qra_search.space.memory import UNQUANTIZED_BITS, MemoryModel, StorageFormat, adapter_bytes, format_bytes
+from qra_search.space.memory import (
+    UNQUANTIZED_BITS,
+    Level,
+    MemoryModel,
+    StorageFormat,
+    adapter_bytes,
+    check_list,
+    format_bytes,
+    make_levels,
+)
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
 
@@ -71,7 +79,7 @@ class SearchSpace:
         self.levels = make_levels(bits, formats)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
-        self.ranks = tuple(sorted(convert_all(ranks, to_int, wanted)))
+        self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes = int(fixed_bytes)

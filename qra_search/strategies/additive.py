@@ -10,7 +10,7 @@ import numpy as np
 from qra_search.allocate.solve import build_additive_table, solve_table
 from qra_search.log.state import StudyState
 from qra_search.schemas import Proposal
-from qra_search.strategies.base import Strategy
+from qra_search.strategies import Strategy
 from qra_search.surrogates.posterior import compute_posterior_table
 
 SWEEP = 128

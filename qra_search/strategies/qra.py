@@ -27,8 +27,8 @@ from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import exclude_known
+from qra_search.strategies import Estimates, Strategy, average_replicates
 from qra_search.strategies.additive import propose_optima
-from qra_search.strategies.base import Estimates, Strategy, average_replicates
 from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
@@ -36,9 +36,7 @@ from qra_search.surrogates.posterior import (
     BLAS,
     average_observations,
     fit_table,
-    list_common_seeds,
     select_fitted_rows,
-    weigh_seeds,
 )
 from qra_search.surrogates.table import TableFit
 
@@ -60,19 +58,14 @@ class QRAStrategy(Strategy):
 
     Args:
         draws: tables drawn for a proposal.
-        seeds: seeds that proposals take in turn, beginning with the study's. With one, all plans see the same batches,
-            and the search fits these; with more, losses in the log are not to be compared across seeds, estimates are.
     """
 
     name = "qra"
 
-    def __init__(self, *, draws: int = 24, seeds: int = 1):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
+    def __init__(self, *, draws: int = 24):
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.spans = np.append(0.0, np.resize(SPANS, draws))
-        self.seeds = seeds
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         if len(state.space) > MOST_GROUPS:
@@ -130,16 +123,10 @@ class QRAStrategy(Strategy):
         change = cov[n:] / np.sqrt(np.diag(cov) + luck)[n:, None]
         size = space.memory.bytes(codes)
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
-        seed = self._pick_seed(state, k)
-        shift = float(fit.predict_seed_effects(weigh_seeds([[seed]], list_common_seeds(state.full)))[0])
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
             deviation = float(np.sqrt(max(cov[i, i], 0.0)))
-            yield Proposal(plan, 1.0, seed, "table", float(mean[i] + shift), deviation)
-
-    def _pick_seed(self, state: StudyState, k: int) -> int:
-        """The seed in turn."""
-        return state.seed + (len(state.trials) + k) % self.seeds
+            yield Proposal(plan, 1.0, state.seed, "table", float(mean[i]), deviation)
 
     def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the first budget in turn whose allocation is new, else a random plan, for the budget in
@@ -150,9 +137,7 @@ class QRAStrategy(Strategy):
         limits = [budgets[0]] * ATTEMPTS + [state.memory_limit] * ATTEMPTS
         drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
         new = ((plan, origin) for plan, origin in chain(allocated, drawn) if plan not in asked)
-        return next(
-            (Proposal(plan, seed=self._pick_seed(state, k), origin=origin) for plan, origin in new), None
-        )
+        return next((Proposal(plan, seed=state.seed, origin=origin) for plan, origin in new), None)
 
     def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int

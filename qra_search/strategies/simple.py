@@ -9,7 +9,7 @@ import numpy as np
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import Strategy
+from qra_search.strategies import Strategy
 
 ATTEMPTS = 100
 """Draws for one proposal, and as many of random plans under the largest budget before the list ends."""

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from qra_search.allocate.sensitivities import check_sensitivities
-from qra_search.errors import BadInput, EvaluationFailed, describe_problem
+from qra_search.errors import BadInput, EvaluationFailed, RunFailed, describe_failure, shorten, wrong_type
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
+from qra_search.schemas import MAX_INT, Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import space_to_dict
+from qra_search.space.serialization import check_sensitivities, space_to_dict
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.checks import StudyFailed, check_evaluator, check_options, check_proposals
 from qra_search.study.result import SearchResult
 
 ROUNDING = 1e-9
 """Tolerance for sums of fractional evaluations."""
 FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
+
+
+class StudyFailed(RunFailed):
+    """The search cannot continue."""
 
 
 class Callback:
@@ -40,6 +43,31 @@ class Callback:
 
     def on_end(self, study: Study) -> None:
         """Called when the search ends."""
+
+
+class Listener(Callback):
+    """Called with what a run does. Every method does nothing by default; a terminal's view is one.
+
+    Args:
+        progress: a function for the steps of long work.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None = None):
+        self._progress = progress
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        """Show a line of text."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of a stage, such as `("quantize", 12, 210)`."""
+        if self._progress is not None:
+            self._progress(stage, done, total)
 
 
 class Study:
@@ -240,7 +268,7 @@ class Study:
         except WorkerUnusable as error:
             raise StudyFailed(f"{error}; resuming the search repeats trial {trial.id}") from error
         except (Exception, SystemExit) as error:
-            trial = self.log.fail(trial.id, f"{type(error).__name__}: {describe_problem(error)}")
+            trial = self.log.fail(trial.id, describe_failure(error))
         else:
             trial = self.log.finish(trial.id, evaluation)
         self._notify("on_result", trial)
@@ -281,3 +309,48 @@ def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]
         widths = sorted({space.level(name).width for name in best})[-2:]
         chosen += [plan for name, (_, plan) in best.items() if space.level(name).width in widths]
     return sorted(dict.fromkeys(chosen), key=space.memory_bytes)
+
+
+def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Proposal]:
+    """The proposals themselves; raises StudyFailed if a strategy breaks its contract: what is no proposal, is over the
+    budget, or repeats an evaluation."""
+    if not isinstance(proposals, Sequence) or not all(isinstance(p, Proposal) for p in proposals):
+        raise StudyFailed(f"the strategy proposed {shorten(proposals)}: a list of Proposal is needed")
+    known = {t.proposal.key for t in state.trials}
+    for proposal in proposals:
+        size = state.space.memory_bytes(proposal.plan)
+        if size > state.memory_limit:
+            raise StudyFailed(
+                f"the strategy proposed a plan of {size} bytes: at most {state.memory_limit} are allowed, "
+                f"state.memory_limit"
+            )
+        if proposal.key in known:
+            raise StudyFailed(
+                f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}: give a plan that is not "
+                f"in state.seen, or a new seed, state.next_seed(plan)"
+            )
+        if proposal.fidelity not in state.fidelities:
+            raise StudyFailed(
+                f"the strategy proposed fidelity {proposal.fidelity}: it must be one of state.fidelities, "
+                f"{state.fidelities}"
+            )
+        known.add(proposal.key)
+    return list(proposals)
+
+
+def check_evaluator(evaluator: Any) -> Evaluator:
+    """The evaluator itself, or BadInput if it is none."""
+    if isinstance(evaluator, Evaluator):
+        return evaluator
+    by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
+    raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
+
+
+def check_options(evaluations: Any, seed: Any, batch: Any) -> None:
+    """Raises BadInput for a search budget, a seed or a batch that cannot be used."""
+    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
+        raise wrong_type("evaluations", evaluations, "a positive number is needed")
+    if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
+        raise wrong_type("seed", seed, "a whole number from 0 on is needed, below 2**63")
+    if batch is not None and not (isinstance(batch, Integral) and int(batch) >= 1):
+        raise wrong_type("batch", batch, "a whole number from 1 on, or None, is needed")

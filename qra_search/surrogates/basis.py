@@ -44,7 +44,6 @@ class Blocks(Generic[Of]):
         rank_gain: u, log gain of a rank; R.
         gain: v, log gain of a group; G.
         constant: c, the loss without damage and gain, above the best one; 1.
-        seeds: s, what a seed adds for all plans alike; S.
         units: m, log units of gain; 1.
     """
 
@@ -56,7 +55,6 @@ class Blocks(Generic[Of]):
     rank_gain: Of
     gain: Of
     constant: Of
-    seeds: Of
     units: Of
 
     def __iter__(self) -> Iterator[Of]:
@@ -73,7 +71,6 @@ class Widths:
     Attributes:
         trust, scale, offset, decay, gain: of t, z, o, k, v.
         noise: deviation between seeds of one plan, as a share of the median loss above the best.
-        shift: deviation of what a seed adds for all plans alike, as such a share.
         misfit: deviation from the table, as a share of a loss above the best.
         own: share of the misfit's variance that is the plan's own and not luck.
         units: of m, the overall scale of the prior's gain; 0 takes it to be in nats.
@@ -85,7 +82,6 @@ class Widths:
     decay: float = 0.3
     gain: float = 0.4
     noise: float = 0.01
-    shift: float = 0.1
     misfit: float = 0.05
     own: float = 0.5
     units: float = 0.25
@@ -99,31 +95,23 @@ class Rows:
         codes: int (N, 2, G), the plans.
         loss: (N,), in nats.
         weight: (N,), replicates of each.
-        seeds: (N, S), share of each plan's replicates that had each of S other seeds than the first one.
     """
 
     codes: np.ndarray
     loss: np.ndarray
     weight: np.ndarray
-    seeds: np.ndarray
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def select(self, index: np.ndarray) -> Rows:
         """The rows with these indices."""
-        return Rows(self.codes[index], self.loss[index], self.weight[index], self.seeds[index])
+        return Rows(self.codes[index], self.loss[index], self.weight[index])
 
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
-        """These rows and new ones, each of one replicate with the first seed."""
-        first = np.zeros((len(codes), self.seeds.shape[1]))
-        pairs = (
-            (self.codes, codes),
-            (self.loss, loss),
-            (self.weight, np.ones(len(codes))),
-            (self.seeds, first),
-        )
-        return Rows(*map(np.concatenate, pairs))
+        """These rows and new ones, each of one replicate."""
+        weight = np.append(self.weight, np.ones(len(codes)))
+        return Rows(np.concatenate([self.codes, codes]), np.append(self.loss, loss), weight)
 
 
 class TableBasis:

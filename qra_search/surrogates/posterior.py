@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
-from qra_search.schemas import Plan, Trial
+from qra_search.schemas import Plan
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 
@@ -22,12 +20,6 @@ MAX_ROWS = 400
 BLAS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
 times the processor time was seen), and rounding, and so the proposals, would depend on their number."""
-FEWEST_REPLICATES = 3
-"""Second and further evaluations of plans from which the noise between seeds is estimated."""
-LEAST_NOISE = 1e-4
-"""Smallest noise, as a share of the losses' spread: without noise the covariance would be singular."""
-MOST_SEEDS = 16
-"""Seeds whose shifts are estimated; a log from elsewhere may have one for every trial."""
 KNOWN_TO = {
     "noise": 1.5,
     "misfit": 0.7,
@@ -35,7 +27,6 @@ KNOWN_TO = {
     "offset": 0.7,
     "decay": 0.7,
     "gain": 0.7,
-    "shift": 1.5,
     "units": 4.0,
 }
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
@@ -74,57 +65,23 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     """
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
-    fit = TableFit(
-        TableBasis(state.space, state.sensitivities), rows.select(select_fitted_rows(rows)), Widths()
-    )
-    noise = estimate_replicate_noise(state)
-    if noise > 0:
-        known = replace(fit.widths, noise=max(noise / fit.spread, LEAST_NOISE))
-        fit = TableFit(fit.basis, fit.rows, known, fit.theta)
-    return refine(fit)
+    basis = TableBasis(state.space, state.sensitivities)
+    return refine(TableFit(basis, rows.select(select_fitted_rows(rows)), Widths()))
 
 
 def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
     """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
-    by_plan: dict[Plan, list[Trial]] = {}
+    losses: dict[Plan, list[float]] = {}
     for trial in state.full:
-        by_plan.setdefault(trial.plan, []).append(trial)
-    weight = np.array([len(trials) for trials in by_plan.values()], float)
-    mean = np.array([float(np.mean([t.loss for t in trials])) for trials in by_plan.values()])
-    seeds = weigh_seeds(
-        [[t.seed for t in trials] for trials in by_plan.values()], list_common_seeds(state.full)
-    )
-    return list(by_plan), Rows(state.space.encode_many(by_plan), mean, weight, seeds)
+        losses.setdefault(trial.plan, []).append(trial.loss)
+    weight = np.array([len(each) for each in losses.values()], float)
+    mean = np.array([float(np.mean(each)) for each in losses.values()])
+    return list(losses), Rows(state.space.encode_many(losses), mean, weight)
 
 
 def select_fitted_rows(rows: Rows) -> np.ndarray:
     """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, if there are many."""
     return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
-
-
-def estimate_replicate_noise(state: StudyState) -> float:
-    """Deviation between seeds in nats, pooled over the plans evaluated in full with several; 0 while these are few.
-
-    The table's noise starts from it in place of a default; evidence moves it from there.
-    """
-    losses: dict[Plan, dict[int, float]] = {}
-    for trial in state.full:
-        losses.setdefault(trial.plan, {})[trial.seed] = trial.loss
-    freedom = sum(len(some) - 1 for some in losses.values())
-    squares = sum(float(np.var(list(some.values()))) * len(some) for some in losses.values())
-    return float(np.sqrt(squares / freedom)) if freedom >= FEWEST_REPLICATES else 0.0
-
-
-def list_common_seeds(trials: Sequence[Trial]) -> list[int]:
-    """The seeds of most of these trials, the commonest first; what any other adds counts as noise."""
-    return [seed for seed, _ in Counter(t.seed for t in trials).most_common(MOST_SEEDS)]
-
-
-def weigh_seeds(each: Sequence[Sequence[int]], known: Sequence[int]) -> np.ndarray:
-    """(len(each), len(known) - 1), the share of each of the known seeds but the first in each list of seeds."""
-    others = known[1:]
-    share = [[some.count(seed) / len(some) for seed in others] for some in each]
-    return np.array(share, float).reshape(len(each), len(others))
 
 
 def refine(fit: TableFit) -> TableFit:

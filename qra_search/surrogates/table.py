@@ -1,16 +1,15 @@
 """The loss as a Bayesian additive table over (group, bits, rank), fitted to the log in closed form.
 
-    loss(plan, seed) = c + sum_g T[g, b_g, r_g] + s[seed] + error
+    loss(plan) = c + sum_g T[g, b_g, r_g] + error
     T[g, b, r] = damage[g, b] exp(eta) - gain[g, r] exp(xi)
     eta        = A[b, r] + t deviation[g, b] + z[g] + o[g, b] - k[g] h(r)
     xi         = m + u[r] + v[g]
 
-Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, s, m) has
+Damage is positive and wrong by factors, so it is Gaussian on a log scale: theta = (A, t, z, o, k, u, v, c, m) has
 the distribution N(0, S). A holds what all groups share (the units of damage, how it scales with bits and decays with
 rank), m the units of gain (near nats, or any: the evidence decides), t how far the prior is trusted, z and k a
-group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a bit-width,
-s what a seed adds for all plans alike (its batches may be hard ones). Gauss-Newton finds
-the mode; every step is a Gaussian regression with N x N algebra,
+group's scale and rank decay (alike for groups of one kind and of near depth), o a group's own deviation at a bit-width.
+Gauss-Newton finds the mode; every step is a Gaussian regression with N x N algebra,
 
     theta <- S J' (J S J' + V)^-1 (loss - f + J theta),
 
@@ -64,13 +63,11 @@ class TableFit:
         self.basis = basis
         self.rows = rows
         self.widths = widths
-        first = rows.seeds.sum(1) == 0.0
-        first_seed_losses = rows.loss[first] if first.any() else rows.loss
-        self.best = float(first_seed_losses.min())
-        self.excess = np.maximum(rows.loss - self.best, 0.0)
-        spread = max(float(np.median(first_seed_losses - self.best)), 1e-3 * abs(self.best))
+        self.best = float(rows.loss.min())
+        self.excess = rows.loss - self.best
+        spread = max(float(np.median(self.excess)), 1e-3 * abs(self.best))
         # Shares of wrong answers are zero for more than half of the plans where the task is easy.
-        self.spread = spread if spread > 1e-9 else 1e-3 * float(first_seed_losses.max()) or 1.0
+        self.spread = spread if spread > 1e-9 else 1e-3 * float(rows.loss.max()) or 1.0
         self.V = self.observation_variance(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
         independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
@@ -92,7 +89,6 @@ class TableFit:
             rank_gain=GAIN_SD**2,
             gain=w.gain**2,
             constant=(CONSTANT_SD * self.spread) ** 2,
-            seeds=(w.shift * self.spread) ** 2,
             units=w.units**2,
         )
 
@@ -124,7 +120,7 @@ class TableFit:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
-        sizes = Blocks(B * R, 1, G, G * B, G, R, G, 1, self.rows.seeds.shape[1], 1)
+        sizes = Blocks(B * R, 1, G, G * B, G, R, G, 1, 1)
         theta = Blocks(*map(np.zeros, sizes))
         g, w = np.arange(G), 1.0 / self.V
         damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.codes[:, 0]].sum(1)
@@ -142,11 +138,10 @@ class TableFit:
         seen = self.excess
         for number in range(STEPS):
             at = self.theta
-            f, J = self._linearize(rows.codes, rows.seeds, at)
+            f, J = self._linearize(rows.codes, at)
             if number:
-                shift = self.predict_seed_effects(rows.seeds)
-                predicted = f - shift - (f - shift).min()
-                self.excess = np.where(seen - shift > UNFORESEEN * predicted, seen - shift, predicted)
+                predicted = f - f.min()
+                self.excess = np.where(seen > UNFORESEEN * predicted, seen, predicted)
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
             SJ = self._multiply_covariances(J)
             grams = self._compute_gram_matrices(J)
@@ -170,7 +165,7 @@ class TableFit:
     def _row_derivatives(self) -> tuple[Arrays, Arrays]:
         """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
         since with thousands of groups they are nearly all of its memory."""
-        _, J = self._linearize(self.rows.codes, self.rows.seeds, self._at)
+        _, J = self._linearize(self.rows.codes, self._at)
         return J, self._multiply_covariances(J)
 
     def _compute_eta(self, theta: Arrays) -> np.ndarray:
@@ -192,8 +187,8 @@ class TableFit:
         xi = theta.units[..., None] + theta.rank_gain[..., None, :] + theta.gain[..., :, None]
         return self.basis.gain * np.exp(np.clip(xi, -MAX_LOG, MAX_LOG))
 
-    def _linearize(self, codes: np.ndarray, seeds: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
-        """Loss above `best` (n,) of plans (n, 2, G) with `seeds` (n, S), and its derivative by each block (n, P_k)."""
+    def _linearize(self, codes: np.ndarray, theta: Arrays) -> tuple[np.ndarray, Arrays]:
+        """Loss above `best` (n,) of plans (n, 2, G), and its derivative by each block (n, P_k)."""
         G, B, R = self.basis.shape
         b, r = codes[:, 0], codes[:, 1]
         n = len(codes)
@@ -214,15 +209,13 @@ class TableFit:
             rank_gain=shared,
             gain=w,
             constant=np.ones((n, 1)),
-            seeds=seeds,
             units=w.sum(1, keepdims=True),
         )
-        return d.sum(1) + w.sum(1) + theta.constant + seeds @ theta.seeds, J
+        return d.sum(1) + w.sum(1) + theta.constant, J
 
     def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (M,) and covariance (M, M) of the losses of plans (M, 2, G) with the first seed, linearised at the
-        mode."""
-        f, J = self._linearize(codes, np.zeros((len(codes), self.rows.seeds.shape[1])), self.theta)
+        """Mean (M,) and covariance (M, M) of the losses of plans (M, 2, G), linearised at the mode."""
+        f, J = self._linearize(codes, self.theta)
         cross = np.asarray(sum(Jk @ s.T for Jk, s in zip(J, self._row_derivatives[1], strict=True)))
         mean = self.best + f - _multiply_blocks(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
@@ -231,17 +224,11 @@ class TableFit:
         ) - half.T @ half
 
     def predict_evaluated(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (N,) of the true losses of the rows' plans with the first seed: the table's, and each
-        plan's own misfit."""
-        seeds = self.rows.seeds
-        luck = np.diag(self.V - self.misfit_variance(self.excess)) + self.variances.seeds * (seeds @ seeds.T)
+        """Mean and deviation (N,) of the true losses of the rows' plans: the table's, and each plan's own misfit."""
+        luck = np.diag(self.V - self.misfit_variance(self.excess))
         half = solve_triangular(self.L, luck, lower=True)
         variance = np.diag(luck) - (half * half).sum(0)
         return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))
-
-    def predict_seed_effects(self, seeds: np.ndarray) -> np.ndarray:
-        """What is believed that seeds (n, S) add, (n,)."""
-        return np.asarray(seeds @ self.theta.seeds)
 
     def sample_tables(self, rng: np.random.Generator, width: np.ndarray) -> np.ndarray:
         """Tables (S, G, B, R) from the posterior, each at its width (S,) around the mode (Matheron's rule)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qra_search.testing.evaluator import EvaluatorContract
-from qra_search.testing.strategy import StrategyContract
+from qra_search.testing.contracts import EvaluatorContract, StrategyContract
 
 __all__ = ["EvaluatorContract", "StrategyContract"]

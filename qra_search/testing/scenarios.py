@@ -16,7 +16,7 @@ from qra_search.evaluator import Evaluator
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Group, Linear, Plan, Sensitivities
-from qra_search.space.levels import Level, make_levels
+from qra_search.space.memory import Level, make_levels
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy

@@ -11,7 +11,7 @@ from qra_search.app.folder import NoRun
 from qra_search.errors import RunFailed, convert_to_bad_input, first_line, wrong_type
 from qra_search.log.journal import LogError
 from qra_search.plugins import UnknownName
-from qra_search.study.checks import StudyFailed
+from qra_search.study.study import StudyFailed
 
 
 @pytest.mark.parametrize("kind", [ConfigError, LogError, NoRun, UnknownName])

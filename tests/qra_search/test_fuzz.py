@@ -200,7 +200,7 @@ def test_names_that_are_paths_or_markup_write_nothing_outside_and_stay_text(
         log.bind(header)
         for trial in found.trials:
             log.finish(log.propose(trial.proposal).id, trial.evaluation)
-    for command in (["report", "run"], ["show", "run"], ["doctor", "run"]):
+    for command in (["report", "run"], ["show", "run"]):
         assert run_safely(command) == 0, capsys.readouterr().err
     made = {path.relative_to(home).parts[0] for path in set(tmp_path.rglob("*")) - before}
     assert made == {"run"}

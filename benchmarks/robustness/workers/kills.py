@@ -25,7 +25,8 @@ from pathlib import Path
 
 from benchmarks.robustness.workers.common import record
 from qra_search import Callback, TrialLog, search
-from qra_search.executors import ProcessExecutor, process
+from qra_search.executors import ProcessExecutor
+from qra_search.executors import workers as processes
 from qra_search.testing.scenarios import ToyEvaluator
 
 OPTIONS = {"strategy": "random", "evaluations": 16, "batch": 3, "seed": 2}
@@ -51,7 +52,7 @@ def life(log: Path, pipe: int, workers: int, fork: bool) -> None:
     """One life of the search, in a forked child."""
     if fork:
         context = multiprocessing.get_context("fork")
-        process.multiprocessing.get_context = lambda method: context
+        processes.multiprocessing.get_context = lambda method: context
     if workers:
         with ProcessExecutor(Sleeping, workers) as executor:
             search(Sleeping(), **OPTIONS, log=log, executor=executor, callbacks=[Tell(pipe)])

@@ -24,8 +24,8 @@ from qra_search.app.settings import FIELDS, make_settings
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.sections import DEFAULT_EVALUATOR
-from qra_search.study.listener import Listener
 from qra_search.study.result import SearchResult
+from qra_search.study.study import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 

@@ -25,7 +25,7 @@ from qra_search.evaluator import Evaluator
 from qra_search.schemas import format_level_label
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune", "reload")
 SHOWN = 600

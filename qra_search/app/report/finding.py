@@ -22,8 +22,7 @@ from qra_search.app.report.formatting import (
 from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import LossChange, UniformComparison
-from qra_search.study.result import SearchResult
+from qra_search.study.result import LossChange, SearchResult, UniformComparison
 
 NOTHING = "No plan has been evaluated with success yet."
 CHANCE = "too small to tell from chance"

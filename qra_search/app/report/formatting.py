@@ -10,7 +10,7 @@ from qra_search.app.intervals import Interval
 from qra_search.engines import ENGINES
 from qra_search.schemas import Plan, format_level
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import LossChange
+from qra_search.study.result import LossChange
 
 NO_SHARES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""

@@ -23,8 +23,7 @@ from qra_search.evaluator import Progress as ProgressFunction
 from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.listener import Listener
-from qra_search.study.study import Study
+from qra_search.study.study import Listener, Study
 
 LONG_STAGE = 2.0
 """Seconds after which the end of a stage is worth a line."""

@@ -35,8 +35,7 @@ from qra_search.app.report.formatting import (
 from qra_search.schemas import Plan, TuningRecord, format_level_label
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
-from qra_search.study.candidates import EvaluatedPlan
-from qra_search.study.result import SearchResult
+from qra_search.study.result import EvaluatedPlan, SearchResult
 
 SHORT = 12
 """Cells of at most so many characters are not broken into lines in a terminal."""

@@ -8,9 +8,9 @@ from scipy.stats import spearmanr
 
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
-from qra_search.strategies.base import average_losses
+from qra_search.strategies import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
-from qra_search.strategies.baselines.papers import EPSILON, GuidedSteps, PaperStrategy, select_trials
+from qra_search.strategies.baselines.qr_adaptor import EPSILON, GuidedSteps, PaperStrategy, select_trials
 from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
 

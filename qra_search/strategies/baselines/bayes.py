@@ -9,7 +9,7 @@ from qra_search.allocate.solve import build_additive_table, compute_table_losses
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import (
+from qra_search.strategies import (
     Estimates,
     Strategy,
     average_losses,

@@ -15,7 +15,7 @@ from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import Strategy, average_losses
+from qra_search.strategies import Strategy, average_losses
 from qra_search.strategies.simple import propose_new, rotate_budgets, sample_plan
 
 POPULATION = 20

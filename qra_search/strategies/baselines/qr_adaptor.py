@@ -1,19 +1,261 @@
-"""QR-Adaptor (arXiv 2505.03802): sensitivity-informed start, NSGA-II on proxy tuning, Bayesian refinement."""
+"""QR-Adaptor (arXiv 2505.03802), and what AutoQRA shares with it: importances of groups, generations on the lowest
+fidelity, then a GP around the front.
+
+Equation numbers are those of AutoQRA (arXiv 2602.22268), which took them over from QR-Adaptor (arXiv 2505.03802).
+"""
 
 from __future__ import annotations
+
+import bisect
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pymoo.core.population import Population
 
+from qra_search.allocate.solve import make_flat_sensitivities
 from qra_search.log.state import StudyState
-from qra_search.schemas import Proposal
-from qra_search.strategies.base import average_losses, find_non_dominated
-from qra_search.strategies.baselines.nsga2 import breed_child
-from qra_search.strategies.baselines.papers import GuidedSteps, PaperStrategy, select_trials
-from qra_search.surrogates.gp import PlanGP
+from qra_search.schemas import Plan, Proposal, Sensitivities, Trial
+from qra_search.space.space import SearchSpace
+from qra_search.space.steps import AdjacentSteps, select_entries
+from qra_search.strategies import Strategy, average_losses, find_non_dominated
+from qra_search.strategies.baselines.nsga2 import breed_child, check_population, mutate, select_survivors
+from qra_search.strategies.simple import propose_new, rotate_budgets
+from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes
+from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_order
 
+WARM_START = "warm start"
 PROMOTED = "promoted"
 REFINED = "refined"
+POPULATION = 12
+EVOLUTION_SHARE = 0.5
+EPSILON = 1e-8
+SCALES = 1 << 40
+"""Scales of importance that a warm start is chosen from."""
+JITTER = 0.1
+"""Chance of each variable of a warm start to take one step, for diversity."""
+
+
+@dataclass(frozen=True)
+class GuidedSteps(AdjacentSteps):
+    """Steps that know the importance, within [0, 1], of the bits and the rank of every group: float (2, G)."""
+
+    importance: np.ndarray
+
+    def make_warm_start(self, budget: int) -> np.ndarray:
+        """int (2, G): bits and ranks that rise with importance (eq. 6), by as much as the budget allows.
+
+        A variable takes the allowed choice nearest to smallest + (largest - smallest) * min(1, scale * importance);
+        the scale is the largest that fits.
+        """
+        values = np.full(self.allowed.shape, np.nan)
+        values[0, :, : len(self.space.bits)] = self.space.widths
+        values[1, :, : len(self.space.ranks)] = self.space.ranks
+        values = np.where(self.allowed, values, np.nan)
+        least = np.nanmin(values, -1)
+        most = np.nanmax(values, -1)
+        enough = 1.0 / max(float(self.importance[self.importance > 0].min(initial=1.0)), EPSILON)
+
+        def start(scale: int) -> np.ndarray:
+            wanted = least + np.minimum(1.0, scale / SCALES * enough * self.importance) * (most - least)
+            return np.nanargmin(np.abs(values - wanted[..., None]), -1)
+
+        fitting = bisect.bisect_right(
+            range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s)))
+        )
+        # Even the first may not fit, if the smaller of two levels of one width is not the first of them.
+        return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
+
+    def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
+        """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""
+        return self.repair(mutate(self, self.make_warm_start(budget), JITTER, rng), budget, rng)
+
+    def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
+        """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
+
+        Each step is the one with the smallest (importance + epsilon) / bytes saved; deterministic.
+
+        Args:
+            keep: a variable, by its index in the flattened code, that goes down last.
+
+        Raises:
+            BudgetTooSmall: no plan fits.
+        """
+        self.space.memory.check_budget(budget)
+        code, total = code.copy(), int(self.space.memory.bytes(code))
+        while total > budget:
+            down = self.decrease_choices(code)
+            saved = select_entries(self.sizes, code) - select_entries(self.sizes, down)
+            price = np.where(saved > 0, (self.importance + EPSILON) / np.maximum(saved, 1), np.inf)
+            if keep is not None and np.isfinite(np.delete(price, keep)).any():
+                price.flat[keep] = np.inf
+            if not np.isfinite(price).any():
+                # Bytes do not rise with every step up: take the smallest plan outright.
+                return self.smallest
+            step = int(price.argmin())
+            code.flat[step] = down.flat[step]
+            total -= int(saved.flat[step])
+        return code
+
+    def compute_coverage(self, codes: np.ndarray) -> np.ndarray:
+        """float (M, 2), within [0, 1]: how well bits and ranks cover what is important (eq. 9)."""
+        places = select_entries(scale_by_order(self.space), codes)
+        return (places * (self.importance / self.importance.sum(1, keepdims=True))).sum(-1)
+
+    def encode(self, codes: np.ndarray) -> np.ndarray:
+        """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
+        return np.column_stack(
+            [encode_inputs(scale_by_order(self.space), codes), self.compute_coverage(codes)]
+        )
+
+    def list_atomic_edits(self, code: np.ndarray) -> np.ndarray:
+        """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
+        edits = list(self.list_neighbours(code))
+        for first in (self.decrease_choices(code), self.increase_choices(code)):
+            for second in (self.decrease_choices(code), self.increase_choices(code)):
+                for g in np.flatnonzero((first[0] != code[0]) & (second[1] != code[1])):
+                    edited = code.copy()
+                    edited[:, g] = first[0, g], second[1, g]
+                    edits.append(edited)
+        return np.array(edits, dtype=code.dtype).reshape(-1, *code.shape)
+
+
+class PaperStrategy(Strategy):
+    """Evolution at the lowest fidelity for a share of the evaluations, then a Gaussian process at full fidelity.
+
+    Args:
+        population: plans of the warm start, and of a generation.
+        evolution: share of the evaluations that evolution may spend.
+    """
+
+    def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
+        if not 0.0 <= evolution <= 1.0:
+            raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
+        self.population = check_population(population)
+        self.evolution = evolution
+
+    def propose(self, state: StudyState, n: int) -> list[Proposal]:
+        """Each is asked for as if the earlier ones were running trials already."""
+        proposals: list[Proposal] = []
+        steps = GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+        while len(proposals) < n and (proposal := self.propose_one(state, steps)) is not None:
+            proposals.append(proposal)
+            state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
+        return proposals
+
+    @abstractmethod
+    def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
+        """The next proposal; None if nothing is left."""
+
+    @abstractmethod
+    def breed(
+        self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """int (2, G): a child."""
+
+    @abstractmethod
+    def list_candidates(
+        self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
+    ) -> np.ndarray:
+        """int (M, 2, G): where a budget is refined, given the model with its plans within that budget alone."""
+
+    def is_evolving(self, state: StudyState) -> bool:
+        """Whether the share of evolution is not spent yet."""
+        return state.spent < self.evolution * state.evaluations
+
+    def evolve(self, state: StudyState, steps: GuidedSteps, losses: Mapping[Plan, float]) -> Proposal | None:
+        """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring.
+
+        Args:
+            losses: of the plans that may be parents.
+        """
+        proxy = state.fidelities[0]
+        budget = rotate_budgets(state)[0]
+        warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
+        generation = len(select_trials(state, proxy)) // self.population
+        parents = (
+            select_survivors(state, losses, self.population, generation) if warm >= self.population else None
+        )
+
+        def draw(_: int, rng: np.random.Generator) -> tuple[Plan, str]:
+            if parents is not None:
+                return state.space.decode(self.breed(steps, parents, budget, rng)), "offspring"
+            code = steps.jitter_warm_start(budget, rng) if warm else steps.make_warm_start(budget)
+            return state.space.decode(code), WARM_START
+
+        return next(iter(propose_new(state, 1, draw, fidelity=proxy)), None)
+
+    def refine(self, state: StudyState, steps: GuidedSteps, origin: str) -> Proposal | None:
+        """The candidate with the largest expected improvement under the budget in turn, at full fidelity.
+
+        If no candidate is new under that budget, the next one is served; if none is under any, a warm start. The
+        incumbent is the lowest posterior mean of the known plans within the budget, so that no lucky draw sets it.
+
+        Args:
+            origin: of the proposal, to which the budget is added.
+        """
+        space = state.space
+        model = fit_matern(state, steps)
+        turn = rotate_budgets(state)
+        tried = space.encode_many(t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed")
+        for budget in turn:
+            if model is None:
+                break
+            fitting = replace(model, codes=model.codes[space.memory.bytes(model.codes) <= budget])
+            if not len(fitting.codes):
+                continue
+            incumbent = fitting.predict(fitting.codes)[0].min()
+
+            def score(codes: np.ndarray, fitting: PlanGP = fitting, best: float = incumbent) -> np.ndarray:
+                return log_expected_improvement(*fitting.predict(codes), np.asarray(best))
+
+            codes = rank_codes(
+                space, score, self.list_candidates(state, steps, fitting, budget), tried, budget
+            )
+            if len(codes):
+                return Proposal(space.decode(codes[0]), seed=state.seed, origin=f"{origin} {budget}")
+        starts = propose_new(
+            state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START)
+        )
+        return next(iter(starts), None)
+
+
+def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
+    """A Matern-5/2 GP over places and coverage, of every plan once, pending ones fantasized.
+
+    A plan evaluated in full counts with its full loss; one known only at a lower fidelity counts with that loss
+    moved by the mean gap between the two, over the plans that have both, and not at all if none has.
+    """
+    known = average_losses(state.full)
+    for fidelity in reversed(state.fidelities[:-1]):
+        low = average_losses([t for t in state.done if t.fidelity == fidelity])
+        gaps = [known[plan] - low[plan] for plan in low if plan in known]
+        if gaps:
+            known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
+    pending = [t.plan for t in state.pending]
+    return fit_plan_gp(
+        state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed
+    )
+
+
+def select_trials(state: StudyState, fidelity: float) -> list[Trial]:
+    """The trials at a fidelity, whatever became of them."""
+    return [t for t in state.trials if t.fidelity == fidelity]
+
+
+def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
+    """float (2, G), within [0, 1]: the importance of the bits and the rank of every group, 1 for the most important.
+
+    Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all equal if that is 0.
+    """
+    sensitivities = sensitivities or make_flat_sensitivities(space)
+    rows = np.arange(len(space))
+    damage = sensitivities.bits_damage[rows, space.bits_allowed.argmax(1)]
+    gain = sensitivities.rank_gain[rows, len(space.ranks) - 1 - space.ranks_allowed[:, ::-1].argmax(1)]
+    both = np.maximum([damage, gain], 0.0)
+    most = both.max(1, keepdims=True)
+    return np.where(most > 0, both / np.where(most > 0, most, 1.0), 1.0)
 
 
 class QRAdaptorStrategy(PaperStrategy):

@@ -12,11 +12,11 @@ import pytest
 from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landscape
 from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES, KINDS
-from qra_search.allocate.sensitivities import check_sensitivities
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.app.config import make_config
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
+from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies.simple import sample_plan
 from qra_search.testing import EvaluatorContract
 

@@ -14,7 +14,7 @@ from qra_eval.models.load import load_model
 from qra_eval.quantized import model
 from qra_eval.sensitivities import cache, measure
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
-from qra_search.allocate.sensitivities import check_sensitivities
+from qra_search.space.serialization import check_sensitivities
 from qra_search.testing.scenarios import make_toy_space
 
 

@@ -19,7 +19,7 @@ from qra_search.app.dry_run import (
     report_rows,
 )
 from qra_search.app.tunable import RowCount
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 
 class Estimating(AdditiveEvaluator, QuietTunable):

@@ -18,8 +18,7 @@ from qra_search.app.search import begin_run, search_run
 from qra_search.app.settings import make_settings
 from qra_search.errors import RunFailed
 from qra_search.schemas import TuningRecord
-from qra_search.study.checks import StudyFailed
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener, StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
 
 SETTINGS: dict[str, Any] = {

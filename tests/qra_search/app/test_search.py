@@ -16,8 +16,7 @@ from qra_search.errors import EvaluationFailed
 from qra_search.files import write_json
 from qra_search.schemas import TuningRecord
 from qra_search.space.serialization import plan_to_dict
-from qra_search.study.checks import StudyFailed
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener, StudyFailed
 
 SETTINGS: dict[str, Any] = {
     "evaluator": "landscape",

@@ -24,8 +24,8 @@ from qra_search.executors import (  # noqa: E402
     WorkerDied,
     WorkerUnusable,
 )
-from qra_search.executors.workers import identify  # noqa: E402
-from qra_search.study.checks import StudyFailed  # noqa: E402
+from qra_search.executors.base import identify  # noqa: E402
+from qra_search.study.study import StudyFailed  # noqa: E402
 
 
 def pids(notes: Path, what: str = "built") -> list[int]:

@@ -15,7 +15,7 @@ from qra_search import BadInput, Proposal, search  # noqa: E402
 from qra_search.app.config import make_config  # noqa: E402
 from qra_search.app.evaluator import Workers, make_executor  # noqa: E402
 from qra_search.executors import RayExecutor, WorkerUnusable  # noqa: E402
-from qra_search.executors.workers import identify  # noqa: E402
+from qra_search.executors.base import identify  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -80,7 +80,7 @@ def test_actors_evaluate_and_are_replaced(notes, session):
 
 
 def test_an_actor_that_fits_nowhere_is_waited_for_no_longer_than_asked(monkeypatch, session):
-    monkeypatch.setattr("qra_search.executors.ray.START_SECONDS", 0.5)
+    monkeypatch.setattr("qra_search.executors.workers.START_SECONDS", 0.5)
     with RayExecutor(workers.factory(), 1, cpus=5) as executor:
         error = executor.submit(Proposal(GOOD)).exception(SLOW_START)
     assert isinstance(error, WorkerUnusable) and "had no worker ready within 0.5 seconds" in str(error)

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import AdditiveEvaluator, make_space
-from logs import OPTIONS, write_log
+from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
-from qra_search.errors import EvaluationFailed
+from qra_search.errors import EvaluationFailed, RunFailed, TornLine
 from qra_search.log.journal import LogError
 
 PLAN = Plan((2, 3), (4, 8))
@@ -123,21 +124,24 @@ def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
 def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_path):
     log = TrialLog(tmp_path / "log")
     log.bind({"a": 1})
-    read, write = os.pipe()
+    refused, refuse = os.pipe()
+    done, end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(write)
+        os.close(end)
         try:
             log.bind({"a": 2})
         except LogError:
-            os.read(read, 1)  # until the parent is done
+            os.write(refuse, b"x")
+            os.read(done, 1)  # until the parent is done
             os._exit(7)
         os._exit(0)
-    os.close(read)
+    os.close(refuse)
+    assert os.read(refused, 1) == b"x", "the child wrote under its parent's lock"
     log.close()
     second = TrialLog(tmp_path / "log")
     second.bind({"b": 1})
-    os.close(write)
+    os.close(end)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert second.get_meta("a") == 1
 
@@ -151,3 +155,91 @@ def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none
             log.finish(1, Evaluation(float("nan"), 7))
     (trial, _) = TrialLog(tmp_path / "log").trials
     assert (type(trial.loss), trial.loss) == (float, 1.5) and np.isnan(trial.evaluation.metrics["odd"])
+
+
+@pytest.mark.parametrize("closed", ["folder", "file"])
+def test_a_log_that_cannot_be_written_is_read_whole(closed):
+    def work() -> str:
+        log = TrialLog(path)
+        lines = [f"{len(log)} {log.trials[-1].status}"]
+        for refused in [log, TrialLog(f"{path}-new")] if closed == "folder" else [log]:
+            with pytest.raises(LogError) as caught:
+                refused.bind({"a": 1})
+            lines.append(str(caught.value))
+        return "\n".join(lines)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        path = folder / "log"
+        kill_a_search(path)
+        before = path.read_bytes()
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(0o555 if closed == "folder" else 0o777)
+        # Root may write anything.
+        whole, *refusals = run_in_child(lambda: os.getuid() or os.setuid(65534), work).splitlines()
+        folder.chmod(0o755)
+        assert path.read_bytes() == before
+    assert whole == "12 done" and len(refusals) == (2 if closed == "folder" else 1)
+    assert all(
+        "cannot be written (permission denied): give an output folder that can be" in text
+        for text in refusals
+    )
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_path, monkeypatch, short):
+    path, write = tmp_path / "log", os.write
+    log = write_log(path, 4)
+    before = path.read_bytes()
+
+    def full(file: int, data: bytes) -> int:
+        written = write(file, data[: len(data) // 2])
+        if short:
+            return written
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(
+        RunFailed, match="cannot be written .*make room on its disk and resume with the same log"
+    ):
+        log.propose(Proposal(log.trials[0].plan, seed=5))
+    assert path.read_bytes() == before and len(log) == 4
+    monkeypatch.undo()
+    log.propose(Proposal(log.trials[0].plan, seed=5))
+    log.close()
+    assert len(TrialLog(path)) == 5
+
+
+def test_a_log_that_is_taken_away_stops_the_search(tmp_path):
+    log = write_log(tmp_path / "log", 4)
+    log.propose(Proposal(log.trials[0].plan, seed=5))
+    (tmp_path / "log").unlink()
+    with pytest.raises(RunFailed, match="the file was removed"):
+        log.fail(4, "x")
+
+
+def test_what_a_killed_writer_had_begun_is_dropped_by_the_next_which_says_so(tmp_path):
+    path = tmp_path / "log"
+    kill_a_search(path)
+    assert len(TrialLog(path)) == 12
+    with pytest.warns(TornLine, match="log: the last line was broken off and is dropped"):
+        result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
+    unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
+    assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
+    assert TrialLog(path).trials == result.trials
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(28, "make room on its disk"), (5, "cannot be written (input/output")]
+)
+def test_room_on_the_disk_is_advised_only_if_it_is_full(tmp_path, monkeypatch, code, says):
+    log = write_log(tmp_path / "log", 4)
+
+    def fail(file: int, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(RunFailed) as caught:
+        log.propose(Proposal(log.trials[0].plan, seed=5))
+    assert says in str(caught.value) and ("make room" in str(caught.value)) == (code == 28)

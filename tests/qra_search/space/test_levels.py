@@ -9,7 +9,7 @@ import pytest
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
 from qra_search.app.report import formatting
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.levels import read_name
+from qra_search.space.memory import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
 from qra_search.testing.scenarios import make_toy_space
 
@@ -30,7 +30,7 @@ def test_names_are_numbers_or_texts_that_fit_in_lists():
         "IQ2_XXS",
     ]
     for text in ("", "4b", "-4", "nf4,hqq", "a|b", "a:b", "nf 4", "٤"):
-        with pytest.raises(ValueError, match="must be a number, or a text of letters"):
+        with pytest.raises(ValueError, match="names no level: a number is needed"):
             read_name(text)
     with pytest.raises(ValueError, match="level 4 has width 3"):
         Level(4, 3)

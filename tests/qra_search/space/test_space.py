@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import Group, GroupwiseFormat, Linear, Plan, SearchSpace
-from qra_search.space.levels import Level
+from qra_search.space.memory import Level
 
 
 @given(st.data())
@@ -123,7 +123,7 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
             for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))
         ),
         *(
-            ((name,), (4,), ValueError, "must be a number, or a text of letters")
+            ((name,), (4,), ValueError, "names no level: a number is needed")
             for name in ("", "a,b", "a|b", "4")
         ),
         ((2, 3), (4,), ValueError, "got 2 bits, 1 ranks"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from qra_search.strategies.base import find_non_dominated
+from qra_search.strategies import find_non_dominated
 from qra_search.strategies.simple import rotate_budgets
 from qra_search.testing.scenarios import scenario
 

@@ -64,7 +64,6 @@ def test_a_search_takes_options_of_its_strategy():
         ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
         ("qr_adaptor", {"evolution": 1.5}, "evolution is a share and must be from 0 to 1, got 1.5"),
         ("qra", {"draws": 0}, "draws must be at least 1, got 0"),
-        ("qra", {"seeds": 0}, "seeds must be at least 1, got 0"),
         (OwnStrategy, {"deep": 1}, "unknown option of strategy 'own': 'deep': did you mean depth?"),
         (OwnStrategy, {"depth": "deep"}, "option 'depth' of strategy 'own' is 'deep'"),
         (OwnStrategy(), {"depth": 1}, "options are given (depth), and the strategy is an object already"),

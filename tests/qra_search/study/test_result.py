@@ -9,12 +9,11 @@ import pytest
 from fakes import AdditiveEvaluator
 
 from qra_search import BudgetTooSmall, Evaluation, Proposal, Study, TrialLog, search
-from qra_search.allocate.sensitivities import read_sensitivities
 from qra_search.allocate.solve import solve
 from qra_search.app.report.finding import summarize_run
 from qra_search.errors import EvaluationFailed
 from qra_search.space.budgets import resolve_budget, resolve_budgets
-from qra_search.space.serialization import plan_from_dict, plan_to_dict
+from qra_search.space.serialization import plan_from_dict, plan_to_dict, read_sensitivities
 
 
 @pytest.fixture

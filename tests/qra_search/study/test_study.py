@@ -5,23 +5,31 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import (
+    BadInput,
     Evaluation,
     EvaluationFailed,
+    Plan,
     Proposal,
     Strategy,
     Study,
     TrialLog,
     search,
 )
+from qra_search.app.report.finding import summarize_run
 from qra_search.executors.base import InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import LogError
-from qra_search.study.checks import StudyFailed
-from qra_search.study.study import list_initial_plans
+from qra_search.schemas import Group, Linear
+from qra_search.space.budgets import resolve_budgets
+from qra_search.space.space import SearchSpace
+from qra_search.study.study import StudyFailed, list_initial_plans
+from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
 def budget_of(evaluator, bits=3, rank=8):
@@ -70,8 +78,7 @@ def test_a_failed_evaluation_is_recorded_and_not_asked_for_again():
             return super().evaluate(plan, fidelity=fidelity, seed=seed)
 
     result = search(Picky(), strategy="random", evaluations=30, memory_budget=budget_of(AdditiveEvaluator()))
-    reasons = {t.reason.split(":")[1].split(" ")[1] for t in result.failures()}
-    assert {"layer", "loss"} <= reasons
+    assert {"layer 0 breaks", "loss is nan"} <= {t.reason for t in result.failures()}
     assert any("the evaluator counted 1 bytes" in t.reason for t in result.failures())
     assert len(result.trials) == 30 and len(result.candidates) == 30 - len(result.failures())
 
@@ -165,7 +172,7 @@ def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluato
     ("proposed", "message"),
     [
         (None, "a list of Proposal is needed"),
-        (["uniform"], "a Proposal is needed"),
+        (["uniform"], "a list of Proposal is needed"),
     ],
 )
 def test_what_is_no_proposal_is_refused_before_it_is_evaluated(evaluator, proposed, message):
@@ -212,3 +219,109 @@ def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):
     with ThreadPoolExecutor(4) as pool:
         result = search(evaluator, strategy="random", evaluations=12, executor=Threads(evaluator))
     assert result.spent == 12 and not result.failures()
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "message"),
+    [
+        (
+            "tiny",
+            r"evaluator is 'tiny' \(str\): an Evaluator object is needed\. .*, use qra_search.plan or `qra search`",
+        ),
+        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an Evaluator object is needed"),
+        (make_space(), "an Evaluator object is needed"),
+    ],
+    ids=["a name", "a class", "a space"],
+)
+def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        search(evaluator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluations": "ten"}, r"evaluations is 'ten' \(str\): a positive number is needed"),
+        ({"evaluations": 0}, "evaluations is 0"),
+        ({"evaluations": float("nan")}, "evaluations is nan"),
+        ({"seed": "x"}, r"seed is 'x' \(str\): a whole number from 0 on is needed"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
+        ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
+        ({"memory_budget": "lots"}, "'lots' is not a memory budget: write one such as 108MiB"),
+        ({"memory_budget": {"MiB": 3}}, "is not a memory budget"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_spent(
+    options: dict[str, Any], message: str
+) -> None:
+    evaluator = AdditiveEvaluator()
+    with pytest.raises(BadInput, match=message):
+        Study(evaluator, **options)
+    assert evaluator.calls == 0
+
+
+class AllRight(ToyEvaluator):
+    """As by a task's own measure: the loss is zero once no group has fewer than 4 bits."""
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        loss = 0.0 if min(plan.bits) >= 4 else 0.25
+        return Evaluation(loss=loss, memory_bytes=self.space.memory_bytes(plan))
+
+
+def test_a_uniform_plan_without_any_loss_is_beaten_by_no_share():
+    result = search(AllRight(make_toy_space()), strategy="random", evaluations=8, memory_budget="uniform4r8")
+    (comparison,) = result.comparisons
+    assert comparison.baseline is not None and comparison.baseline.loss == 0.0
+    assert comparison.change is None and "No plan found" in summarize_run(result)
+
+
+class Accuracy(ToyEvaluator):
+    """Lowers what is negative."""
+
+    def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        return Evaluation(
+            loss=-sum(plan.bits) - 0.01 * plan.ranks[0], memory_bytes=self.space.memory_bytes(plan)
+        )
+
+
+def test_a_negative_loss_that_is_lower_is_a_gain():
+    result = search(
+        Accuracy(make_toy_space()), strategy="additive", evaluations=12, memory_budget="uniform3r8"
+    )
+    (comparison,) = result.comparisons
+    assert comparison.change is not None and comparison.baseline is not None and comparison.change.is_lower
+    lower = comparison.baseline.loss - comparison.chosen.loss
+    assert comparison.change.share == pytest.approx(-lower / abs(comparison.baseline.loss))
+
+
+def test_a_search_without_a_budget_says_what_it_found():
+    for evaluations in (2, 4):
+        result = search(ToyEvaluator(make_toy_space()), evaluations=evaluations)
+        assert result.candidates and "No plan has been evaluated" not in summarize_run(result)
+
+
+def test_an_embedding_that_comes_first_takes_no_part_in_what_is_uniform():
+    linears = [Linear(name=name, out_features=64, in_features=64) for name in ("e", "a", "b")]
+    table = Group(name="e", linears=linears[:1], bits=(8, 16), ranks=(0,), is_embedding=True)
+    groups = [Group(name=linear.name, linears=[linear]) for linear in linears[1:]]
+    orders = [
+        SearchSpace(groups=some, bits=(2, 3, 8, 16), ranks=(0, 4, 16))
+        for some in ([table, *groups], [*groups, table])
+    ]
+    for budgets in ([], [orders[0].memory.maximum]):
+        first, last = (
+            [space.uniform_choice(plan) for plan in list_initial_plans(space, budgets)] for space in orders
+        )
+        assert first == last and first
+
+
+def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
+    linear = Linear(name="q", out_features=64, in_features=64)
+    head = Group(name="head", linears=(replace(linear, name="h"),), ranks=(0,))
+    space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
+    assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
+    with pytest.raises(BadInput, match="no rank is allowed for every group. Give the budget in bytes"):
+        resolve_budgets(space, "75%")

@@ -1,16 +1,20 @@
-"""The table's posterior: the mode, its predictions, draws, and trust in the sensitivities."""
+"""The table: what it makes of sensitivities, its posterior and predictions, and the evidence that finds the noise."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 from table_world import World
 
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.schemas import Sensitivities
-from qra_search.surrogates.basis import Rows, TableBasis, Widths
-from qra_search.surrogates.posterior import refine
+from qra_search.surrogates.basis import FLOOR, Rows, TableBasis, Widths
+from qra_search.surrogates.posterior import _compute_evidence, refine
 from qra_search.surrogates.table import TableFit
+from qra_search.testing.scenarios import make_toy_space
 
 
 def test_the_mode_is_stationary():
@@ -20,7 +24,7 @@ def test_the_mode_is_stationary():
     fit = TableFit(world.basis, rows, Widths())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
         fit = TableFit(world.basis, rows, Widths(), fit.theta)
-    f, J = fit._linearize(rows.codes, rows.seeds, fit.theta)
+    f, J = fit._linearize(rows.codes, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._multiply_covariances(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
@@ -88,7 +92,7 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
 def test_losses_far_below_the_sensitivities_can_be_fitted_where_a_plan_is_repeated():
     world = World()
     codes = world.plans(8)[[0, *range(8)]]
-    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9), np.zeros((9, 0)))
+    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9))
     mean, cov = refine(TableFit(world.basis, rows, Widths())).predict(world.plans(20))
     assert np.isfinite(mean).all() and (np.diag(cov) >= 0).all()
 
@@ -110,7 +114,7 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
         rows = world.rows(60)
         truth = world.loss(rows.codes)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.codes, truth + luck, rows.weight, rows.seeds)
+        seen = Rows(rows.codes, truth + luck, rows.weight)
         codes = world.plans(200)
         mean, _ = refine(TableFit(world.basis, seen, Widths(misfit=0.3))).predict(codes)
         bias.append(np.mean(mean - world.loss(codes)) / world.loss(codes).std())
@@ -134,9 +138,7 @@ def test_replicates_count_for_more():
     widths = Widths(noise=0.2)
     once = TableFit(world.basis, rows, widths).predict_evaluated()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(
-        world.basis, Rows(rows.codes, rows.loss, weight, rows.seeds), widths
-    ).predict_evaluated()[1]
+    often = TableFit(world.basis, Rows(rows.codes, rows.loss, weight), widths).predict_evaluated()[1]
     assert often[3] < once[3]
 
 
@@ -146,3 +148,63 @@ def test_what_it_is_given_is_not_changed():
     for array in vars(rows).values():
         array.setflags(write=False)  # writing raises
     refine(TableFit(world.basis, rows, Widths())).sample_tables(np.random.default_rng(0), np.ones(3))
+
+
+def test_damage_near_zero_by_luck_is_not_zero():
+    space = make_toy_space(4)
+    damage = np.tile([1.0, 0.3, 0.1, 0.01], (4, 1))
+    damage[2, 0] = 0.0
+    basis = TableBasis(space, Sensitivities(damage, np.zeros((4, 3))))
+    np.testing.assert_allclose(np.exp(basis.log_damage[2, 0]), FLOOR * 0.75)
+    np.testing.assert_allclose(np.exp(basis.log_damage[1]), damage[1])
+
+
+def test_a_bit_width_without_any_damage_does_none():
+    space = make_toy_space(3, bits=(2, 4, 16))
+    basis = TableBasis(space, Sensitivities(np.tile([1.0, 0.2, 0.0], (3, 1)), np.zeros((3, 3))))
+    assert basis.live.tolist() == [[True, True, False]] * 3
+
+
+def test_gain_is_drawn_half_way_to_the_mean_and_rises_from_zero():
+    space = make_toy_space(2)
+    gain = np.array([[0.1, 0.2, 0.3], [0.1, 0.4, 0.7]])
+    basis = TableBasis(space, Sensitivities(np.ones((2, 4)), gain))
+    np.testing.assert_allclose(basis.gain, [[0.0, 0.15, 0.3], [0.0, 0.25, 0.5]])
+
+
+def test_the_evidence_is_that_of_a_gaussian():
+    """Up to constants: scipy's density of the linearised targets."""
+    world = World()
+    fit = TableFit(world.basis, world.rows(25), Widths())
+    values = []
+    for widths in (Widths(), Widths(scale=0.6)):
+        cov = np.tensordot(list(fit.block_variances(widths)), fit.grams, 1) + np.diag(
+            fit.observation_variance(widths, fit.rows.weight, fit.excess)
+        )
+        density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)
+        prior = -0.5 * (np.log(widths.scale / 0.3) / 0.7) ** 2
+        values.append((_compute_evidence(fit, widths, fit.widths), density + prior))
+    (a, x), (b, y) = values
+    np.testing.assert_allclose(a - b, x - y, rtol=1e-6)
+
+
+def test_noisier_losses_are_seen_to_be_noisier():
+    noise = []
+    for sd in (0.003, 0.05):
+        world = World()
+        fit = refine(TableFit(world.basis, world.rows(80, noise=sd), Widths()))
+        noise.append(float(np.sqrt(np.median(fit.V))))
+    assert noise[1] > 3 * noise[0]
+    assert 0.025 < noise[1] < 0.1
+
+
+def test_losses_that_are_mostly_noise_are_not_explained_away():
+    """Evaluations too short to tell plans apart, of more groups than plans: no damages may stand for their noise."""
+    world = World(layers=200)
+    for seed in range(4):
+        rows = world.rows(30, noise=0.0)
+        sd = 3.0 * float(np.std(rows.loss))
+        rows = replace(rows, loss=rows.loss + sd * np.random.default_rng(seed).standard_normal(30))
+        fit = refine(TableFit(world.basis, rows, Widths()))
+        assert 0.5 * sd < fit.widths.noise * fit.spread < 1.5 * sd
+        assert np.median(fit.predict_evaluated()[1]) > 0.1 * sd

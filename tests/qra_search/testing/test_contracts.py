@@ -9,7 +9,7 @@ import pytest
 
 from qra_search import EvaluationFailed, Proposal, Sensitivities, Strategy
 from qra_search.strategies.simple import RandomStrategy
-from qra_search.study.checks import StudyFailed
+from qra_search.study.study import StudyFailed
 from qra_search.testing import EvaluatorContract, StrategyContract
 from qra_search.testing.scenarios import SCENARIOS, ToyEvaluator
 

@@ -16,8 +16,7 @@ from qra_search.app.report.finding import make_headline, summarize_comparison, s
 from qra_search.app.report.tables import make_allocation_table, make_tuned_table
 from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
-from qra_search.study.candidates import EvaluatedPlan, LossChange, UniformComparison
-from qra_search.study.result import SearchResult
+from qra_search.study.result import EvaluatedPlan, LossChange, SearchResult, UniformComparison
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 TWO = make_toy_space(2, bits=(2, 3, 4), ranks=(8,))

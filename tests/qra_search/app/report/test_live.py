@@ -12,7 +12,7 @@ from qra_search import Study
 from qra_search.app.cli.common import make_view
 from qra_search.app.report import live
 from qra_search.app.report.live import ConsoleView, make_listener
-from qra_search.study.listener import Listener
+from qra_search.study.study import Listener
 
 
 def console(*, terminal: bool = False, **environment: str) -> Console:
@@ -114,7 +114,7 @@ def test_failures_have_a_line_in_a_brief_view_as_well() -> None:
     running.run()
     failed = sum(t.status == "failed" for t in running.log)
     assert sum(line.startswith("[") for line in lines(on)) == failed + 1
-    assert "\n".join(lines(on)).count("failed, EvaluationFailed: out of memory") == failed > 0
+    assert "\n".join(lines(on)).count("failed, out of memory") == failed > 0
 
 
 def test_a_terminal_has_the_lines_of_trials_above_bars_of_the_search_and_the_stage(

@@ -22,7 +22,7 @@ from qra_search.strategies.baselines.autoqra import (
     predict_losses,
     sample_trust_region,
 )
-from qra_search.strategies.baselines.papers import WARM_START, GuidedSteps, measure_importance
+from qra_search.strategies.baselines.qr_adaptor import WARM_START, GuidedSteps, measure_importance
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 STRATEGY = AutoQRAStrategy(population=6)

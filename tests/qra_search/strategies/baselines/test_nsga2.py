@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies.base import average_losses
+from qra_search.strategies import average_losses
 from qra_search.strategies.baselines import nsga2
 from qra_search.strategies.baselines.nsga2 import NSGA2Strategy, mutate, select_survivors
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space

@@ -1,4 +1,4 @@
-"""Contract tests for strategies: subclass the class, give it one fixture, and pytest runs the rest.
+"""Contract tests for strategies and evaluators: subclass a class, give it one fixture, and pytest runs the rest.
 
     class TestMine(StrategyContract):
         @pytest.fixture
@@ -13,26 +13,26 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qra_search.evaluator import Evaluator
+from qra_search.errors import EvaluationFailed
+from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import InProcessExecutor
 from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Plan, Sensitivities
-from qra_search.space.serialization import space_from_dict, space_to_dict
+from qra_search.space.serialization import check_sensitivities, space_from_dict, space_to_dict
 from qra_search.strategies import Strategy
-from qra_search.study.checks import check_proposals
-from qra_search.study.study import Callback, Study
+from qra_search.strategies.simple import RandomStrategy
+from qra_search.study.study import Callback, Study, check_proposals
 from qra_search.testing.scenarios import (
     EXHAUSTED,
     SCENARIOS,
@@ -47,12 +47,6 @@ LOGGED = "a log that another strategy wrote"
 PROPOSED = 3
 """Proposals asked for at once in every scenario."""
 PROCESS_TIMEOUT = 300
-
-_IN_ANOTHER_PROCESS = """
-import pickle, sys
-strategies, state, n = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(b"PROPOSALS" + pickle.dumps([strategy.propose(state, n) for strategy in strategies]))
-"""
 
 
 class StrategyContract:
@@ -74,7 +68,7 @@ class StrategyContract:
     @pytest.mark.parametrize("name", list(SCENARIOS))
     def test_every_proposal_is_new_and_within_the_budget(self, strategy: Strategy, name: str) -> None:
         state = scenario(name)
-        before = _fingerprint(state)
+        before = repr(state)
         proposals = strategy.propose(state, PROPOSED)
         assert len(proposals) <= PROPOSED, f"propose(state, {PROPOSED}) returned {len(proposals)} proposals"
         assert proposals or self.finite or name in EXHAUSTED, (
@@ -92,7 +86,7 @@ class StrategyContract:
                     assert again, (
                         f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
                     )
-        assert _fingerprint(state) == before, "propose changed the state that it was given"
+        assert repr(state) == before, "propose changed the state that it was given"
 
     def test_no_more_is_proposed_than_was_asked_for(self, strategy: Strategy) -> None:
         state = scenario(LOGGED)
@@ -202,12 +196,75 @@ class StrategyContract:
 def assert_another_process_proposes_the_same(strategies: Sequence[Strategy]) -> None:
     """All in one process: most of its time goes into loading libraries."""
     state = scenario(LOGGED)
-    command = [sys.executable, "-c", _IN_ANOTHER_PROCESS]
-    given = pickle.dumps((strategies, state, PROPOSED))
-    done = subprocess.run(command, input=given, capture_output=True, timeout=PROCESS_TIMEOUT)
-    assert done.returncode == 0, done.stderr.decode()
-    proposed = pickle.loads(done.stdout.partition(b"PROPOSALS")[2])
-    assert proposed == [strategy.propose(state, PROPOSED) for strategy in strategies]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for strategy in strategies:
+            proposed = pool.submit(strategy.propose, state, PROPOSED).result(PROCESS_TIMEOUT)
+            assert proposed == strategy.propose(state, PROPOSED)
+
+
+class EvaluatorContract:
+    """What every evaluator must do; subclass it and define the fixture `evaluator`.
+
+    `plans` gives the plans that are evaluated: by default the smallest uniform plan and a random one.
+    """
+
+    @pytest.fixture
+    def evaluator(self) -> Evaluator:
+        raise NotImplementedError("define a fixture `evaluator` in your test class")
+
+    @pytest.fixture
+    def plans(self, evaluator: Evaluator) -> list[Plan]:
+        state = StudyState(evaluator.space)
+        return [p.plan for p in RandomStrategy().propose(state, 1)] + evaluator.space.uniform_plans()[:1]
+
+    def test_it_accepts_its_fidelities_and_the_same_seed_gives_the_same_loss(
+        self, evaluator: Evaluator, plans: list[Plan]
+    ) -> None:
+        assert list(evaluator.fidelities) == sorted(set(evaluator.fidelities))
+        assert evaluator.fidelities[0] > 0 and evaluator.fidelities[-1] == 1.0
+        for fidelity in evaluator.fidelities:
+            evaluation = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
+            assert (evaluation.fidelity, evaluation.seed) == (fidelity, 1)
+            assert evaluation.seconds >= 0
+            evaluator.evaluate(plans[-1])
+            disturb_global_randomness()
+            again = evaluator.evaluate(plans[0], fidelity=fidelity, seed=1)
+            assert again.loss == evaluation.loss, f"the same seed gives another loss at fidelity {fidelity:g}"
+
+    def test_loss_is_finite_and_bytes_are_those_of_the_space(
+        self, evaluator: Evaluator, plans: list[Plan]
+    ) -> None:
+        for plan in plans:
+            check_evaluation(evaluator.evaluate(plan), evaluator.space, plan)
+
+    def test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(
+        self, evaluator: Evaluator
+    ) -> None:
+        sensitivities = evaluator.sensitivities()
+        if sensitivities is None:
+            pytest.skip("the evaluator measures no sensitivities")
+        check_sensitivities(evaluator.space, sensitivities)
+        assert sensitivities.cost >= 0 and sensitivities.seconds >= 0
+        again = evaluator.sensitivities()
+        assert again is not None
+        assert np.array_equal(again.bits_damage, sensitivities.bits_damage)
+        assert np.array_equal(again.rank_gain, sensitivities.rank_gain)
+
+    def test_it_describes_itself_in_plain_data_that_stays(
+        self, evaluator: Evaluator, plans: list[Plan]
+    ) -> None:
+        """A run is known by it, and resumed only under the same."""
+        description = evaluator.describe()
+        assert json.loads(json.dumps(description)) == description
+        evaluator.evaluate(plans[0])
+        assert evaluator.describe() == description
+
+    def test_a_plan_of_another_space_is_refused(self, evaluator: Evaluator) -> None:
+        space = evaluator.space
+        count = len(evaluator.space) + 1
+        wrong = Plan((space.bits[0],) * count, (space.ranks[0],) * count)
+        with pytest.raises((ValueError, EvaluationFailed)):
+            evaluator.evaluate(wrong)
 
 
 class _LastFirst(InProcessExecutor):
@@ -230,21 +287,6 @@ class _StopAfter(Callback):
     def on_result(self, study: Study, trial: Any) -> None:
         if len(study.log) >= self.trials:
             study.stop()
-
-
-def _fingerprint(state: StudyState) -> str:
-    """Text that differs when anything a strategy was given has changed."""
-    sensitivities = None if state.sensitivities is None else state.sensitivities.to_dict()
-    return repr(
-        (
-            state.space.signature,
-            state.trials,
-            sensitivities,
-            state.memory_budgets,
-            state.seed,
-            state.fidelities,
-        )
-    )
 
 
 def _read_back(state: StudyState, path: Path) -> StudyState:
