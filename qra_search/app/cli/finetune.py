@@ -133,7 +133,7 @@ def export(
         str | None,
         option(
             "--format -f F",
-            "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft.",
+            "peft, merged, compressed-tensors, gguf or vllm; default: that of the run's engine, or peft.",
             autocompletion=common.complete(lambda: plugins.list_names("exporters")),
         ),
     ] = None,
