@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, Chat, encode_example, truncate_left
+from qra_eval.tasks.encoding import IGNORED, Chat, encode_example
 from qra_eval.tasks.example import Example, make_example
-from qra_eval.tasks.jsonl import JSONLTask
+from qra_eval.tasks.own import JSONLTask
 from qra_eval.tasks.scoring import measure_choices
 from qra_search import BadInput
 
@@ -205,11 +205,8 @@ def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(
     turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "?"}, TURNS[-1]]
     made, asked = tokenizer(CHATML), []
 
-    def keep(model, t, prompts, n, *, heads, room, **rest):
-        asked.extend(
-            truncate_left(made(text)["input_ids"], room, made, head=h)
-            for text, h in zip(prompts, heads, strict=True)
-        )
+    def keep(model, t, prompts, n, **rest):
+        asked.extend(prompts)
         return [""] * len(prompts)
 
     monkeypatch.setattr("qra_eval.tasks.base.generate_answers", keep)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qra_eval.tasks import Example, make_task
-from qra_eval.tasks.metrics import check_metric, exact_match, json_f1, load_metrics, score_answers
+from qra_eval.tasks.scoring import check_metric, exact_match, json_f1, load_metrics, score_answers
 from qra_search.errors import BadInput
 
 
@@ -48,7 +48,7 @@ def test_f1_is_over_the_fields_of_the_object(answer, wanted, score):
 SLOTS = """
 import json
 
-from qra_eval.tasks.jsonl import JSONLTask
+from qra_eval.tasks.own import JSONLTask
 
 
 def people(answer, example):
@@ -120,7 +120,7 @@ def test_two_metrics_of_one_name_are_refused(slots):
 def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
     with pytest.raises(BadInput, match="metric 'f' fails on .* .KeyError: 'x'.: an answer is text, parse it"):
         check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
-    with pytest.raises(BadInput, match="metric 'f' gives None .*: give a number"):
+    with pytest.raises(BadInput, match="metric 'f' fails on .*the score is None.*, and give a number"):
         check_metric("f", lambda answer, example: None, Example("a", "b"))
 
 

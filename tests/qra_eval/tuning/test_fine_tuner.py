@@ -9,6 +9,7 @@ from evaluators import make_evaluator
 
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import Rows
+from qra_eval.tasks.own import TextTask
 from qra_search.sections import FinetuneConfig
 
 
@@ -86,7 +87,8 @@ def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(
     (tmp_path / "t.txt").write_text(
         "\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200))
     )
-    task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
+    monkeypatch.setattr(TextTask, "block_characters", 400)
+    task = make_task("text", data=tmp_path / "t.txt")
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))
     rows, steps, counts = bench.rows("train", 1000), bench.finetune_steps, bench.row_counts()
