@@ -10,10 +10,9 @@ import torch
 from qra_backends.integers.backend import CompressedIntegers
 from safetensors.torch import save_file
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter
 from qra_eval.export.peft import (
-    describe_padding,
-    describe_rearranged,
+    list_rearranged_issues,
     load_plain,
     select_unsearched,
     write_adapter,
@@ -23,9 +22,6 @@ from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.engines import FUSED, advise_replan
 from qra_search.schemas import LevelName
-
-LIBRARY = "compressed_tensors"
-WEIGHTS_FILE = "model.safetensors"
 
 
 class CompressedTensorsExporter(Exporter):
@@ -47,8 +43,7 @@ class CompressedTensorsExporter(Exporter):
                 f"{len(others)} weights are not stored as compressed-tensors, such as {others[0]}: "
                 f"{advise_replan('vllm')}"
             )
-        if not run.is_plain():
-            reasons.append(describe_rearranged(run))
+        reasons += list_rearranged_issues(run)
         uneven = list_uneven_shards(run)
         if uneven:
             reasons.append(
@@ -63,26 +58,24 @@ class CompressedTensorsExporter(Exporter):
         for name, module in packed.items():
             stored |= {f"{name}.{key}": tensor for key, tensor in module.tensors().items()}
         rest = select_unsearched(run, tuple(f"{name}." for name in packed))
-        save_file({**rest, **stored}, out / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file({**rest, **stored}, out / "model.safetensors", metadata={"format": "pt"})
         write_config(run, out, make_quantization_config(run, packed))
-        more = write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
+        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
         notes = (
             f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
             f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
             f"the adapter is in {out / ADAPTER_FOLDER}: load it on top with peft",
-            *describe_padding(more),
+            *padding,
         )
-        if importlib.util.find_spec(LIBRARY) is None:
+        if importlib.util.find_spec("compressed_tensors") is None:
             return Exported(out, (*notes, "not compared: compressed-tensors is not installed"))
         # Not with `CompressedTensorsConfig(dequantize=True)`: transformers 5.24 then takes the first config group for
         # every layer, and reads those of other widths wrongly.
         model = load_plain(out, run.dtype)
         model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
-        return Exported(
-            out,
-            (*notes, "loaded by transformers, which decompresses it at the first pass"),
-            **run.compare_logits(run.compute_logits(add_adapter(model, out / ADAPTER_FOLDER))),
-        )
+        notes = (*notes, "loaded by transformers, which decompresses it at the first pass")
+        logits = run.compute_logits(add_adapter(model, out / ADAPTER_FOLDER))
+        return Exported(out, notes, **run.compare_logits(logits))
 
 
 def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
@@ -126,9 +119,8 @@ def list_uneven_shards(run: TunedRun) -> list[str]:
         for fused, kinds in FUSED:
             if kinds.fullmatch(kind):
                 found.setdefault(f"{parent}.{fused}_proj", {})[kind] = level
-    uneven = []
-    for name, shards in found.items():
-        if len(set(shards.values())) > 1:
-            levels = ", ".join(f"{kind} {level}" for kind, level in shards.items())
-            uneven.append(f"{name} ({levels} bits)")
-    return uneven
+    return [
+        f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
+        for name, shards in found.items()
+        if len(set(shards.values())) > 1
+    ]

@@ -13,8 +13,7 @@ import torch
 from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
-from qra_eval.export import llama_cpp
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter, llama_cpp
 from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import (
@@ -48,11 +47,7 @@ class GGUFExporter(Exporter):
         self.pre = pre
 
     def list_issues(self, run: TunedRun) -> list[str]:
-        reasons = [
-            *list_family_issues(run.config),
-            *list_expert_issues(run),
-            *list_tokenizer_issues(run),
-        ]
+        reasons = [*list_family_issues(run.config), *list_expert_issues(run), *list_tokenizer_issues(run)]
         searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
@@ -82,7 +77,7 @@ class GGUFExporter(Exporter):
             if self.pre is None:
                 raise
             raise BadInput(
-                f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?"
+                f"llama.cpp does not load it: does it know the pre-tokenizer {self.pre!r}?"
             ) from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
@@ -137,7 +132,6 @@ def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:
     writer.close()
 
 
-# -- tensors -----------------------------------------------------------------------------------
 def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """Every tensor of the model's file; what was searched is a copy of the plan's own blocks."""
     config = run.config
@@ -193,11 +187,7 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
 
 
 def make_tensor_namer(config: Any) -> Callable[[str], str]:
-    """From a name in transformers (`model.layers.0.self_attn.q_proj`, with or without `.weight`) to the one in GGUF.
-
-    Raises:
-        ValueError: llama.cpp has no such tensor.
-    """
+    """From a name in transformers (`model.layers.0.self_attn.q_proj`, with or without `.weight`) to the one in GGUF."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = find_family(config).architecture
@@ -247,8 +237,8 @@ def list_expert_issues(run: TunedRun) -> list[str]:
     if not uneven:
         return []
     return [
-        f"llama.cpp stores the experts of a layer as one tensor of one type and rank, but those of this plan differ in "
-        f"{len(uneven)} cases, such as {uneven[0]}. Search with --granularity fused or layer"
+        f"llama.cpp stores the experts of a layer in one tensor of one type and rank, but those of this plan differ in "
+        f"{len(uneven)} cases, such as {uneven[0]}: search with --granularity fused or layer"
     ]
 
 

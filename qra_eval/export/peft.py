@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_tables
 from qra_eval.pretrained import NEEDED_IMPORT
@@ -36,8 +36,8 @@ library_name: peft
 ---
 # A LoRA adapter on a mixed-precision base
 
-Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. Here is all of it, and
-`transformers` loads it where the package `{package}` is installed, from a folder or from the hub:
+Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. With the package `{package}`
+`transformers` loads both, from a folder or from the hub:
 
 ```python
 import qra_eval.pretrained
@@ -49,12 +49,6 @@ base = AutoModelForCausalLM.from_pretrained(where)
 model = PeftModel.from_pretrained(base, where, subfolder="adapter", autocast_adapter_dtype=False)
 tokenizer = AutoTokenizer.from_pretrained(where)
 ```
-
-gives the very logits that the model had after tuning, from files at the bytes of the plan. (Without the first line
-transformers refuses to load the folder.) `adapter/` is an ordinary PEFT directory.
-Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
-unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
-there.
 """
 
 
@@ -65,7 +59,7 @@ class PEFTExporter(Exporter):
     one_rank = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        more = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
+        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_digest(out / BASE_FILE)
@@ -77,12 +71,11 @@ class PEFTExporter(Exporter):
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
-            *describe_padding(more),
+            *padding,
         )
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
-        return Exported(
-            out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER)))
-        )
+        logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
+        return Exported(out, notes, **run.compare_logits(logits))
 
 
 class VLLMExporter(PEFTExporter):
@@ -95,12 +88,10 @@ class VLLMExporter(PEFTExporter):
     one_rank = True
 
     def list_issues(self, run: TunedRun) -> list[str]:
-        reasons = []
-        if not run.is_plain():
-            reasons.append(describe_rearranged(run))
+        reasons = list_rearranged_issues(run)
         if any(name.endswith(".query_key_value") for name in run.levels):
             reasons.append(
-                "vLLM reorders the rows of query_key_value, but not those of its codes: export as merged"
+                "vLLM reorders the rows of query_key_value, but not of its codes: export as merged"
             )
         try:
             fit_rank(VLLM, run.largest_rank)
@@ -115,11 +106,10 @@ class VLLMExporter(PEFTExporter):
 
 
 class MergedExporter(Exporter):
-    """An unquantized model, with the rounding of the plan in its weights and the adapter merged.
+    """An unquantized model in `dtype`, with the rounding of the plan in its weights and the adapter merged.
 
-    Args:
-        dtype: of the saved weights. The tuned model adds the adapter's output after the base's; a weight that holds
-            both is rounded once more. float32 adds no rounding, and a model tuned in bfloat16 then differs by its own.
+    The tuned model adds the adapter's output after the base's; a weight that holds both is rounded once more. float32
+    adds no rounding, and a model tuned in bfloat16 then differs by its own.
     """
 
     name = "merged"
@@ -198,30 +188,22 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
     run.tokenizer.save_pretrained(out)
 
 
-def describe_rearranged(run: TunedRun) -> str:
-    """Why a run that is not plain cannot be written as ordinary linears."""
-    return f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
+def list_rearranged_issues(run: TunedRun) -> list[str]:
+    """Why a run's linears cannot be written as ordinary ones."""
+    if run.is_plain():
+        return []
+    return [f"{run.config.model_type} computes with transposed or stacked weights: export as merged"]
 
 
-def describe_padding(added: int) -> tuple[str, ...]:
-    """A note of the bytes that `write_adapter` added, if it did."""
-    if not added:
-        return ()
-    return (
-        f"the adapter takes {format_bytes(added)} more than in the plan, because vLLM gives every linear "
-        "the largest rank",
-    )
-
-
-def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
+def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
     """Copy the adapter directory; with `one_rank` zero rows make all ranks the largest, and so all scalings one.
 
-    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns the bytes
-    that the zeros take.
+    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns a note of
+    the bytes that the zeros take, if any.
     """
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
-        return 0
+        return []
     rank = run.largest_rank
     padded = {}
     config = json.loads((out / "adapter_config.json").read_text())
@@ -233,4 +215,9 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
     write_digest(out / "adapter_model.safetensors")
     own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
-    return sum(factor.nbytes for factor in padded.values()) - own
+    more = sum(factor.nbytes for factor in padded.values()) - own
+    if not more:
+        return []
+    return [
+        f"the adapter takes {format_bytes(more)} more than in the plan, as vLLM needs one rank everywhere"
+    ]

@@ -38,12 +38,8 @@ class Batch:
     width: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        ids, positions, targets = (
-            self.input_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-        )
-        return Batch(ids, positions, targets, self.tokens, self.width)
+        tensors = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
+        return Batch(*tensors, self.tokens, self.width)
 
     def split_rows(self, rows: int) -> list[Batch]:
         """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
@@ -96,11 +92,8 @@ def make_batches(rows: Sequence[Encoded], batch_size: int) -> list[Batch]:
 def make_pass_batches(rows: Sequence[Encoded], multiple: int = PASS_MULTIPLE) -> list[Batch]:
     """Batches for passes that go layer by layer, in order of length: as large as they are quick, whatever a training's.
 
-    In memory is one layer's share of them. Few lengths: for bfloat16 on a CPU oneDNN compiles its products anew for
-    each, and keeps them: 128 rows of 99 lengths took twice the time and 530 MiB more.
-
-    Args:
-        multiple: that lengths are padded to.
+    In memory is one layer's share of them. Few lengths, multiples of one: for bfloat16 on a CPU oneDNN compiles its
+    products anew for each, and keeps them: 128 rows of 99 lengths took twice the time and 530 MiB more.
     """
     size = max(1, min(PASS_ROWS, PASS_TOKENS // max(map(len, rows))))
     groups = group_by_length(list(map(len, rows)), size)
@@ -112,9 +105,7 @@ def schedule_batches(
 ) -> list[Batch]:
     """The batches of `steps` steps: whole passes over the rows, bucketed by length, shuffled by the seed.
 
-    Args:
-        drawn: the rows are in an order of the seed's own: which rows share a batch then follows from that as well, and
-            not from their lengths alone.
+    Of rows that are `drawn` in an order of the seed's own, which share a batch follows from that order as well.
     """
     generator = torch.Generator().manual_seed(seed)
     batches: list[Batch] = []

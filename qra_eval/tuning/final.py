@@ -90,9 +90,21 @@ def tune(
         scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
-        shown = _select_samples(before, after, samples)
+        shown = tuple(
+            {
+                "prompt": old["prompt"],
+                "wanted": old["wanted"],
+                "before": old["answer"],
+                "after": new["answer"],
+            }
+            for old, new in zip(before, after, strict=True)
+        )
         figures: dict[str, Any] = {"validation_loss": validation_loss, "reload_error": error}
-        figures |= _describe_scoring(tuner) if leads else {}
+        if leads:
+            task = tuner.rows.task
+            examples = task.split("test")[: tuner.scored_rows]
+            figures["commonest_scores"] = task.score_commonest(examples)
+            figures["metric_digests"] = task.metric_digests
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, **figures)
 
     try:
@@ -118,9 +130,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
         unscored = ""
         if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
-            unscored = (
-                "answers of the untuned model are not scored, because its weights do not fit into memory"
-            )
+            unscored = "answers of the untuned model are not scored: its weights do not fit into memory"
             log.warning(unscored)
         seconds = time.perf_counter() - start
         size = space.memory_bytes(plan)
@@ -174,11 +184,11 @@ def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[fl
 
 
 def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
-    """Twice as many test rows, no two with one wanted answer: `prompt`, `wanted`, and the greedy `answer`."""
+    """So many test rows, no two with one wanted answer: `prompt`, `wanted`, and the greedy `answer`."""
     task = tuner.rows.task
     rows = [row for row in task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
     rows = list({row.answer: row for row in reversed(rows)}.values())[::-1]
-    shown = min(2 * count, len(rows))
+    shown = min(count, len(rows))
     examples = [rows[i * len(rows) // shown] for i in range(shown)]
     if not examples:
         return []
@@ -190,29 +200,7 @@ def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
     ]
 
 
-def _select_samples(
-    before: Sequence[dict[str, str]], after: Sequence[dict[str, str]], count: int
-) -> tuple[dict[str, str], ...]:
-    """So many of the sampled rows with the answers of both, half of them answered wrongly after the tuning."""
-    rows = [
-        {**old, "before": old["answer"], "after": new["answer"]}
-        for old, new in zip(before, after, strict=True)
-    ]
-    wrong = [row for row in rows if row["after"].strip() != row["wanted"].strip()]
-    right = [row for row in rows if row not in wrong]
-    shown = (wrong[: max(count // 2, count - len(right))] + right)[:count]
-    return tuple({name: row[name] for name in ("prompt", "wanted", "before", "after")} for row in shown)
-
-
 def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
     """The task's scores of what is in place, by metric, on the first test rows."""
-    scores = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
+    scores = tuner.score_rows("test", tuner.scored_rows)
     return {name: tuple(rows) for name, rows in scores.items()}
-
-
-def _describe_scoring(tuner: FineTuner) -> dict[str, Any]:
-    """What scores are read by: those of one answer to all rows, and the metrics' sources."""
-    task = tuner.rows.task
-    finetune = tuner.finetune
-    examples = task.split("test")[: min(finetune.scored_rows, finetune.test_rows)]
-    return {"commonest_scores": task.score_commonest(examples), "metric_digests": task.metric_digests}

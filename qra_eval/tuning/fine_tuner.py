@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -29,6 +29,9 @@ from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 
+if TYPE_CHECKING:
+    from qra_eval.tuning.full import FullTuning
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -40,16 +43,10 @@ SCORED_TOGETHER = 4
 class FineTuner:
     """What tuning and measuring share; the evaluator, the sensitivities and the estimates of cost stand on it.
 
-    Args:
-        quantized: the model, and the settings of training.
-        rows: of the task.
-        evaluation: how long an evaluation tunes, and on how many rows it measures.
-        finetune: likewise the full tuning.
-        metric: what a search lowers, `loss` or `task`.
+    A search lowers the `metric`, `loss` or `task`.
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
-        switcher: puts plans in place.
         halvings: how often the rows that pass together were halved, as memory ran out.
         checkpointing: whether activations are made again in the backward pass.
     """
@@ -94,6 +91,8 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
+        name = self.rows.task.judged_by
+        source = self.rows.task.metric_digests.get(str(name))
         return {
             "model": self.quantized_model.loaded.name,
             "weights": self.quantized_model.loaded.fingerprint,
@@ -102,15 +101,10 @@ class FineTuner:
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": self.quantized_model.backend.spec,
             "granularity": self.quantized_model.granularity,
-            **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
+            **({} if self.metric == "loss" else {"metric": {"name": name, "source": source}}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
-
-    def _describe_metric(self) -> dict[str, str | None]:
-        """The task's own measure, and a digest of the function's source, of a function that scores answers."""
-        name = self.rows.task.judged_by
-        return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
     def enable_checkpointing(self) -> bool:
         """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
@@ -126,26 +120,23 @@ class FineTuner:
         steps: int,
         seed: int,
         *,
-        callback: training.TrainerCallback | None = None,
+        callback: FullTuning | None = None,
         batches: Sequence[Batch] | None = None,
         learning_rate: float | None = None,
         processes: Processes = ALONE,
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
-        Args:
-            batches: of the steps; default: those of an evaluation.
-            learning_rate: default: that of the settings.
+        Default are the batches of an evaluation, and the learning rate of the settings.
         """
         settings = self.settings
         if learning_rate is not None:
             settings = settings.model_copy(update={"learning_rate": learning_rate})
+        scales_rate = settings.scales_rate / settings.learning_rate
         with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
-                adapters.make_parameter_groups(
-                    self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
-                ),
+                adapters.make_parameter_groups(self.switcher.wrapped, scales_rate=scales_rate),
                 self.get_batches(steps, seed) if batches is None else batches,
                 settings,
                 seed=seed,
@@ -188,9 +179,8 @@ class FineTuner:
         together = SCORED_TOGETHER * self.device_batch_size
         while True:
             try:
-                return task.score_rows(
-                    self.model, self.tokenizer, examples, batch_size=together, max_length=room
-                )
+                options: dict[str, Any] = {"batch_size": together, "max_length": room}
+                return task.score_rows(self.model, self.tokenizer, examples, **options)
             except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
                 if not is_out_of_memory(error) or together == 1:
                     raise
@@ -220,16 +210,11 @@ class FineTuner:
         return schedule_batches(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
     def get_final_batches(self, steps: int, seed: int) -> list[Batch]:
-        """The batches of a full tuning.
-
-        The rows are the first in the order that the seed draws, which for seed 0 is the task's own. Which rows of a
-        drawn order share a batch follows from that order as well (`schedule_batches`).
-        """
+        """The batches of a full tuning: of the first rows in the order of the seed, which for seed 0 is the task's own."""
         settings = self.settings
         rows = self.rows.shuffle("train", steps * settings.rows_a_step, seed)
-        return schedule_batches(
-            rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0
-        )
+        number = steps * settings.accumulation
+        return schedule_batches(rows, number, settings.batch_size, seed, drawn=seed > 0)
 
     @property
     def finetune_steps(self) -> int:
@@ -241,6 +226,11 @@ class FineTuner:
         part = round(part, 9)  # 1.1 epochs are not 0.10000000000000009 more than 1
         batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
         return max(1, math.ceil(batches / settings.accumulation))
+
+    @property
+    def scored_rows(self) -> int:
+        """Test rows whose answers are scored."""
+        return min(self.finetune.scored_rows, self.finetune.test_rows)
 
     @property
     def trained_rows(self) -> int:
@@ -283,13 +273,8 @@ class FineTuner:
 def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
     """What `work` returns, called again with less memory as long as there is a way to take less.
 
-    What was given up stays so: no later plan fails on what this one has shown.
-
-    Args:
-        training: whether the work trains, or measures as evaluations do, so that fewer rows may pass together.
-
-    Raises:
-        EvaluationFailed: memory did not suffice. No plan is in place then, and nothing is kept dequantized.
+    What was given up stays so: no later plan fails on what this one has shown. Work of `training` may have fewer rows
+    pass together. Raises EvaluationFailed if memory did not suffice; no plan is in place then.
     """
     while True:
         try:

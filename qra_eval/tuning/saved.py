@@ -41,46 +41,40 @@ class ReloadMismatch(RuntimeError):
 def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> None:
     """Write adapter and plan into a folder, and the quantized base that the adapter belongs on.
 
-    Args:
-        base: False: of the base only what training changed; `write_base` makes it again from the bank.
+    Without `base` only what training changed of it is written; `write_base` makes it again from the bank.
     """
-    quantized, bank = tuner.quantized_model, tuner.quantized_model.bank
+    quantized = tuner.quantized_model
     space = tuner.space.find_space(plan)
     tensors = _collect_base_tensors(tuner, plan)
     folder.mkdir(parents=True, exist_ok=True)
     if base:
         write_tensors(tensors, folder / BASE_FILE)
     else:
-        stored = read_bank_tensors(bank, space, plan)
+        stored = read_bank_tensors(quantized.bank, space, plan)
         changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
         if changed:
             write_tensors(changed, folder / SCALES_FILE)
     digest = hash_tensors(tensors)
     if any(plan.ranks):
         write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
-    data = plan_to_dict(space, plan)
-    data["model"] = quantized.loaded.spec
-    data["weights"] = quantized.loaded.fingerprint
-    data["dtype"] = str(quantized.dtype).removeprefix("torch.")
-    data["backend"] = quantized.backend.spec
-    data[BASE_DIGEST] = digest
-    write_json(folder / PLAN_NAME, data)
+    made_of = {
+        "model": quantized.loaded.spec,
+        "weights": quantized.loaded.fingerprint,
+        "dtype": str(quantized.dtype).removeprefix("torch."),
+        "backend": quantized.backend.spec,
+        BASE_DIGEST: digest,
+    }
+    write_json(folder / PLAN_NAME, plan_to_dict(space, plan) | made_of)
 
 
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
-    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed.
-
-    Raises:
-        RunFailed: the bank gives another base now.
-    """
+    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed."""
     tuner.switcher.prepare()
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)
     if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):
-        raise RunFailed(
-            f"weights differ from those that {folder} was tuned on: delete it, and run `qra finetune`"
-        )
+        raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and tune again")
     write_tensors(tensors, folder / BASE_FILE)
 
 
@@ -119,13 +113,11 @@ def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
 
 
 def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:
-    """Write the adapters as a PEFT directory: config with a rank for each linear, and bfloat16 factors.
+    """Write the adapters as a PEFT directory: config with a rank for each linear and the base's digest, and bfloat16
+    factors.
 
     In place of the model's name the config has `NO_ADDRESS`: PEFT alone would put the adapter on the unquantized model,
     for which it was not tuned, and without any name it would ask the hub, in vain.
-
-    Args:
-        base: digest of the quantized base.
     """
     from peft import LoraConfig
 
@@ -136,13 +128,12 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
         for linear in group.linears
         if rank > 0
     }
-    alpha = tuner.settings.alpha
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
     config = LoraConfig(
         r=common,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=tuner.settings.alpha,  # type: ignore[arg-type]
         target_modules=sorted(ranks),
         rank_pattern=others,
         lora_dropout=tuner.settings.dropout,
@@ -162,10 +153,8 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
     """Largest absolute difference of logits between the tuned model and the one that `load` gives.
 
     The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not
-    hold both.
-
-    Raises:
-        ReloadMismatch: they differ; on a GPU, whose products are summed in no fixed order, by more than rounding.
+    hold both. Raises ReloadMismatch if they differ; on a GPU, whose products are summed in no fixed order, by more than
+    rounding.
     """
     row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
     with tuner.switcher.use_stored_form(plan) as model:
@@ -182,7 +171,5 @@ def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
         del reloaded
     difference = float((mine - theirs).abs().max())
     if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
-        raise ReloadMismatch(
-            f"the reloaded adapter's logits differ by up to {difference} from the tuned model's"
-        )
+        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from those tuned")
     return difference

@@ -111,13 +111,6 @@ def test_a_saved_plan_comes_with_its_loss_by_row_and_answers_from_before_and_aft
     assert len({sample["wanted"] for sample in tuned.samples}) == len(tuned.samples) == 3
 
 
-def test_half_of_the_samples_are_answers_that_are_wrong_after_the_tuning():
-    before = [{"prompt": p, "wanted": p, "answer": "x"} for p in "abcdef"]
-    for wrong, shown in (("abcd", "aef"), ("", "abc"), ("abcdef", "abc"), ("f", "fab")):
-        after = [row | {"answer": "x" if row["wanted"] in wrong else f" {row['wanted']}"} for row in before]
-        assert "".join(row["prompt"] for row in final._select_samples(before, after, 3)) == shown
-
-
 @pytest.mark.parametrize("scales", [False, True])
 def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(
     evaluator, monkeypatch, tmp_path, scales
