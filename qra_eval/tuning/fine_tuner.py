@@ -210,7 +210,7 @@ class FineTuner:
         return schedule_batches(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
     def get_final_batches(self, steps: int, seed: int) -> list[Batch]:
-        """The batches of a full tuning: of the first rows in the order of the seed, which for seed 0 is the task's own."""
+        """The batches of a full tuning, of the first rows in the seed's order; seed 0 has the task's own."""
         settings = self.settings
         rows = self.rows.shuffle("train", steps * settings.rows_a_step, seed)
         number = steps * settings.accumulation

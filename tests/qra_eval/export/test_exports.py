@@ -28,11 +28,7 @@ IDS = torch.arange(40, 64)[None]
     [
         (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
         (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
-        (
-            ("llama", "compressed-tensors", "module"),
-            "compressed-tensors",
-            "qkv_proj .* `qra plan --engine vllm`",
-        ),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
@@ -52,13 +48,8 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
     [
         ("ggfu", {}, "did you mean gguf"),
         ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': it takes none"),
-        ("vllm", {"pre": "x"}, "unknown option of format 'vllm': 'pre': it takes none"),
         ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
-        (
-            "merged",
-            {"dtype": "int8"},
-            "option 'dtype' of format 'merged' is 'int8': input should be 'bfloat16'",
-        ),
+        ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be"),
     ],
 )
 def test_an_unknown_format_or_option_is_one_clear_line(
@@ -84,6 +75,8 @@ def test_an_export_is_written_into_an_empty_place_alone(runs: Runs, tmp_path: Pa
 def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     run: tuple[str, ...], runs: Runs, tmp_path: Path
 ) -> None:
+    rounded = export(runs(*run), "merged", tmp_path / "rounded")  # to bfloat16
+    assert 0 < rounded.largest_logit_difference < 0.1 * rounded.largest_logit
     done = export(runs(*run), "merged", tmp_path / "out", dtype="float32")
     tuned, _ = qra_eval.load(runs(*run).folder, device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)
@@ -93,24 +86,14 @@ def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     assert done.largest_logit_difference < 1e-5 * done.largest_logit and done.same_next_token == 1
 
 
-def test_bfloat16_rounds_the_merged_weights_and_the_difference_is_told(runs: Runs, tmp_path: Path) -> None:
-    done = export(runs("llama"), "merged", tmp_path / "out")
-    assert 0 < done.largest_logit_difference < 0.1 * done.largest_logit
-    assert done.same_next_token > 0.8
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_transformers_reads_a_gguf_file_as_the_tuned_base(family: str, runs: Runs, tmp_path: Path) -> None:
     run = runs(family)
     done = export(run, "gguf", tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, gguf_file="model.gguf", dtype=torch.float32)
     model.hf_quantizer.remove_quantization_config(model)
-    assert (
-        run.compare_logits(run.compute_logits(add_adapter(model, run.adapter_folder)))[
-            "largest_logit_difference"
-        ]
-        == 0
-    )
+    logits = run.compute_logits(add_adapter(model, run.adapter_folder))
+    assert run.compare_logits(logits)["largest_logit_difference"] == 0
 
 
 def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> None:
@@ -134,13 +117,9 @@ def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that
     runs: Runs, tmp_path: Path
 ) -> None:
     run = runs("llama", "compressed-tensors")
-    config, own = (
-        json.loads((folder / "adapter_config.json").read_text())
-        for folder in (
-            export(run, "compressed-tensors", tmp_path / "out").path / "adapter",
-            run.adapter_folder,
-        )
-    )
+    done = export(run, "compressed-tensors", tmp_path / "out")
+    folders = (done.path / "adapter", run.adapter_folder)
+    config, own = (json.loads((folder / "adapter_config.json").read_text()) for folder in folders)
     assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
     assert config["lora_alpha"] == own["lora_alpha"]
 
@@ -165,9 +144,8 @@ def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(
 def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path: Path) -> None:
     with pretended_gpu():
         done = export(TunedRun(runs("llama").folder), format, tmp_path / format)
-    assert (
-        format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
-    )
+    most = {"peft": 0.0, "merged": 0.02, "gguf": float("inf")}[format]
+    assert done.largest_logit_difference <= most * done.largest_logit
 
 
 def test_an_export_loads_the_model_once_and_reads_its_plan_once(

@@ -23,16 +23,8 @@ pytestmark = pytest.mark.skipif(
     library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
 )
 TYPES = ["Q3_K", "Q4_K", "Q4_0", "Q8_0"]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 SETTINGS: dict[str, Any] = {
     "quantization": {"backend": {"name": "gguf", "types": TYPES}, "embeddings": (3, 4, 8)},
     "space": {"bits": (3, 4, 8), "ranks": (4, 8), "granularity": "module"},

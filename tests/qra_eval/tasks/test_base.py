@@ -69,7 +69,7 @@ def test_every_task_is_found_by_its_name(name):
         ("a/b.jsonl", {"data": "elsewhere"}, "already holds the data: remove 'elsewhere'"),
         ("arithmetic", {"kinds": 50}, "option 'kinds' of task 'arithmetic' is 50: input should be"),
         (make_task("arithmetic"), {"kinds": []}, "is an object: pass data and options to its constructor"),
-        ("in-memory:list", {}, r"in-memory task: pass it to open_run\(\), or save its rows and plan again"),
+        ("in-memory:list", {}, r"in-memory task: pass it to open_run\(\), or save it and plan again"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),
         ([{"prompt": "a"}, "b"], {}, "row 2 is 'b': an object with fields is needed"),
         ({"dev": []}, {}, "the data has no train split: it has dev"),

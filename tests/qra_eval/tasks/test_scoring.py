@@ -155,12 +155,8 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     ids = [tokenizer.bos_token_id, *range(10, 20)]
     assert truncate_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
-    assert truncate_left(ids, 11, tokenizer) == ids and truncate_left(ids[1:], 4, tokenizer) == [
-        16,
-        17,
-        18,
-        19,
-    ]
+    assert truncate_left(ids, 11, tokenizer) == ids
+    assert truncate_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
     assert truncate_left(ids, 1, tokenizer) == [19]
 
 

@@ -36,9 +36,7 @@ def test_a_file_is_split_by_blocks_of_whole_paragraphs(file):
     task = make_task("text", data=file)
     found = {split: [p for e in task.split(split) for p in e.answer.split("\n\n")] for split in SPLITS}
     assert sorted(p for part in found.values() for p in part) == sorted(paragraphs(0, 400))
-    assert len(found["test"]) == pytest.approx(40, abs=6) and len(found["validation"]) == pytest.approx(
-        40, abs=6
-    )
+    assert all(len(found[split]) == pytest.approx(40, abs=6) for split in ("test", "validation"))
     lengths = [len(example.answer) for split in SPLITS for example in task.split(split)]
     assert sum(length < 200 for length in lengths) <= 1 and max(lengths) < 300
 
