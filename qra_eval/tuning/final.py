@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.example import Example
 from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
@@ -54,22 +55,28 @@ def tune(
     steps = tuner.finetune_steps if steps is None else steps
     size = tuner.space.find_space(plan).memory_bytes(plan)
     batches = tuner.get_final_batches(steps, seed)
-    samples = finetune.sample_answers if folder is not None and save_base and leads else 0
     rows = tuner.evaluation.validation_rows
+    task = tuner.rows.task
+    keeps = folder is not None and save_base and leads
+    samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
+    options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
     def validate() -> dict[str, float]:
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            own = processes.run_together(
-                lambda: tuner.measure_objective("validation", rows) if leads else 0.0
-            )
+            own = processes.run_together(lambda: leads and tuner.measure_objective("validation", rows))
             (figures["validation_objective"],) = processes.sum_values(own)
         tuner.model.train()
         return figures
 
+    def answer_samples() -> list[str]:
+        if not samples:
+            return []
+        return task.answer_examples(tuner.model, tuner.tokenizer, samples, SAMPLE_TOKENS, **options)
+
     def work() -> TuningRecord:
         processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
-        before = processes.run_together(lambda: sample_answers(tuner, samples))
+        before = processes.run_together(answer_samples)
         identity = _make_identity(tuner, plan, seed, steps, batches)
 
         def finish_step(step: int, figures: StepFigures) -> None:
@@ -86,26 +93,19 @@ def tune(
         if not math.isfinite(sum(nats)):
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
         validation_loss = tuner.measure_loss("validation", rows, processes)
-        after = processes.run_together(lambda: sample_answers(tuner, samples))
+        after = processes.run_together(answer_samples)
         scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
-        shown = tuple(
-            {
-                "prompt": old["prompt"],
-                "wanted": old["wanted"],
-                "before": old["answer"],
-                "after": new["answer"],
-            }
-            for old, new in zip(before, after, strict=True)
-        )
+        shown = []
+        for example, old, new in zip(samples, before, after, strict=True):
+            prompt = task.make_prompt(example, tuner.tokenizer)
+            shown.append({"prompt": prompt, "wanted": example.answer, "before": old, "after": new})
         figures: dict[str, Any] = {"validation_loss": validation_loss, "reload_error": error}
         if leads:
-            task = tuner.rows.task
-            examples = task.split("test")[: tuner.scored_rows]
-            figures["commonest_scores"] = task.score_commonest(examples)
+            figures["commonest_scores"] = task.score_commonest(task.split("test")[: tuner.scored_rows])
             figures["metric_digests"] = task.metric_digests
-        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, **figures)
+        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
         return retry_with_less_memory(tuner, work)
@@ -183,21 +183,12 @@ def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[fl
     return tuple(processes.sum_values(*nats)), tuple(map(int, processes.sum_values(*tokens)))
 
 
-def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
-    """So many test rows, no two with one wanted answer: `prompt`, `wanted`, and the greedy `answer`."""
-    task = tuner.rows.task
-    rows = [row for row in task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
+def select_samples(tuner: FineTuner, count: int) -> list[Example]:
+    """So many test rows, no two with one wanted answer."""
+    rows = [row for row in tuner.rows.task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
     rows = list({row.answer: row for row in reversed(rows)}.values())[::-1]
     shown = min(count, len(rows))
-    examples = [rows[i * len(rows) // shown] for i in range(shown)]
-    if not examples:
-        return []
-    room = tuner.compute_max_length(SAMPLE_TOKENS)
-    answers = task.answer_examples(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
-    return [
-        {"prompt": task.make_prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}
-        for example, answer in zip(examples, answers, strict=True)
-    ]
+    return [rows[i * len(rows) // shown] for i in range(shown)]
 
 
 def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:

@@ -130,10 +130,8 @@ def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkey
     monkeypatch.setattr(full, "write_checkpoint", failing)
     with pytest.raises(OSError, match="No space left"):
         tune(tmp_path)
-    assert (
-        len(writes) == STEPS // 2
-        and "could not write the checkpoint at step 2; training continues" in caplog.text
-    )
+    assert len(writes) == STEPS // 2
+    assert "could not write the checkpoint at step 2; training continues" in caplog.text
     monkeypatch.undo()
     assert same(tune(tmp_path)[0], whole[0])
 
@@ -162,7 +160,5 @@ def test_the_adapters_of_the_lowest_value_on_validation_rows_are_kept_and_patien
 def test_the_curve_has_a_line_for_every_step(whole):
     lines = [json.loads(line) for line in whole[4].splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [("validation_loss" in line) for line in lines] == [
-        s % 3 == 0 or s == STEPS for s in range(1, STEPS + 1)
-    ]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6, STEPS]
     assert all({"loss", "rate", "tokens"} <= line.keys() for line in lines)
