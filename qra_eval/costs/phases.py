@@ -22,8 +22,8 @@ from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tasks.losses import CHUNK
+from qra_eval.tuning.final import CHECKED_TOKENS
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
-from qra_eval.tuning.saved import CHECKED_TOKENS
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""

@@ -12,8 +12,8 @@ from evaluators import make_evaluator
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tuning import final
+from qra_eval.tuning.final import ReloadMismatch, check_reload
 from qra_eval.tuning.loading import load
-from qra_eval.tuning.saved import ReloadMismatch, check_reload
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tuning_folder import CHECKPOINT_FILE
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed
