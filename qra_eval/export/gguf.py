@@ -159,8 +159,8 @@ def _encode_tensor(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[n
     owner, _, what = key.rpartition(".")
     module = run.tables.get(owner) or run.base.get_submodule(owner)
     if what == "weight" and isinstance(module, GGMLLinear):
-        return _reorder_rows(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
-    value = _reorder_rows(run.config, key, state[key].detach())
+        return reorder_rows(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
+    value = reorder_rows(run.config, key, state[key].detach())
     if find_family(run.config).shifted_norms and owner.endswith("norm"):
         value = value.float() + 1
     full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTERS
@@ -178,7 +178,7 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
-        for part, factor in (("a", A), ("b", _reorder_rows(run.config, name, B))):
+        for part, factor in (("a", A), ("b", reorder_rows(run.config, name, B))):
             own = factor[None] if name in in_stack else factor
             parts.setdefault(f"{translate_name(name)}.weight.lora_{part}", []).append(own)
     for name, factors in parts.items():
@@ -203,21 +203,16 @@ def make_tensor_namer(config: Any) -> Callable[[str], str]:
     return translate_name
 
 
-def find_row_order(config: Any, name: str, rows: int) -> Tensor | None:
-    """Order in which llama.cpp keeps the rows of q and k for its rotary embedding; None if it is as it was.
+def reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
+    """Rows of a weight in the order in which llama.cpp keeps those of q and k for its rotary embedding.
 
     A head's rows are the first halves of its pairs and then the second halves; llama.cpp wants pair after pair.
     """
     parts = name.split(".")
     if not find_family(config).permuted or not {"q_proj", "k_proj"} & set(parts):
-        return None
+        return rows
     heads = config.num_attention_heads if "q_proj" in parts else config.num_key_value_heads
-    return torch.arange(rows).view(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-
-
-def _reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
-    order = find_row_order(config, name, rows.shape[0])
-    return rows if order is None else rows[order]
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def group_experts(run: TunedRun) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +123,8 @@ def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that
     config, own = (json.loads((folder / "adapter_config.json").read_text()) for folder in folders)
     assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
     assert config["lora_alpha"] == own["lora_alpha"]
-
-
-def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(
-    runs: Runs, tmp_path: Path
-) -> None:
-    """Why the export and docs/serve.md load it packed; once this fails they need not."""
-    pytest.importorskip("compressed_tensors")
-    from transformers import CompressedTensorsConfig
-
-    run = runs("llama", "compressed-tensors")
-    done = export(run, "compressed-tensors", tmp_path / "out")
-    assert done.largest_logit_difference <= 1e-5 * done.largest_logit
-    how = CompressedTensorsConfig(dequantize=True)
-    wrong = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32, quantization_config=how)
-    figures = run.compare_logits(run.compute_logits(add_adapter(wrong, done.path / "adapter")))
-    assert not figures["largest_logit_difference"] <= 0.5 * figures["largest_logit"]  # it may be NaN
+    if find_spec("compressed_tensors") is not None:
+        assert done.largest_logit_difference <= 1e-5 * done.largest_logit
 
 
 @pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
