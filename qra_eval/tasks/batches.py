@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ class Batch:
     width: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (tensor.to(device) for tensor in (self.input_ids, self.positions, self.targets))
-        return Batch(*tensors, self.tokens, self.width)
+        moved = {name: getattr(self, name).to(device) for name in ("input_ids", "positions", "targets")}
+        return replace(self, **moved)
 
     def split_rows(self, rows: int) -> list[Batch]:
         """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qra_eval.quantized.tensorfile import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.tensorfile import open_tensors, write_tensors
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import Training
 from qra_search.app.tunable import StepFigures
@@ -217,8 +217,6 @@ def read_checkpoint(
                 torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
         saved = [key for key in keys if key.startswith(f"{BEST}::")]
         return {key.removeprefix(f"{BEST}::"): file.get_tensor(key).clone() for key in saved}, state
-    except DamagedFile as error:
-        raise RunFailed(f"{error}: delete it to train from the beginning") from error
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
 

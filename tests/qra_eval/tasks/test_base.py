@@ -47,11 +47,6 @@ def test_rows_of_one_prompt_with_several_answers_are_selected():
     assert select_conflicting(rows) == rows[:2]
 
 
-def test_an_unknown_split_names_the_known_ones():
-    with pytest.raises(BadInput, match="train, validation, test"):
-        make_task("arithmetic").split("calibration")
-
-
 @pytest.mark.parametrize(
     "name",
     ["arithmetic", "gsm8k", "banking77", "arc_easy", "arc_challenge", "openbookqa", "piqa", "boolq", "text"],
