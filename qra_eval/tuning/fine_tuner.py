@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +28,6 @@ from qra_search.app.tunable import RowCount
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
-
-if TYPE_CHECKING:
-    from qra_eval.tuning.full import FullTuning
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +117,7 @@ class FineTuner:
         steps: int,
         seed: int,
         *,
-        callback: FullTuning | None = None,
+        callback: training.TrainerCallback | None = None,
         batches: Sequence[Batch] | None = None,
         learning_rate: float | None = None,
         processes: Processes = ALONE,

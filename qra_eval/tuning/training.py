@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ from qra_eval.tasks.batches import Batch
 from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
-
-if TYPE_CHECKING:
-    from qra_eval.tuning.full import FullTuning
 
 MAX_GRADIENT_NORM = 1.0
 """Of the gradients of a group together; larger ones are scaled down to it."""
@@ -131,6 +128,14 @@ class Training:
         self.tokens += sum(batch.tokens for batch in batches)
 
 
+class TrainerCallback(Protocol):
+    """What follows a training, in training mode, and leaves it so; `on_step_end` returns whether to stop."""
+
+    def on_train_begin(self, training: Training) -> None: ...
+    def on_step_end(self, training: Training) -> bool: ...
+    def on_train_end(self, training: Training) -> None: ...
+
+
 def train(
     model: Any,
     groups: Sequence[ParameterGroup],
@@ -140,13 +145,12 @@ def train(
     seed: int,
     device: torch.device,
     rows: int | None = None,
-    callback: FullTuning | None = None,
+    callback: TrainerCallback | None = None,
     processes: Processes = ALONE,
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
-    The processes share the rows of each step; see `Training.make_step`. The model is in training mode whenever the
-    callback is called, and has to be left so.
+    The processes share the rows of each step; see `Training.make_step`.
     """
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
