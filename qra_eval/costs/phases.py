@@ -19,9 +19,8 @@ from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import get_expert_kind
 from qra_eval.quantized.passes import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tasks.batches import Batch, make_batches
+from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tasks.losses import CHUNK
 from qra_eval.tuning.final import CHECKED_TOKENS
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 

@@ -23,8 +23,7 @@ from qra_eval.models.loaded import enable_checkpointing
 from qra_eval.quantized import adapters
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, get_expert_kind
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import compute_batch_loss, wrap_head
+from qra_eval.tasks.batches import Batch, compute_batch_loss, wrap_head
 
 CPU = torch.device("cpu")
 Work = tuple[tuple[tuple[int, int], int], ...]

@@ -244,7 +244,7 @@ def measure_choices(
         chat: put prompts through the chat template; choices then lose the space before them, and follow what the
             template puts before an answer, as they were learnt.
     """
-    from qra_eval.tasks.losses import measure_row_losses  # torch, which a task that is refused does without
+    from qra_eval.tasks.batches import measure_row_losses  # torch, which a task that is refused does without
 
     rows = []
     places = []

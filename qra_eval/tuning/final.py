@@ -19,9 +19,8 @@ from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.tensorfile import write_tensors
-from qra_eval.tasks.batches import Batch
+from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
-from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load

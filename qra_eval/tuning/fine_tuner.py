@@ -18,9 +18,8 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import Rows, Task
-from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
+from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes

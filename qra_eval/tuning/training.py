@@ -13,8 +13,7 @@ from torch import nn
 
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
+from qra_eval.tasks.batches import Batch, LabelledHead, compute_batch_loss, wrap_head
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
 

@@ -143,7 +143,7 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(monkeyp
 def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     made, asked = tokenizer(THINKING), TURNS[3]
     monkeypatch.setattr(
-        "qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
+        "qra_eval.tasks.batches.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
     )
     texts: list[str] = []
 

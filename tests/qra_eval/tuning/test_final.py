@@ -86,9 +86,11 @@ def test_a_tuning_cut_off_after_its_last_step_is_measured_and_saved_without_trai
 
 
 def test_a_record_has_the_losses_and_answers_from_before_and_after(evaluator, tmp_path):
-    tuned, tuner = evaluator.tune(evaluator.space.uniform(4, 4), steps=1, folder=tmp_path), evaluator.tuner
+    plan, tuner = evaluator.space.uniform(4, 4), evaluator.tuner
+    record = evaluator.tune(plan, steps=1)  # its model stays in place
     measured = tuner.measure_loss("validation", tuner.evaluation.validation_rows)
-    assert tuned.validation_loss == measured != tuned.test_loss
+    assert record.validation_loss == measured != record.test_loss
+    tuned = evaluator.tune(plan, steps=1, folder=tmp_path)
     assert len(tuned.row_nats) == len(tuned.row_tokens) == 4
     assert sum(tuned.row_nats) / sum(tuned.row_tokens) == pytest.approx(tuned.test_loss)
     asked = evaluator.task.split("test")[0]

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
-from qra_eval.tasks.batches import make_batches, schedule_batches
-from qra_eval.tasks.losses import measure_loss
+from qra_eval.tasks.batches import make_batches, measure_loss, schedule_batches
 from qra_eval.tuning import full
 from qra_eval.tuning.full import CURVE_FILE, FullTuning
 from qra_eval.tuning.training import train
