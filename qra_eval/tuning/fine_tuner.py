@@ -87,8 +87,6 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
-        name = self.rows.task.judged_by
-        source = self.rows.task.metric_digests.get(str(name))
         return {
             "model": self.quantized_model.loaded.name,
             "weights": self.quantized_model.loaded.fingerprint,
@@ -97,10 +95,15 @@ class FineTuner:
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": self.quantized_model.backend.spec,
             "granularity": self.quantized_model.granularity,
-            **({} if self.metric == "loss" else {"metric": {"name": name, "source": source}}),
+            **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
+
+    def _describe_metric(self) -> dict[str, str | None]:
+        """The task's own measure, and a digest of the function's source, of a function that scores answers."""
+        name = self.rows.task.judged_by
+        return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
     def enable_checkpointing(self) -> bool:
         """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
