@@ -233,35 +233,35 @@ def test_generate_dequantizes_each_weight_once_for_all_calls_and_leaves_no_forwa
     once = len(counts)
     assert 0 < once <= sum(isinstance(module, tuple(kinds)) for module in base.modules())
     counts.clear()
-    assert torch.equal(model.generate(IDS, **length), kept) and not counts, "kept since the first call"
+    assert (
+        torch.equal(model.generate(IDS, **length), kept) and not counts
+    )  # they are there since the first call
     twin = copy.deepcopy(model)
     assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) == once
     monkeypatch.setattr(generation, "count_cache_bytes", lambda *_: 0)  # no room: as before
     counts.clear()
     twin = copy.deepcopy(model)
-    assert torch.equal(twin.generate(IDS, **length), kept)
-    assert len(counts) >= 6 * (once - 1)  # a head asks for rows
-    assert torch.equal(logits(model), expected)
-    assert not any("forward" in vars(module) for module in base.modules())
+    assert torch.equal(twin.generate(IDS, **length), kept) and len(counts) >= 6 * (
+        once - 1
+    )  # a head asks for rows
+    assert torch.equal(logits(model), expected) and not any(
+        "forward" in vars(module) for module in base.modules()
+    )
 
 
 def test_generate_follows_a_change_of_the_adapter(model: Any) -> None:
     """The adapter is merged into the kept weights: a step of an optimizer, or another scaling, merges it anew."""
-    twin = copy.deepcopy(model)
     length = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-
-    def generate() -> Tensor:
-        return twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
-
-    first = generate()
+    twin = copy.deepcopy(model)
+    first = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
     assert (first - twin(IDS).logits[:, -1]).abs().max() < ROUNDING
     with twin.disable_adapter():
-        without = generate()
+        without = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
     with torch.no_grad():
         for name, tensor in twin.named_parameters():
             if ".lora_B." in name:
                 tensor.zero_()
-    zeroed = generate()
+    zeroed = twin.generate(IDS, **length, output_logits=True, return_dict_in_generate=True).logits[0]
     assert torch.equal(zeroed, without) and not torch.equal(zeroed, first)
 
 
