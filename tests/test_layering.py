@@ -58,7 +58,6 @@ BUILT_ON_THESE = (
     "qra_eval.models.from_gguf",
     "qra_eval.models.load",
     "qra_eval.tasks.batches",
-    "qra_eval.tasks.losses",
     "qra_eval.tuning.loading",
     "qra_search.app.report.page",
 )

@@ -14,8 +14,8 @@ from benchmarks.study.finetune_plans import choose_plan, uniform_plan
 from benchmarks.study.finetune_settings import Row
 from benchmarks.study.qlora import dequantize_model, tune_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.batches import measure_row_losses
 from qra_eval.tasks.encoding import IGNORED, Encoded
-from qra_eval.tasks.losses import measure_row_losses
 from qra_eval.tasks.sources import read_folder_rows
 from qra_search.log.journal import TrialLog
 from qra_search.schemas import Plan

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from qra_eval.models.attention import LONGEST_ROW, NAME
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import EXPERT, find_fused_kind
-from qra_eval.tasks.losses import CHUNK
+from qra_eval.tasks.batches import CHUNK
 from qra_search.schemas import LevelName
 
 DEQUANTIZE_BYTES = 5

@@ -22,11 +22,10 @@ from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
 from qra_eval.quantized.calibration import LABELS, SEGMENT
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tasks.batches import Batch, make_batches
+from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tasks.losses import CHUNK
+from qra_eval.tuning.final import CHECKED_TOKENS
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
-from qra_eval.tuning.saved import CHECKED_TOKENS
 from qra_search.schemas import LevelName
 
 LIBRARIES = 372 << 20

@@ -27,12 +27,11 @@ from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
-from qra_eval.tasks.metrics import Metric, check_metric, load_metrics
-from qra_eval.tuning.final import measure_untuned, tune
+from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
+from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.processes import LaunchedProcesses
-from qra_eval.tuning.saved import write_base
 from qra_eval.tuning.training import Diverged
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RowCount, StepFigures, TunableEvaluator

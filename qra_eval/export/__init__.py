@@ -1,5 +1,107 @@
-"""Exports of a tuned plan to the formats of other tools."""
+"""Exports of a tuned plan to the formats of other tools, which are found through entry points."""
 
-from qra_eval.export.base import Exported, Exporter, export
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from qra_eval.export.tuned import TunedRun
+from qra_search import plugins
+from qra_search.app.tuning_folder import ADAPTER_FOLDER
+from qra_search.errors import BadInput
+from qra_search.files import honour_umask, write_json
 
 __all__ = ["Exported", "Exporter", "export"]
+Run = TunedRun | str | Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its logits on a few sentences, in the other tool, are from the tuned model's.
+
+    Attributes:
+        notes: what a user should know of it, one sentence each: how to load it, and where it is not exact.
+        largest_logit_difference: None if nothing was compared, and the notes say why.
+        largest_logit: largest absolute logit of the tuned model, to see the difference against.
+        same_next_token: share of the positions where both find the same token the likeliest.
+    """
+
+    path: Path
+    notes: tuple[str, ...] = ()
+    largest_logit_difference: float | None = None
+    largest_logit: float | None = None
+    mean_logit_difference: float | None = None
+    same_next_token: float | None = None
+
+
+class Exporter(ABC):
+    """One format, registered in the entry-point group `qra.exporters`; its options are those of its constructor."""
+
+    name: ClassVar[str]
+
+    def list_issues(self, run: TunedRun) -> list[str]:
+        """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
+        return []
+
+    @abstractmethod
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        """Write a run without issues to `out`, an empty folder in a temporary place that the result names."""
+
+    @classmethod
+    def with_options(cls, options: Mapping[str, Any]) -> Exporter:
+        """The exporter with these options; raises BadInput if it has no such option, or the value cannot be."""
+        made: Exporter = plugins.call_with_options(cls, f"format {cls.name!r}", options)
+        return made
+
+    def export(self, run: Run, out: str | Path, *, model: Any = None, tokenizer: Any = None) -> Exported:
+        """Check a run, whose model and tokenizer may be in memory, and write it; see `qra_eval.export.export`."""
+        out = Path(out)
+        if out.name in ("", "..") or out.is_symlink():
+            out = out.resolve()
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise BadInput(f"{out} exists already: give another place, or remove it first")
+        tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
+        reasons = self.list_issues(tuned)
+        if getattr(tuned.config, "auto_map", None) and tuned.trusted:
+            reasons = ["the model comes with its own code, which is not exported: load it with qra_eval.load"]
+        if reasons:
+            raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
+            partial = Path(holder) / out.name
+            partial.mkdir()
+            with torch.random.fork_rng(devices=[]):  # loading with peft draws the factors' first values
+                done = self.write(tuned, partial)
+            honour_umask(partial)
+            if out.exists():
+                out.rmdir()
+            shutil.move(partial, out)
+        adapter = out / ADAPTER_FOLDER / "adapter_config.json"
+        if adapter.is_file():
+            config = {**json.loads(adapter.read_text()), "base_model_name_or_path": str(out.resolve())}
+            write_json(adapter, config)
+        notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
+        return replace(done, path=out, notes=notes)
+
+
+def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
+    """Write a tuned run in the format of another tool.
+
+    Args:
+        run: folder that `qra finetune` wrote into (or a `TunedRun`, whose model is then loaded once for several).
+        out: folder or file to write; must not exist, or be an empty folder.
+        options: of the format.
+
+    Raises:
+        BadInput: the format cannot hold this plan (the message gives every reason), no tuned plan, an unknown format or
+            option, or something in the way at `out`; nothing was written.
+    """
+    return plugins.load("exporters", format).with_options(options).export(run, out)

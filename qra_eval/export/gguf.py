@@ -13,8 +13,7 @@ import torch
 from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
-from qra_eval.export import llama_cpp
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter, llama_cpp
 from qra_eval.export.gguf_tokenizer import add_tokenizer, list_tokenizer_issues
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import (
@@ -48,11 +47,7 @@ class GGUFExporter(Exporter):
         self.pre = pre
 
     def list_issues(self, run: TunedRun) -> list[str]:
-        reasons = [
-            *list_family_issues(run.config),
-            *list_expert_issues(run),
-            *list_tokenizer_issues(run),
-        ]
+        reasons = [*list_family_issues(run.config), *list_expert_issues(run), *list_tokenizer_issues(run)]
         searched = {**run.quantized_linears, **run.tables}
         others = [name for name, module in searched.items() if not isinstance(module, GGMLLinear)]
         if others:
@@ -82,7 +77,7 @@ class GGUFExporter(Exporter):
             if self.pre is None:
                 raise
             raise BadInput(
-                f"llama.cpp does not load the file: does it know the pre-tokenizer {self.pre!r}?"
+                f"llama.cpp does not load it: does it know the pre-tokenizer {self.pre!r}?"
             ) from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
@@ -137,7 +132,6 @@ def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:
     writer.close()
 
 
-# -- tensors -----------------------------------------------------------------------------------
 def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     """Every tensor of the model's file; what was searched is a copy of the plan's own blocks."""
     config = run.config
@@ -165,8 +159,8 @@ def _encode_tensor(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[n
     owner, _, what = key.rpartition(".")
     module = run.tables.get(owner) or run.base.get_submodule(owner)
     if what == "weight" and isinstance(module, GGMLLinear):
-        return _reorder_rows(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
-    value = _reorder_rows(run.config, key, state[key].detach())
+        return reorder_rows(run.config, key, module.blocks.cpu()).contiguous().numpy(), module.kind.name
+    value = reorder_rows(run.config, key, state[key].detach())
     if find_family(run.config).shifted_norms and owner.endswith("norm"):
         value = value.float() + 1
     full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTERS
@@ -184,7 +178,7 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
     parts: dict[str, list[Tensor]] = {}
     for name in filter(run.factors.__contains__, run.levels):  # experts by their number
         A, B = run.factors[name]
-        for part, factor in (("a", A), ("b", _reorder_rows(run.config, name, B))):
+        for part, factor in (("a", A), ("b", reorder_rows(run.config, name, B))):
             own = factor[None] if name in in_stack else factor
             parts.setdefault(f"{translate_name(name)}.weight.lora_{part}", []).append(own)
     for name, factors in parts.items():
@@ -193,11 +187,7 @@ def list_lora_tensors(run: TunedRun) -> Iterator[FileTensor]:
 
 
 def make_tensor_namer(config: Any) -> Callable[[str], str]:
-    """From a name in transformers (`model.layers.0.self_attn.q_proj`, with or without `.weight`) to the one in GGUF.
-
-    Raises:
-        ValueError: llama.cpp has no such tensor.
-    """
+    """From a name in transformers (`model.layers.0.self_attn.q_proj`, with or without `.weight`) to the one in GGUF."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = find_family(config).architecture
@@ -213,21 +203,16 @@ def make_tensor_namer(config: Any) -> Callable[[str], str]:
     return translate_name
 
 
-def find_row_order(config: Any, name: str, rows: int) -> Tensor | None:
-    """Order in which llama.cpp keeps the rows of q and k for its rotary embedding; None if it is as it was.
+def reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
+    """Rows of a weight in the order in which llama.cpp keeps those of q and k for its rotary embedding.
 
     A head's rows are the first halves of its pairs and then the second halves; llama.cpp wants pair after pair.
     """
     parts = name.split(".")
     if not find_family(config).permuted or not {"q_proj", "k_proj"} & set(parts):
-        return None
+        return rows
     heads = config.num_attention_heads if "q_proj" in parts else config.num_key_value_heads
-    return torch.arange(rows).view(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-
-
-def _reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
-    order = find_row_order(config, name, rows.shape[0])
-    return rows if order is None else rows[order]
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def group_experts(run: TunedRun) -> list[list[str]]:
@@ -247,8 +232,8 @@ def list_expert_issues(run: TunedRun) -> list[str]:
     if not uneven:
         return []
     return [
-        f"llama.cpp stores the experts of a layer as one tensor of one type and rank, but those of this plan differ in "
-        f"{len(uneven)} cases, such as {uneven[0]}. Search with --granularity fused or layer"
+        f"llama.cpp stores the experts of a layer in one tensor of one type and rank, but those of this plan differ in "
+        f"{len(uneven)} cases, such as {uneven[0]}: search with --granularity fused or layer"
     ]
 
 

@@ -19,9 +19,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     """Write the tokenizer, one without `list_tokenizer_issues`, and give notes.
 
-    Args:
-        splits: llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file that the model
-            came from.
+    `splits` is llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file of the model.
     """
     model = _get_tokenizer_model(run)
     tokenizer = run.tokenizer
@@ -101,10 +99,8 @@ def list_tokenizer_issues(run: TunedRun) -> list[str]:
     if model.get("type") == "BPE" and (model.get("byte_fallback") or of_bytes):
         return []
     return [
-        (
-            "the tokenizer is neither a byte-level BPE nor a SentencePiece tokenizer with byte fallback. "
-            "Export as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
-        )
+        "the tokenizer is neither a byte-level BPE nor a SentencePiece tokenizer with byte fallback. Export as merged, "
+        "and convert that with llama.cpp's convert_hf_to_gguf.py"
     ]
 
 

@@ -24,10 +24,8 @@ def is_installed() -> bool:
 def compute_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own on one thread.
 
-    Keys and values are kept in float32; `llama-server` keeps them in float16 unless it is told otherwise.
-
-    Raises:
-        RuntimeError: llama.cpp does not load the files, or does not run them.
+    Keys and values are kept in float32; `llama-server` keeps them in float16 unless it is told otherwise. Raises
+    RuntimeError if llama.cpp does not load or run the files.
     """
     with load_file(model) as (ffi, lib, loaded):
         return [_decode(ffi, lib, loaded, adapter, prompt) for prompt in prompts]
@@ -35,14 +33,7 @@ def compute_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence
 
 @contextmanager
 def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """The bindings and a model, without llama.cpp's messages; let go afterwards.
-
-    Args:
-        options: of llama.cpp's `llama_model_params`.
-
-    Raises:
-        RuntimeError: llama.cpp does not load it.
-    """
+    """The bindings and a model, with options of `llama_model_params` and without llama.cpp's messages."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi = get_ffi()

@@ -1,8 +1,10 @@
-"""Formats that transformers loads: `peft` and `vllm`, the exact base with a PEFT directory, and `merged`, one model."""
+"""Formats that transformers loads: `peft` and `vllm`, the exact base with a PEFT directory; `merged`; and
+`compressed-tensors`, packed weights with a config group for each bit-width."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -10,21 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from qra_backends.compressed_tensors import CompressedIntegers
 from qra_backends.served.layout import METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.engines import advise_replan, fit_rank, serve_command
+from qra_search.engines import FUSED, advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
+from qra_search.schemas import LevelName
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
 
@@ -36,8 +40,8 @@ library_name: peft
 ---
 # A LoRA adapter on a mixed-precision base
 
-Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. Here is all of it, and
-`transformers` loads it where the package `{package}` is installed, from a folder or from the hub:
+Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. With the package `{package}`
+`transformers` loads both, from a folder or from the hub:
 
 ```python
 import qra_eval.pretrained
@@ -49,12 +53,6 @@ base = AutoModelForCausalLM.from_pretrained(where)
 model = PeftModel.from_pretrained(base, where, subfolder="adapter", autocast_adapter_dtype=False)
 tokenizer = AutoTokenizer.from_pretrained(where)
 ```
-
-gives the very logits that the model had after tuning, from files at the bytes of the plan. (Without the first line
-transformers refuses to load the folder.) `adapter/` is an ordinary PEFT directory.
-Where its ranks differ, `rank_pattern` says so; where they were made one, logits are those but for rounding. On the
-unquantized model it loads too, but that is another model: the adapter makes up for rounding errors that are then not
-there.
 """
 
 
@@ -65,7 +63,7 @@ class PEFTExporter(Exporter):
     one_rank = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        more = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
+        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_digest(out / BASE_FILE)
@@ -77,12 +75,11 @@ class PEFTExporter(Exporter):
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
-            *describe_padding(more),
+            *padding,
         )
         base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
-        return Exported(
-            out, notes, **run.compare_logits(run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER)))
-        )
+        logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
+        return Exported(out, notes, **run.compare_logits(logits))
 
 
 class VLLMExporter(PEFTExporter):
@@ -95,12 +92,10 @@ class VLLMExporter(PEFTExporter):
     one_rank = True
 
     def list_issues(self, run: TunedRun) -> list[str]:
-        reasons = []
-        if not run.is_plain():
-            reasons.append(describe_rearranged(run))
+        reasons = list_rearranged_issues(run)
         if any(name.endswith(".query_key_value") for name in run.levels):
             reasons.append(
-                "vLLM reorders the rows of query_key_value, but not those of its codes: export as merged"
+                "vLLM reorders the rows of query_key_value, but not of its codes: export as merged"
             )
         try:
             fit_rank(VLLM, run.largest_rank)
@@ -115,11 +110,10 @@ class VLLMExporter(PEFTExporter):
 
 
 class MergedExporter(Exporter):
-    """An unquantized model, with the rounding of the plan in its weights and the adapter merged.
+    """An unquantized model in `dtype`, with the rounding of the plan in its weights and the adapter merged.
 
-    Args:
-        dtype: of the saved weights. The tuned model adds the adapter's output after the base's; a weight that holds
-            both is rounded once more. float32 adds no rounding, and a model tuned in bfloat16 then differs by its own.
+    The tuned model adds the adapter's output after the base's; a weight that holds both is rounded once more. float32
+    adds no rounding, and a model tuned in bfloat16 then differs by its own.
     """
 
     name = "merged"
@@ -146,6 +140,109 @@ class MergedExporter(Exporter):
         return Exported(out, notes, **run.compare_logits(run.compute_logits(load_plain(out, self.dtype))))
 
 
+class CompressedTensorsExporter(Exporter):
+    """A model folder whose searched linears are copies of the plan's own tensors, for vLLM and transformers.
+
+    Nothing is rounded: what is stored in another way is refused. What vLLM runs as one matrix (q, k and v; gate and
+    up) must have one bit-width. It knows one rank and one scaling, so the adapter is written at the largest.
+    """
+
+    name = "compressed-tensors"
+
+    def list_issues(self, run: TunedRun) -> list[str]:
+        reasons = []
+        linears = run.quantized_linears.items()
+        others = [name for name, module in linears if not isinstance(module, CompressedIntegers)]
+        others += run.tables
+        if others:
+            reasons.append(
+                f"{len(others)} weights are not stored as compressed-tensors, such as {others[0]}: "
+                f"{advise_replan('vllm')}"
+            )
+        reasons += list_rearranged_issues(run)
+        uneven = list_uneven_shards(run)
+        if uneven:
+            reasons.append(
+                f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
+                "load: plan anew by `qra plan --engine vllm`, which chooses for the shards together"
+            )
+        return reasons
+
+    def write(self, run: TunedRun, out: Path) -> Exported:
+        packed: dict[str, Any] = run.quantized_linears
+        stored: dict[str, torch.Tensor] = {}
+        for name, module in packed.items():
+            stored |= {f"{name}.{key}": tensor for key, tensor in module.tensors().items()}
+        rest = select_unsearched(run, tuple(f"{name}." for name in packed))
+        save_file({**rest, **stored}, out / "model.safetensors", metadata={"format": "pt"})
+        write_config(run, out, make_quantization_config(run, packed))
+        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
+        notes = (
+            f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
+            f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
+            f"the adapter is in {out / ADAPTER_FOLDER}: load it on top with peft",
+            *padding,
+        )
+        if importlib.util.find_spec("compressed_tensors") is None:
+            return Exported(out, (*notes, "not compared: compressed-tensors is not installed"))
+        # Not with `CompressedTensorsConfig(dequantize=True)`: transformers 5.24 then takes the first config group for
+        # every layer, and reads those of other widths wrongly.
+        model = load_plain(out, run.dtype)
+        model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
+        notes = (*notes, "loaded by transformers, which decompresses it at the first pass")
+        logits = run.compute_logits(add_adapter(model, out / ADAPTER_FOLDER))
+        return Exported(out, notes, **run.compare_logits(logits))
+
+
+def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
+    """The `quantization_config` of the folder's config.json."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, module in packed.items():
+        size = 0 if module.group_size == module.in_features else module.group_size
+        groups.setdefault((module.bits, size), []).append(name)
+    linears = (name for name, module in run.base.named_modules() if isinstance(module, torch.nn.Linear))
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "ignore": [name for name in linears if name not in packed],
+        "config_groups": {
+            f"group_{index}": {
+                "targets": names,
+                "weights": {
+                    "num_bits": width,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "group" if size else "channel",
+                    "group_size": size or None,
+                    "dynamic": False,
+                },
+                "input_activations": None,
+                "output_activations": None,
+            }
+            for index, ((width, size), names) in enumerate(sorted(groups.items()))
+        },
+    }
+
+
+def list_uneven_shards(run: TunedRun) -> list[str]:
+    """The fused matrices whose shards have different bits, each as one text."""
+    found: dict[str, dict[str, LevelName]] = {}
+    for name, level in run.levels.items():
+        parent, _, kind = name.rpartition(".")
+        for fused, kinds in FUSED:
+            if kinds.fullmatch(kind):
+                found.setdefault(f"{parent}.{fused}_proj", {})[kind] = level
+    return [
+        f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
+        for name, shards in found.items()
+        if len(set(shards.values())) > 1
+    ]
+
+
+# -- parts -------------------------------------------------------------------------------------
 def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:
     """A model folder as plain transformers loads it, without a network."""
     from transformers import AutoModelForCausalLM
@@ -198,30 +295,22 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
     run.tokenizer.save_pretrained(out)
 
 
-def describe_rearranged(run: TunedRun) -> str:
-    """Why a run that is not plain cannot be written as ordinary linears."""
-    return f"{run.config.model_type} computes with transposed or stacked weights: export as merged"
+def list_rearranged_issues(run: TunedRun) -> list[str]:
+    """Why a run's linears cannot be written as ordinary ones."""
+    if run.is_plain():
+        return []
+    return [f"{run.config.model_type} computes with transposed or stacked weights: export as merged"]
 
 
-def describe_padding(added: int) -> tuple[str, ...]:
-    """A note of the bytes that `write_adapter` added, if it did."""
-    if not added:
-        return ()
-    return (
-        f"the adapter takes {format_bytes(added)} more than in the plan, because vLLM gives every linear "
-        "the largest rank",
-    )
-
-
-def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
+def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
     """Copy the adapter directory; with `one_rank` zero rows make all ranks the largest, and so all scalings one.
 
-    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns the bytes
-    that the zeros take.
+    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns a note of
+    the bytes that the zeros take, if any.
     """
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
-        return 0
+        return []
     rank = run.largest_rank
     padded = {}
     config = json.loads((out / "adapter_config.json").read_text())
@@ -233,4 +322,9 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> int:
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
     write_digest(out / "adapter_model.safetensors")
     own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
-    return sum(factor.nbytes for factor in padded.values()) - own
+    more = sum(factor.nbytes for factor in padded.values()) - own
+    if not more:
+        return []
+    return [
+        f"the adapter takes {format_bytes(more)} more than in the plan, as vLLM needs one rank everywhere"
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from qra_eval.export.base import Exported, Exporter
+from qra_eval.export import Exported, Exporter
 from qra_eval.export.gguf import make_tensor_namer
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import list_family_issues

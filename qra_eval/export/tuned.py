@@ -31,11 +31,7 @@ DEVICE = "cpu"
 
 
 class TunedRun:
-    """A tuning's folder and its model, which is loaded once.
-
-    Args:
-        folder: of a tuning, or of a run: that of its plan.
-        model, tokenizer: in memory, if the run was made with these.
+    """The folder of a tuning, or of a run (that of its plan), and its model, which is loaded once.
 
     Attributes:
         plan: what `plan.json` holds.
@@ -43,14 +39,10 @@ class TunedRun:
         trusted: whether code that comes with the model is run.
         base: the model with quantized linears, without adapter, its tables dequantized.
         tables: quantized embeddings and head by path, or the one table of both by the embedding's.
-        config: the model's configuration.
         dtype: what the tuned model computes in.
         levels: the level of every searched linear, in the order of the plan; tables are left out.
         input_ids: token ids (1, n) of a few sentences.
         tuned_logits: logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them.
-
-    Raises:
-        BadInput: there is no tuned plan in the folder, or a file of it is damaged.
     """
 
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
@@ -97,7 +89,6 @@ class TunedRun:
         self.base = tuned.unload()
         return logits
 
-    # -- the parts -----------------------------------------------------------------------------
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
         return {
@@ -141,7 +132,6 @@ class TunedRun:
         A, B = self.factors[name]
         return weight + self.alpha / len(A) * (B.float() @ A.float())
 
-    # -- what it computes ----------------------------------------------------------------------
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
         model.eval()
@@ -152,11 +142,9 @@ class TunedRun:
 
         The vocabulary of the two may be padded differently; the shorter counts.
         """
-        mine, theirs = (
-            torch.cat([each.flatten(0, -2) for each in side]) for side in (self.tuned_logits, logits)
-        )
-        shorter = min(mine.shape[1], theirs.shape[1])
-        mine, theirs = mine[:, :shorter], theirs[:, :shorter]
+        sides = [torch.cat([each.flatten(0, -2) for each in side]) for side in (self.tuned_logits, logits)]
+        shorter = min(side.shape[1] for side in sides)
+        mine, theirs = (side[:, :shorter] for side in sides)
         gap = (mine - theirs).abs()
         return {
             "largest_logit_difference": float(gap.max()),
@@ -165,7 +153,6 @@ class TunedRun:
             "same_next_token": float((mine.argmax(-1) == theirs.argmax(-1)).float().mean()),
         }
 
-    # -- the model without this project ----------------------------------------------------------
     def is_plain(self) -> bool:
         """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
         modules = dict(self.build_skeleton().named_modules())
@@ -190,14 +177,14 @@ class TunedRun:
         state: dict[str, Tensor] = {}
         for name, module in skeleton.named_modules():
             if is_stacked(module):
-                gates, downs = [], []
-                for expert in (f"{name}.{index}" for index in range(len(module.gate_up_proj))):
-                    gates.append(
-                        torch.cat([get_weight(f"{expert}.gate_proj"), get_weight(f"{expert}.up_proj")])
+                stacks = {
+                    part: torch.stack(
+                        [get_weight(f"{name}.{i}.{part}_proj") for i in range(len(module.gate_up_proj))]
                     )
-                    downs.append(get_weight(f"{expert}.down_proj"))
-                state[f"{name}.gate_up_proj"] = torch.stack(gates)
-                state[f"{name}.down_proj"] = torch.stack(downs)
+                    for part in ("gate", "up", "down")
+                }
+                state[f"{name}.gate_up_proj"] = torch.cat([stacks["gate"], stacks["up"]], dim=1)
+                state[f"{name}.down_proj"] = stacks["down"]
             elif is_conv1d(module):
                 state[f"{name}.weight"] = get_weight(name).t().contiguous()
             elif name in self.levels:

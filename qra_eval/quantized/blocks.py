@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from qra_eval.models.device import release_freed_memory, send_tensor
 from qra_eval.models.linears import find_decoder_layers
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import compute_logits, wrap_head
+from qra_eval.tasks.batches import Batch, compute_logits, wrap_head
 
 Forward = Callable[..., Any]
 

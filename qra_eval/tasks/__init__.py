@@ -37,11 +37,6 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         seed: of the splits.
         options: keyword options of the task.
 
-    Returns:
-        The task.
-
-    Raises:
-        BadInput: unknown task (with the nearest names), or an option or data that it does not take.
     """
     if isinstance(task, Task):
         if data is not None or options:
@@ -54,14 +49,11 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         name = "text" if name is None and is_text(task) else "jsonl"
         data = task
     elif name.startswith(IN_MEMORY):
-        raise BadInput(
-            "this run uses an in-memory task: pass it to open_run(), or save its rows and plan again"
-        )
+        raise BadInput("this run uses an in-memory task: pass it to open_run(), or save it and plan again")
     elif Path(name).is_file():
-        raise BadInput(
-            f"{name}: data files end in {', '.join(READERS)}; for running text use --task text --data FILE"
-        )
+        raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text")
     factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
-    data = str(data) if isinstance(data, Path) else data
-    made: Task = plugins.call_with_options(factory, f"task {name!r}", options, data=data, seed=seed)
+    made: Task = plugins.call_with_options(
+        factory, f"task {name!r}", options, data=str(data) if isinstance(data, Path) else data, seed=seed
+    )
     return made

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import add, floordiv, mul, sub
 
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.example import SPLITS, Example, SplitName
@@ -16,23 +16,16 @@ from qra_search.errors import BadInput
 
 SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
 OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
-"""Which split a hash, modulo ten, belongs to; the hash knows nothing of the seed, so that no two seeds overlap."""
+"""Which split a hash of the operands belongs to, modulo ten; it knows nothing of the seed, so that no seeds overlap."""
 SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
 """Part of the seed of each split; recorded figures are of problems from these."""
 
-DIGITS = (1, 2, 3)
-"""Numbers of digits of operands, equally likely."""
 PATIENCE = 20_000
 """Draws in a row without a new problem, after which there are taken to be no more."""
 
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
-SIGNS: Mapping[str, Callable[[int, int], int]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.floordiv,
-}
+SIGNS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 
 
 @dataclass(frozen=True)
@@ -109,9 +102,6 @@ class ArithmeticTask(Task):
     Args:
         kinds: of problems, each with the same chance; default: all of `KINDS`.
         digits: of the operands, each with the same chance.
-
-    Raises:
-        BadInput: there is no such kind, or data are given.
     """
 
     name = "arithmetic"
@@ -127,7 +117,7 @@ class ArithmeticTask(Task):
         seed: int = 0,
         *,
         kinds: Sequence[str] | None = None,
-        digits: Sequence[int] = DIGITS,
+        digits: Sequence[int] = (1, 2, 3),
         chat: bool = False,
     ):
         super().__init__(data, seed, chat=chat)
@@ -154,21 +144,16 @@ def _generate_split(
     barren = 0
     for problem in _generate_problems(draw, kinds, digits):
         barren += 1
-        if problem is not None and _find_owning_split(problem) == split and problem.key not in found:
-            found[problem.key] = problem
-            barren = 0
+        if problem is not None:
+            place = int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)
+            if OWNERS[place] == split and problem.key not in found:
+                found[problem.key] = problem
+                barren = 0
         if len(found) == SIZES[split]:
             break
         if barren == PATIENCE:
-            raise BadInput(
-                f"only {len(found)} different {split} problems exist: choose more kinds or more digits"
-            )
+            raise BadInput(f"only {len(found)} different {split} problems exist: choose more kinds or digits")
     return tuple(found.values())
-
-
-def _find_owning_split(problem: Example) -> SplitName:
-    """The split that owns a problem's operands, in whatever order or wording they come."""
-    return OWNERS[int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)]
 
 
 def _generate_problems(

@@ -9,10 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example
+from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example, encode_prompt, truncate_left
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.metrics import Metric, digest_source, score_answers
-from qra_eval.tasks.scoring import generate_answers, measure_choices, score_choices
+from qra_eval.tasks.scoring import (
+    Metric,
+    digest_source,
+    generate_answers,
+    measure_choices,
+    score_answers,
+    score_choices,
+)
 from qra_search.errors import BadInput, shorten
 
 ROWS_SEED = 0x5EED
@@ -24,9 +30,8 @@ ANSWER_MARGIN = 8
 class Task(ABC):
     """Examples to train on, for validation (the search's loss) and for test (never seen by the search).
 
-    A split is a fixed sequence: its first n examples are the same whatever n is, so that a cheap evaluation sees a
-    prefix of what a full one sees. Train and validation come from a data set's training split, test from its
-    test split.
+    A split is a fixed sequence, so that a cheap evaluation sees a prefix of what a full one sees. Train and validation
+    come from a data set's training split, test from its test split.
 
     Args:
         data: what the task reads, such as a folder or file; None: generated, or from the hub.
@@ -53,8 +58,6 @@ class Task(ABC):
 
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
-        if name not in SPLITS:
-            raise BadInput(f"unknown split {name!r}: splits are {', '.join(SPLITS)}")
         if self._splits is None:
             self._splits = _check_splits(self.name, self._load())
         return self._splits[name]
@@ -85,8 +88,7 @@ class Task(ABC):
     ) -> dict[str, list[float]]:
         """Scores beside the loss, by name, one for each example: of choices, and of greedy answers by `metrics`.
 
-        Args:
-            max_length: most tokens of prompt and answer.
+        Prompt and answer have `max_length` tokens at most.
         """
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
         scores: dict[str, list[float]] = {}
@@ -136,41 +138,31 @@ class Task(ABC):
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`.
 
-        Args:
-            max_length: most tokens of prompt and answer.
+        Prompt and answer have `max_length` tokens at most. A conversation loses its oldest exchanges, see
+        `Chat.make_prompt`; what is still too long loses its left, but for what stands in every prompt.
         """
-        answers: dict[int, str] = {}
         room = max(1, max_length - max_new_tokens)
         chats = [self.read_chat(example, tokenizer) for example in examples]
-        for plain in (True, False):
-            some = [i for i, chat in enumerate(chats) if (chat is None) == plain]
-            prompts = [self.make_prompt(examples[i], tokenizer, room) for i in some]
-            texts = generate_answers(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens,
-                batch_size=batch_size,
-                stop=self.stop,
-                room=room,
-                special=plain,
-                heads=[chat.head if (chat := chats[i]) else 0 for i in some],
-                ends=sorted({end for chat in chats if chat and not plain for end in chat.end_tokens}),
-            )
-            for i, text in zip(some, texts, strict=True):
-                opening = chat.generated_opening.strip() if (chat := chats[i]) else ""
-                begins = bool(opening) and text.lstrip().startswith(opening)
-                answers[i] = text.lstrip().removeprefix(opening).lstrip() if begins else text
-        return [answers[i] for i in range(len(examples))]
+        prompts = []
+        for example, chat in zip(examples, chats, strict=True):
+            text = example.prompt if chat is None else chat.make_prompt(room)
+            ids = encode_prompt(tokenizer, text, special=chat is None)
+            prompts.append(truncate_left(ids, room, tokenizer, head=chat.head if chat else 0))
+        ends = sorted({end for chat in chats if chat for end in chat.end_tokens})
+        texts = generate_answers(
+            model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, stop=self.stop, ends=ends
+        )
+        answers = []
+        for chat, text in zip(chats, texts, strict=True):
+            opening = chat.generated_opening.strip() if chat else ""
+            begins = bool(opening) and text.lstrip().startswith(opening)
+            answers.append(text.lstrip().removeprefix(opening).lstrip() if begins else text)
+        return answers
 
-    def make_prompt(self, example: Example, tokenizer: Any, room: int | None = None) -> str:
-        """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so.
-
-        Args:
-            room: tokens; a conversation is cut to fit, see `Chat.make_prompt`.
-        """
+    def make_prompt(self, example: Example, tokenizer: Any) -> str:
+        """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so."""
         chat = self.read_chat(example, tokenizer)
-        return example.prompt if chat is None else chat.make_prompt(room)
+        return example.prompt if chat is None else chat.prompt
 
     def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
         """An example's conversation, rendered when it is first asked for; None if it goes through no template."""
@@ -187,12 +179,7 @@ class Task(ABC):
 
 
 class Rows:
-    """The first rows of each split of a task.
-
-    Args:
-        name: of the task, for messages.
-        max_length: tokens of a row, at most.
-    """
+    """The first rows of each split of a task, of at most `max_length` tokens each."""
 
     def __init__(self, task: Task, name: str, tokenizer: Any, max_length: int):
         self.task = task
@@ -240,10 +227,7 @@ class Rows:
 
 
 class LongestRows(Rows):
-    """Rows of which nothing is known but their greatest length: all have that, and labels everywhere.
-
-    What memory they take is an upper bound; for a model without a tokenizer.
-    """
+    """Rows of a model without a tokenizer: all have the greatest length, so that the memory they take is a bound."""
 
     def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
         import torch
@@ -263,17 +247,15 @@ def _check_splits(
     seen: dict[str, SplitName] = {}
     for name in SPLITS:
         if name not in loaded:
-            raise BadInput(
-                f"the task {task!r} gives no {name} examples: its _load returns {', '.join(SPLITS)}"
-            )
+            raise BadInput(f"the task {task!r} gives no {name} examples: its _load must return all splits")
         splits[name] = tuple(loaded[name])
         for example in splits[name]:
             if not isinstance(example, Example):
                 raise BadInput(f"a row of task {task!r} is a {type(example).__name__}: it must be an Example")
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
-                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: each row "
-                    "must be in one split; `qra_eval.tasks.splits.split_examples` keeps splits apart"
+                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: give each row to "
+                    "one split, as `qra_eval.tasks.splits.split_examples` does"
                 )
     return splits
 

@@ -52,9 +52,6 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     Args:
         max_length: most tokens of a row, at least 2.
         chat: put prompt and answer through the tokenizer's chat template; see `encode_chat`.
-
-    Raises:
-        BadInput: an answer is empty, or the tokenizer has no chat template.
     """
     import torch  # seconds, which a task that is refused does without
 
@@ -91,9 +88,6 @@ def encode_pair(
     """A row for scoring: labels on the continuation, split off the whole text's ids as lm-evaluation-harness does.
 
     White space at the end of the prompt counts to the continuation. A long row loses its left, but for the start token.
-
-    Raises:
-        BadInput: the continuation has no token of its own.
     """
     import torch  # seconds, which a task that is refused does without
 
@@ -169,7 +163,6 @@ class Chat:
     """An example's conversation in the tokenizer's chat format, rendered once up to its answer and once with it.
 
     Attributes:
-        prompt: up to where the answer begins.
         opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
             and no part of it.
         closing: what it puts after the answer.
@@ -218,17 +211,12 @@ def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
     """Turns in the tokenizer's chat format; `prompted`: up to where the assistant's next turn begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("the tokenizer has no chat template: leave `chat` off")
+    more = {**_replace_date(tokenizer), "add_generation_prompt": prompted}
     try:
-        conversation = [dict(turn) for turn in turns]
-        more = _replace_date(tokenizer)
-        return tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=prompted, **more
-        )
+        return tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **more)
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise BadInput(
-            f"the model's chat template rejects a conversation of roles {roles}: {error}"
-        ) from error
+        raise BadInput(f"the chat template rejects a conversation of roles {roles}: {error}") from error
 
 
 def _replace_date(tokenizer: Any) -> dict[str, Any]:
@@ -251,9 +239,7 @@ def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
         )
         ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         if not any(labelled):
-            raise BadInput(
-                "the tokenizer's chat template marks no assistant tokens: fix its generation block"
-            )
+            raise BadInput("the chat template marks no assistant tokens: fix its generation block")
         return ids, labelled
     prompt, text = _split_chat(turns, tokenizer)
     before, after = _split_ids(tokenizer, prompt, text, special=False)

@@ -34,17 +34,9 @@ FIELDS = (
 """What columns of other names can be read as."""
 SPEAKERS = {
     "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
 }
 TURNS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "messages": ("role", "content", {role: role for role in ("system", "user", "assistant", "tool")}),
@@ -82,14 +74,6 @@ class Example:
         return " ".join(" ".join((self.prompt.strip() or self.answer, *self.choices)).split()).casefold()
 
 
-def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Columns by the fields that they are read as; raises BadInput for a field that there is not."""
-    for name in columns or ():
-        if name not in FIELDS:
-            raise BadInput(f"columns: {name!r} is not a field of a row, they are {', '.join(FIELDS)}")
-    return dict(columns or {})
-
-
 def is_text(rows: Any) -> bool:
     """Whether rows in Python are running text: the first has a field `text`, and none of another form."""
     some = next(iter(rows.values()), ()) if isinstance(rows, Mapping) else rows
@@ -103,16 +87,17 @@ def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] 
     Args:
         where: file and line, for messages.
         columns: the columns of fields that the row has under other names; it then has no others.
-
-    Raises:
-        BadInput: a row of none of the forms; the message says where, what was found, what is allowed and the mend.
     """
     for name, column in (columns or {}).items():
         if column not in row:
             raise BadInput(f"{where}: no column {column!r} for {name}, only {_list_fields(row)}")
     given = {name: row[column] for name, column in columns.items()} if columns else row
     # null, or NaN, is what a table has for no field
-    row = {name: value for name, value in given.items() if not (value is None or _is_nan(value))}
+    row = {
+        name: value
+        for name, value in given.items()
+        if not (value is None or (isinstance(value, float) and isnan(value)))
+    }
     system = _read_system(row, where)
     for name in TURNS:
         if name in row:
@@ -155,9 +140,6 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
 
     Choices are a list of texts, or ARC's `{"text": [...], "label": [...]}`. The answer is the index of a choice, its
     label, or its text.
-
-    Raises:
-        BadInput: fewer than two choices, or an answer that names none or several of them.
     """
     question = _read_text(row, _find_field(row, PROMPTS) or "question", where)
     given: Any = read_field(row, _find_field(row, CHOICES) or "choices", (list, dict), where)
@@ -167,9 +149,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     if not _has_texts(choices) or len(choices) < 2:
         raise BadInput(f"{where}: choices must be two or more strings, got {shorten(choices, 60)}")
     if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(
-            f"{where}: there must be one label, a string, for each choice, got {shorten(labels, 60)}"
-        )
+        raise BadInput(f"{where}: choices need one label, a string, for each, got {shorten(labels, 60)}")
     answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
@@ -191,7 +171,7 @@ def format_question(text: str) -> str:
 
 
 def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A row's field; raises BadInput, which says where and what is needed, if it is missing or of another type."""
+    """A row's field; raises BadInput if it is missing or of another type."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wanted = " or ".join(k.__name__ for k in kinds)
     if name not in row:
@@ -207,9 +187,7 @@ def check_characters(text: str, name: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadInput(
-            f"{where}: field {name!r} has an incomplete character: fix or remove the row"
-        ) from None
+        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix the row") from None
     return text
 
 
@@ -231,16 +209,12 @@ def _read_turns(row: Mapping[str, Any], name: str, where: str, system: str) -> l
     for number, message in enumerate(read_field(row, name, list, where), start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise BadInput(
-                f"{place} is a {type(message).__name__}, an object with {speaker} and {said} is needed"
-            )
+            raise BadInput(f"{place} is a {type(message).__name__}: give an object with {speaker} and {said}")
         role = read_field(message, speaker, str, place)
         if role not in roles:
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
-            raise BadInput(
-                f"{place} has tool_calls, which are not trained on: write them as content, or drop it"
-            )
+            raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content")
         content = check_characters(read_field(message, said, str, place), said, place)
         turns.append({"role": roles[role], "content": content})
     if system and not any(turn["role"] == "system" for turn in turns):
@@ -252,9 +226,7 @@ def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
     answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
     if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
-        raise BadInput(
-            f"{where}: messages must end with a message of the assistant that follows another message"
-        )
+        raise BadInput(f"{where}: messages must end with a message of the assistant that follows another")
     before = turns[: answers[-1]]
     answer = turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
@@ -284,10 +256,6 @@ def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 def _has_texts(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(v, str) and v.strip() for v in values)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and isnan(value)
 
 
 def _list_fields(row: Mapping[str, Any]) -> str:

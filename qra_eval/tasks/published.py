@@ -6,44 +6,26 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
-from qra_eval.tasks.metrics import exact_match, json_f1
+from qra_eval.tasks.scoring import exact_match, json_f1
 from qra_eval.tasks.sources import load_hub_data, read_examples, read_folder_rows, read_hub_rows
 from qra_eval.tasks.splits import TRAIN_SHARES, exclude_known, shuffle_examples, split_examples
 from qra_search.errors import BadInput, shorten
 
-HubSplit = Literal["train", "test"]
 APART = 8
 """Rows of GSM8K's training split that are in no split of ours, whatever the seed, to be shown as solved problems."""
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 """As lm-evaluation-harness finds numbers."""
-GSM8K_HUB = ("openai/gsm8k", "main")
-BANKING77_HUB = "legacy-datasets/banking77"
+BANKING77 = ("legacy-datasets/banking77", None)
 SLOTS = ("date", "time", "people", "first_name", "last_name")
+Row = dict[str, Any]
 
 
-class _PublishedTask(Task):
-    """A data set with a train and a test split, of which validation rows are taken from train; judged by answers."""
-
-    judged_by = "exact_match"
-
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        rows: dict[SplitName, list[Example]] = {
-            "test": self._load_rows("test"),
-            "train": self._load_rows("train"),
-        }
-        return split_examples(rows, self.seed, shares=TRAIN_SHARES)
-
-    @abstractmethod
-    def _load_rows(self, split: HubSplit) -> list[Example]: ...
-
-
-# -- answers in words and JSON -----------------------------------------------------------------
 def extract_answer(text: str) -> str | None:
     """The first number after `####`, without commas and a final point; None if there is none."""
     found = STRICT.search(text)
@@ -55,100 +37,111 @@ def strict_match(answer: str, example: Example) -> float:
     return float(extract_answer(answer) == extract_answer(example.answer))
 
 
-class GSM8KTask(_PublishedTask):
-    """Grade-school math problems with worked answers, prompted as by lm-evaluation-harness.
+class _PublishedTask(Task):
+    """A data set with a train and a test split, of which validation rows are taken from train.
 
     Args:
-        data: folder with gsm8k_train.jsonl and gsm8k_test.jsonl; None: openai/gsm8k from the hub.
+        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`; None: from the hub.
+
+    Attributes:
+        hub: name of the data set on the hub, and which of its configs.
+        test: the hub's split with public labels that is tested on.
+        apart: rows of the train split that are in no split of ours.
     """
 
+    judged_by: str | None = "exact_match"
+    hub: tuple[str, str | None] | None = None
+    test = "test"
+    apart = 0
+
+    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
+        super().__init__(data, seed, chat=chat)
+        if data is None and self.hub is None:
+            raise BadInput(
+                f"the {self.name} task is on no hub: give --data, a folder with {self.name}_train.jsonl"
+            )
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        test, train = (self._load_rows(split) for split in (self.test, "train"))
+        if self.apart:
+            train = shuffle_examples(exclude_known(train, test), 0)[self.apart :]
+        return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
+
+    def _load_rows(self, split: str) -> list[Example]:
+        if self.data is None and self.hub is not None:
+            return [self._read_hub_row(row, where) for where, row in read_hub_rows(*self.hub, split)]
+        rows = read_folder_rows(self.data, self.name, "train" if split == "train" else "test")
+        return [self._read_row(row, where) for where, row in rows]
+
+    @abstractmethod
+    def _read_row(self, row: Row, where: str) -> Example:
+        """The example of a row in a file."""
+
+    def _read_hub_row(self, row: Row, where: str) -> Example:
+        return self._read_row(row, where)
+
+
+class GSM8KTask(_PublishedTask):
+    """Grade-school math problems with worked answers, prompted as by lm-evaluation-harness."""
+
     name = "gsm8k"
+    hub = ("openai/gsm8k", "main")
+    apart = APART
     metrics = {"exact_match": strict_match}
     stop = ("Question:", "</s>", "<|im_end|>")
     least_answer_tokens = 256
 
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test = self._load_rows("test")
-        train = shuffle_examples(exclude_known(self._load_rows("train"), test), 0)[APART:]
-        return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
-
-    def _load_rows(self, split: HubSplit) -> list[Example]:
-        if self.data is None:
-            return [_make_problem(row, where) for where, row in read_hub_rows(*GSM8K_HUB, split)]
-        return [_make_problem(row, where) for where, row in read_folder_rows(self.data, "gsm8k", split)]
+    def _read_row(self, row: Row, where: str) -> Example:
+        question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
+        if extract_answer(answer) is None:
+            raise BadInput(f"{where}: the answer has no number after '####'")
+        messages = ({"role": "user", "content": question},)
+        return Example(format_question(question), f" {answer}", messages=messages)
 
 
 class Banking77Task(_PublishedTask):
-    """Messages of bank customers, each answered with one of 77 intents.
+    """Messages of bank customers, each answered with one of 77 intents; rows are `{"text", "label"}`.
 
     Prompts are `Customer: ...`, then `Intent:`; the answer is the intent's name with spaces for underscores.
-
-    Args:
-        data: folder with banking77_train.jsonl and banking77_test.jsonl, rows of `{"text", "label"}`; None: the hub.
     """
 
     name = "banking77"
+    hub = BANKING77
     metrics = {"exact_match": exact_match}
     stop = ("\n",)
 
-    def _load_rows(self, split: HubSplit) -> list[Example]:
-        if self.data is None:
-            names = load_hub_data(BANKING77_HUB)[split].features["label"].names
-            rows = [row for _, row in read_hub_rows(BANKING77_HUB, None, split)]
-            return [_make_intent(row["text"], names[row["label"]]) for row in rows]
-        return [
-            _make_intent(read_field(row, "text", str, where), read_field(row, "label", str, where))
-            for where, row in read_folder_rows(self.data, "banking77", split)
-        ]
+    def _read_row(self, row: Row, where: str) -> Example:
+        text, label = read_field(row, "text", str, where), read_field(row, "label", str, where)
+        return _make_utterance(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
+
+    def _read_hub_row(self, row: Row, where: str) -> Example:
+        return self._read_row({**row, "label": self._labels[row["label"]]}, where)
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        return load_hub_data(*BANKING77)["train"].features["label"].names
 
 
 class Restaurant8kTask(_PublishedTask):
-    """Messages of restaurant guests, each answered with its slots as a JSON object.
+    """Messages of restaurant guests, each answered with its slots as JSON; rows are `{"text", "asked", "slots"}`.
 
     Prompts give what the guest was asked for and what the guest says; values are spans of what was said.
-
-    Args:
-        data: folder with restaurant8k_train.jsonl and restaurant8k_test.jsonl, rows of `{"text", "asked", "slots"}`.
     """
 
     name = "restaurant8k"
     metrics = {"exact_match": exact_match, "f1": json_f1}
     stop = ("\n",)
 
-    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
-        super().__init__(data, seed, chat=chat)
-        if data is None:
-            raise BadInput(
-                "the restaurant8k task is on no hub: give --data, a folder with restaurant8k_train.jsonl"
-            )
-
-    def _load_rows(self, split: HubSplit) -> list[Example]:
-        rows = read_folder_rows(self.data, "restaurant8k", split)
-        return [_make_booking(row, where) for where, row in rows]
-
-
-def _make_problem(row: dict[str, Any], where: str) -> Example:
-    question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
-    if extract_answer(answer) is None:
-        raise BadInput(f"{where}: the answer has no number after '####'")
-    messages = ({"role": "user", "content": question},)
-    return Example(format_question(question), f" {answer}", messages=messages)
-
-
-def _make_intent(text: str, label: str) -> Example:
-    return _make_utterance(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
-
-
-def _make_booking(row: dict[str, Any], where: str) -> Example:
-    text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
-    if not all(isinstance(name, str) for name in asked):
-        raise BadInput(f"{where}: field 'asked' is {shorten(asked, 60)}, a list of names is needed")
-    slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
-    prompt = (
-        f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
-        f"Guest: {text.strip()}\nSlots as JSON:"
-    )
-    return _make_utterance(prompt, slots)
+    def _read_row(self, row: Row, where: str) -> Example:
+        text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
+        if not all(isinstance(name, str) for name in asked):
+            raise BadInput(f"{where}: field 'asked' is {shorten(asked, 60)}, a list of names is needed")
+        slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
+        prompt = (
+            f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
+            f"Guest: {text.strip()}\nSlots as JSON:"
+        )
+        return _make_utterance(prompt, slots)
 
 
 def _make_utterance(prompt: str, answer: str) -> Example:
@@ -156,7 +149,6 @@ def _make_utterance(prompt: str, answer: str) -> Example:
 
 
 # -- multiple choice ---------------------------------------------------------------------------
-Row = dict[str, Any]
 Parts = tuple[str, list[str], int]
 """Question, choices and index of the right one."""
 
@@ -165,9 +157,6 @@ class MultipleChoiceTask(_PublishedTask):
     """Questions with choices.
 
     Args:
-        name: of the task.
-        hub: name of the data set on the hub, and which of its configs.
-        test: the hub's split with public labels that is tested on.
         read: parts of a question, from a row of the hub.
         write_prompt: the prompt of a question.
         data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, or one file (or rows in Python), which is split
@@ -187,25 +176,23 @@ class MultipleChoiceTask(_PublishedTask):
         seed: int = 0,
         chat: bool = False,
     ):
-        super().__init__(data, seed, chat=chat)
         self.name = name
         self.hub = hub
         self.test = test
         self.read = read
         self.write_prompt = write_prompt
+        super().__init__(data, seed, chat=chat)
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is None or (isinstance(self.data, str) and Path(self.data).is_dir()):
             return super()._load()
-        examples = read_examples(self.data, lambda row, where: self._make_example(*read_choices(row, where)))
-        return split_examples(examples, self.seed)
+        return split_examples(read_examples(self.data, self._read_row), self.seed)
 
-    def _load_rows(self, split: HubSplit) -> list[Example]:
-        if self.data is None:
-            rows = read_hub_rows(*self.hub, self.test if split == "test" else split)
-            return [self._make_example(*self.read(row)) for _, row in rows]
-        rows = read_folder_rows(self.data, self.name, split)
-        return [self._make_example(*read_choices(row, where)) for where, row in rows]
+    def _read_row(self, row: Row, where: str) -> Example:
+        return self._make_example(*read_choices(row, where))
+
+    def _read_hub_row(self, row: Row, where: str) -> Example:
+        return self._make_example(*self.read(row))
 
     def _make_example(self, question: str, choices: list[str], label: int) -> Example:
         spaced = tuple(f" {choice}" for choice in choices)

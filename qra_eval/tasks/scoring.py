@@ -1,18 +1,210 @@
-"""What a model answers: greedy answers to prompts, and log-likelihoods of choices with the scores that follow."""
+"""Greedy answers and how they are scored, log-likelihoods of choices, and scoring functions of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import inspect
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from qra_eval.tasks.encoding import Chat, encode_pair, encode_prompt, truncate_left
+from qra_eval.tasks.encoding import Chat, encode_pair
 from qra_eval.tasks.example import Example
-from qra_search.errors import BadInput
+from qra_search import plugins
+from qra_search.errors import BadInput, describe, shorten
+from qra_search.plugins import IN_MEMORY
+
+log = logging.getLogger(__name__)
+
+Metric = Callable[[str, Example], float]
+"""The score of an answer to an example, both without white space around the answer; higher is better."""
 
 
+# -- generated answers -------------------------------------------------------------------------
+def exact_match(answer: str, example: Example) -> float:
+    """1.0 if an answer is the wanted one: as JSON if that is an object or list, else without case and white space
+    around and between words."""
+    wanted = parse_json(example.answer)
+    if isinstance(wanted, dict | list):
+        return float(_are_equal(parse_json(answer), wanted))
+    return float(_normalize(answer) == _normalize(example.answer))
+
+
+def json_f1(answer: str, example: Example) -> float:
+    """F1 over the fields of a JSON object: a field counts if name and value are equal; 0.0 if the answer is none."""
+    found, wanted = parse_json(answer), parse_json(example.answer)
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return 0.0
+    right = sum(1 for name, value in wanted.items() if name in found and _are_equal(found[name], value))
+    total = len(found) + len(wanted)
+    return 2 * right / total if total else 1.0
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; None if it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The functions of a run's settings by their names; raises BadInput for one that cannot be had.
+
+    Args:
+        names: `FILE.py:NAME`, `module:NAME`, or the name of one of the functions in memory with `IN_MEMORY` before it.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        in_memory = name.startswith(IN_MEMORY)
+        short = name.removeprefix(IN_MEMORY) if in_memory else name.rpartition(":")[2]
+        if in_memory and short not in functions:
+            raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
+        if short in found:
+            raise BadInput(f"metric {short!r} is given twice: give it once, or rename one of the two")
+        metric = functions[short] if in_memory else plugins.load_object(name)
+        if not callable(metric):
+            raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
+        found[short] = metric
+    return found
+
+
+def check_metric(name: str, metric: Metric, example: Example) -> None:
+    """Raises BadInput if a function does not give a number for an example's own answer."""
+    try:
+        _score_answer(metric, example.answer, example)
+    except Exception as error:  # another's code may raise anything
+        raise BadInput(
+            f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse "
+            "it, and give a number"
+        ) from error
+
+
+def score_answers(
+    name: str, metric: Metric, answers: Sequence[str], examples: Sequence[Example]
+) -> list[float]:
+    """The score of each answer; one on which the function fails counts as 0, and how many these are is logged."""
+    scores, failures = [], []
+    for answer, example in zip(answers, examples, strict=True):
+        try:
+            scores.append(_score_answer(metric, answer, example))
+        except Exception as error:  # another's code may raise anything
+            failures.append(error)
+            scores.append(0.0)
+    if failures:
+        message = "metric %s fails on %d of %d answers, which count as 0 (%s)"
+        log.warning(message, name, len(failures), len(answers), describe(failures[0]))
+    return scores
+
+
+def digest_source(metric: Metric) -> str:
+    """Short digest of a function's source; empty if that cannot be read."""
+    try:
+        return hashlib.sha256(inspect.getsource(metric).encode()).hexdigest()[:12]
+    except (OSError, TypeError):  # typed at a prompt, or no plain function
+        return ""
+
+
+def _score_answer(metric: Metric, answer: str, example: Example) -> float:
+    """A function's score of an answer; a chat's answers have no space before them, those of other rows one."""
+    score = metric(answer.strip(), replace(example, answer=example.answer.strip()))
+    if not isinstance(score, bool | int | float) or not math.isfinite(score):
+        raise ValueError(f"the score is {shorten(score)}, a finite number is needed")
+    return float(score)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same; `true` is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    batch_size: int = 8,
+    stop: Sequence[str] = (),
+    ends: Sequence[int] = (),
+) -> list[str]:
+    """Continue each prompt, given as token ids, greedily until an end token, a stop text, or `max_new_tokens`.
+
+    Prompts of similar length share a batch and are padded at the left. The answer ends before the first stop text.
+
+    Args:
+        ends: tokens that end an answer, beside those of the tokenizer and the model.
+    """
+    import torch  # seconds, which a task that is refused does without
+    from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+
+    from qra_eval.tasks.batches import group_by_length
+
+    known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad = next((p for p in pads if p is not None and p < known), 0)
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    model_ends = of_model if isinstance(of_model, list | tuple) else [of_model]
+    known_ends = {tokenizer.eos_token_id, *model_ends, *ends}
+    config = GenerationConfig(
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=sorted(known_ends - {None}) or None,
+        max_new_tokens=max_new_tokens,
+    )
+    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
+    device = next(model.parameters()).device
+    answers = [""] * len(prompts)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), _set_generation_config(model, config):
+        for batch in group_by_length(list(map(len, prompts)), batch_size):
+            longest = max(len(prompts[i]) for i in batch)
+            padded = [[pad] * (longest - len(prompts[i])) + prompts[i] for i in batch]
+            mask = [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+            out = model.generate(
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=config,
+                stopping_criteria=criteria,
+            )
+            texts = tokenizer.batch_decode(
+                out[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
+    model.train(was_training)
+    return answers
+
+
+@contextmanager
+def _set_generation_config(model: Any, config: Any) -> Iterator[None]:
+    """A model with this config in place of its own, which `generate` takes all from that is not given, such as sampling
+    or a repetition penalty."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    own = getattr(base, "generation_config", None)
+    base.generation_config = config
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+# -- choices -----------------------------------------------------------------------------------
 def score_choices(log_likelihoods: np.ndarray, examples: Sequence[Example]) -> dict[str, list[float]]:
     """All that questions are judged by, one number a question, named as in lm-evaluation-harness where it has them.
 
@@ -49,22 +241,14 @@ def measure_choices(
     """Log-likelihood of every choice of every example, as lm-evaluation-harness has it: see `score_choices`.
 
     Args:
-        max_length: most tokens of a row, the left is cut.
         chat: put prompts through the chat template; choices then lose the space before them, and follow what the
             template puts before an answer, as they were learnt.
-
-    Raises:
-        BadInput: an example has no choices or no label.
     """
-    from qra_eval.tasks.losses import measure_row_losses  # torch, which a task that is refused does without
+    from qra_eval.tasks.batches import measure_row_losses  # torch, which a task that is refused does without
 
     rows = []
     places = []
     for i, example in enumerate(examples):
-        if len(example.choices) < 2 or example.label is None:
-            raise BadInput(
-                f"{example.prompt[:60]!r} is not a multiple-choice example: choices or label are missing"
-            )
         prompt = example.prompt
         if chat:
             rendered = Chat(example, tokenizer)
@@ -79,87 +263,3 @@ def measure_choices(
     values = np.full((len(examples), max(len(example.choices) for example in examples)), -np.inf)
     values[tuple(np.array(places).T)] = -np.array(losses)
     return values
-
-
-def generate_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    *,
-    batch_size: int = 8,
-    stop: Sequence[str] = (),
-    room: int | None = None,
-    special: bool = True,
-    heads: Sequence[int] | None = None,
-    ends: Sequence[int] = (),
-) -> list[str]:
-    """Continue each prompt greedily until the end token, a stop text, or `max_new_tokens`.
-
-    Prompts of similar length share a batch and are padded at the left. The answer ends before the first stop text.
-
-    Args:
-        stop: texts that end an answer.
-        room: tokens of a prompt, at least one; a longer one loses its left.
-        special: put the tokenizer's start token before the prompts; off for prompts from a chat template.
-        heads: tokens at the left of each prompt that it keeps, such as the system's turn; at most half of `room`.
-        ends: tokens that end an answer, beside those of the tokenizer and the model.
-    """
-    import torch  # seconds, which a task that is refused does without
-    from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
-
-    from qra_eval.tasks.batches import group_by_length
-
-    ids = [encode_prompt(tokenizer, prompt, special=special) for prompt in prompts]
-    if room is not None:
-        heads = heads or [0] * len(ids)
-        cut = zip(ids, heads, strict=True)
-        ids = [truncate_left(some, max(1, room), tokenizer, head=head) for some, head in cut]
-    known = model.get_input_embeddings().num_embeddings  # padding is masked: any token of the model's will do
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    pad = next((p for p in pads if p is not None and p < known), 0)
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    model_ends = of_model if isinstance(of_model, list | tuple) else [of_model]
-    known_ends = {tokenizer.eos_token_id, *model_ends, *ends}
-    config = GenerationConfig(
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=sorted(known_ends - {None}) or None,
-        max_new_tokens=max_new_tokens,
-    )
-    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
-    device = next(model.parameters()).device
-    answers = [""] * len(prompts)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), _set_generation_config(model, config):
-        for batch in group_by_length(list(map(len, ids)), batch_size):
-            longest = max(len(ids[i]) for i in batch)
-            missing = [longest - len(ids[i]) for i in batch]
-            tokens = torch.tensor(
-                [[pad] * n + ids[i] for n, i in zip(missing, batch, strict=True)], device=device
-            )
-            mask = torch.tensor([[0] * n + [1] * (longest - n) for n in missing], device=device)
-            out = model.generate(
-                input_ids=tokens, attention_mask=mask, generation_config=config, stopping_criteria=criteria
-            )
-            texts = tokenizer.batch_decode(
-                out[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
-    model.train(was_training)
-    return answers
-
-
-@contextmanager
-def _set_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """A model with this config in place of its own, which `generate` takes all from that is not given, such as sampling
-    or a repetition penalty."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    own = getattr(base, "generation_config", None)
-    base.generation_config = config
-    try:
-        yield
-    finally:
-        base.generation_config = own

@@ -75,26 +75,25 @@ def read_splits(
         return {"train": _label_rows(data, "row")}
     if is_hub_name(str(data)):
         return _select_splits(load_hub_data(str(data), subset), str(data), splits)
-    return {split: read_rows(path) for split, path in find_split_files(Path(data)).items()}
+    return {split: read_rows(path) for split, path in find_split_files(Path(data), tuple(READERS)).items()}
 
 
-def find_split_files(data: Path, ends: Sequence[str] = ()) -> dict[SplitName, Path]:
+def find_split_files(data: Path, ends: Sequence[str]) -> dict[SplitName, Path]:
     """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that.
 
     Args:
-        ends: of the files' names in a folder; default: those that `read_rows` reads.
+        ends: of the files' names in a folder.
     """
     if data.is_file():
         return {"train": data}
-    ends = ends or tuple(READERS)
     wanted = f"train{ends[0]} (or train{', train'.join(ends[1:])})"
     if not data.is_dir():
         raise BadInput(f"no file or folder {str(data)!r}: a file, or a folder with {wanted}, is needed")
     files: dict[SplitName, Path] = {}
     for split, stems in STEMS.items():
-        found = [path for stem in stems for end in ends if (path := data / f"{stem}{end}").is_file()]
-        if found:
-            files[split] = found[0]
+        names = [f"{stem}{end}" for stem in stems for end in ends if (data / f"{stem}{end}").is_file()]
+        if names:
+            files[split] = data / names[0]
     if "train" not in files:
         raise BadInput(f"{data} has no file to train on: name it {wanted}")
     return files
@@ -124,9 +123,7 @@ def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
     """The rows of `<folder>/<stem>_<split>.jsonl`; raises BadInput if there is no such file, or no row in it."""
     path = Path(folder) / f"{stem}_{split}.jsonl"
     if not path.is_file():
-        raise BadInput(
-            f"{folder} has no {path.name}: give a folder with {stem}_train.jsonl and {stem}_test.jsonl"
-        )
+        raise BadInput(f"{folder} has no {path.name}: give a folder with {stem}_train.jsonl and _test.jsonl")
     return read_rows(path)
 
 
@@ -140,10 +137,7 @@ def load_hub_data(name: str, subset: str | None = None) -> Mapping[str, Any]:
             return load_dataset(name, subset)
         except Exception as error:  # no network, no such name, a subset needed, a broken file
             reason = first_line(error)
-    raise BadInput(
-        f"data set {name!r} could not be downloaded ({reason}): check its name and the network, or give its folder "
-        "with --data"
-    )
+    raise BadInput(f"data set {name!r} could not be downloaded ({reason}): check its name and the network")
 
 
 def read_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
@@ -169,7 +163,7 @@ def _select_splits(
             found[split] = _label_rows(data[name], f"{what}, {name} row")
     if "train" not in found:
         raise BadInput(
-            f"{what} has no train split: it has {', '.join(data) or 'none'}: name the one to train on, such as "
+            f"{what} has no train split: it has {', '.join(data) or 'none'}. Name the one to train on, such as "
             f"--set task.options.splits.train={next(iter(data), 'train')}"
         )
     return found
@@ -178,9 +172,7 @@ def _select_splits(
 def _label_rows(rows: Any, what: str) -> list[Row]:
     """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
-        raise wrong_type(
-            "task", rows, "a name, a file, a Dataset or DatasetDict, or a list of dictionaries is needed"
-        )
+        raise wrong_type("task", rows, "a name, a file, a Dataset, or a list of dictionaries is needed")
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # of a Dataset that gives tensors
     found: list[Row] = []
@@ -206,9 +198,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 def _read_json(path: Path) -> list[Row]:
     rows = _parse_json(read_text(path), str(path))
     if not isinstance(rows, list):
-        raise BadInput(
-            f"{path} holds a {type(rows).__name__}: a list of objects is needed, or .jsonl with one a line"
-        )
+        raise BadInput(f"{path} holds a {type(rows).__name__}: a list of objects is needed")
     return _label_rows(rows, f"{path}, row")
 
 
@@ -225,8 +215,8 @@ def _read_table(path: Path) -> Iterator[Row]:
             where = f"{path}, line {reader.line_num}"
             if len(fields) != len(header):
                 raise BadInput(
-                    f"{where}: {len(fields)} fields, the first line names {len(header)} columns: put texts that hold a "
-                    f"comma or a new line into double quotes"
+                    f"{where}: {len(fields)} fields, the first line names {len(header)} columns: put texts with a "
+                    "comma or a new line into double quotes"
                 )
             yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:

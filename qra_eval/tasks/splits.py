@@ -21,6 +21,7 @@ def split_examples(
     *,
     shares: Mapping[SplitName, float] = SHARES,
     least: int = 0,
+    what: str = "the data",
 ) -> dict[SplitName, Sequence[Example]]:
     """All three splits from those given, `train` among them: what is missing is split off that one.
 
@@ -29,10 +30,8 @@ def split_examples(
 
     Args:
         shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
-        least: distinct rows from which all three splits are taken.
-
-    Raises:
-        BadInput: too few distinct rows.
+        least: distinct rows from which all three splits are taken; BadInput if there are fewer.
+        what: the data's name, for messages.
     """
     parts: dict[SplitName, Sequence[Example]] = {}
     held: list[Example] = []
@@ -50,8 +49,8 @@ def split_examples(
         lost = len(given["train"]) - len(free)
         others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
         raise BadInput(
-            f"{len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at least "
-            f"{needed}, or a folder with a file for each split"
+            f"{what}: {len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at "
+            f"least {needed}, or a folder with a file for each split"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
     total = sum(map(len, ordered))

@@ -5,26 +5,45 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import measure_row_losses
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qra_eval.quantized import adapters
+from qra_eval.quantized.bank import Bank, write_tensors
+from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.tasks.batches import Batch, measure_row_losses
+from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
+from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_eval.tuning.saved import check_reload, save
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
-from qra_search.errors import describe, one_line
+from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
+from qra_search.errors import RunFailed, describe, one_line
 from qra_search.evaluator import Progress
+from qra_search.files import write_json
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
+from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
+CHECKED_TOKENS = 32
+"""Tokens on which a reloaded model is compared with the tuned one, in the stored dtype."""
+ROUNDING = 0.05
+"""Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
+adapter makes more than that."""
+SCALES_FILE = "scales.safetensors"
+"""What training changed of a base that is not saved."""
 SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
 REASON_CHARACTERS = 500
@@ -54,22 +73,28 @@ def tune(
     steps = tuner.finetune_steps if steps is None else steps
     size = tuner.space.find_space(plan).memory_bytes(plan)
     batches = tuner.get_final_batches(steps, seed)
-    samples = finetune.sample_answers if folder is not None and save_base and leads else 0
     rows = tuner.evaluation.validation_rows
+    task = tuner.rows.task
+    keeps = folder is not None and save_base and leads
+    samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
+    options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
     def validate() -> dict[str, float]:
         figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
         if finetune.monitor == "task":
-            own = processes.run_together(
-                lambda: tuner.measure_objective("validation", rows) if leads else 0.0
-            )
+            own = processes.run_together(lambda: leads and tuner.measure_objective("validation", rows))
             (figures["validation_objective"],) = processes.sum_values(own)
         tuner.model.train()
         return figures
 
+    def answer_samples() -> list[str]:
+        if not samples:
+            return []
+        return task.answer_examples(tuner.model, tuner.tokenizer, samples, SAMPLE_TOKENS, **options)
+
     def work() -> TuningRecord:
         processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
-        before = processes.run_together(lambda: sample_answers(tuner, samples))
+        before = processes.run_together(answer_samples)
         identity = _make_identity(tuner, plan, seed, steps, batches)
 
         def finish_step(step: int, figures: StepFigures) -> None:
@@ -86,14 +111,19 @@ def tune(
         if not math.isfinite(sum(nats)):
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
         validation_loss = tuner.measure_loss("validation", rows, processes)
-        after = processes.run_together(lambda: sample_answers(tuner, samples))
+        after = processes.run_together(answer_samples)
         scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
         error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
-        shown = _select_samples(before, after, samples)
+        shown = []
+        for example, old, new in zip(samples, before, after, strict=True):
+            prompt = task.make_prompt(example, tuner.tokenizer)
+            shown.append({"prompt": prompt, "wanted": example.answer, "before": old, "after": new})
         figures: dict[str, Any] = {"validation_loss": validation_loss, "reload_error": error}
-        figures |= _describe_scoring(tuner) if leads else {}
-        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, shown, **figures)
+        if leads:
+            figures["commonest_scores"] = task.score_commonest(task.split("test")[: tuner.scored_rows])
+            figures["metric_digests"] = task.metric_digests
+        return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
         return retry_with_less_memory(tuner, work)
@@ -118,9 +148,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
         unscored = ""
         if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
-            unscored = (
-                "answers of the untuned model are not scored, because its weights do not fit into memory"
-            )
+            unscored = "answers of the untuned model are not scored: its weights do not fit into memory"
             log.warning(unscored)
         seconds = time.perf_counter() - start
         size = space.memory_bytes(plan)
@@ -173,46 +201,157 @@ def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[fl
     return tuple(processes.sum_values(*nats)), tuple(map(int, processes.sum_values(*tokens)))
 
 
-def sample_answers(tuner: FineTuner, count: int) -> list[dict[str, str]]:
-    """Twice as many test rows, no two with one wanted answer: `prompt`, `wanted`, and the greedy `answer`."""
-    task = tuner.rows.task
-    rows = [row for row in task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
+def select_samples(tuner: FineTuner, count: int) -> list[Example]:
+    """So many test rows, no two with one wanted answer."""
+    rows = [row for row in tuner.rows.task.split("test")[: tuner.finetune.test_rows] if row.prompt.strip()]
     rows = list({row.answer: row for row in reversed(rows)}.values())[::-1]
-    shown = min(2 * count, len(rows))
-    examples = [rows[i * len(rows) // shown] for i in range(shown)]
-    if not examples:
-        return []
-    room = tuner.compute_max_length(SAMPLE_TOKENS)
-    answers = task.answer_examples(tuner.model, tuner.tokenizer, examples, SAMPLE_TOKENS, max_length=room)
-    return [
-        {"prompt": task.make_prompt(example, tuner.tokenizer), "wanted": example.answer, "answer": answer}
-        for example, answer in zip(examples, answers, strict=True)
-    ]
-
-
-def _select_samples(
-    before: Sequence[dict[str, str]], after: Sequence[dict[str, str]], count: int
-) -> tuple[dict[str, str], ...]:
-    """So many of the sampled rows with the answers of both, half of them answered wrongly after the tuning."""
-    rows = [
-        {**old, "before": old["answer"], "after": new["answer"]}
-        for old, new in zip(before, after, strict=True)
-    ]
-    wrong = [row for row in rows if row["after"].strip() != row["wanted"].strip()]
-    right = [row for row in rows if row not in wrong]
-    shown = (wrong[: max(count // 2, count - len(right))] + right)[:count]
-    return tuple({name: row[name] for name in ("prompt", "wanted", "before", "after")} for row in shown)
+    shown = min(count, len(rows))
+    return [rows[i * len(rows) // shown] for i in range(shown)]
 
 
 def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
     """The task's scores of what is in place, by metric, on the first test rows."""
-    scores = tuner.score_rows("test", min(tuner.finetune.scored_rows, tuner.finetune.test_rows))
+    scores = tuner.score_rows("test", tuner.scored_rows)
     return {name: tuple(rows) for name, rows in scores.items()}
 
 
-def _describe_scoring(tuner: FineTuner) -> dict[str, Any]:
-    """What scores are read by: those of one answer to all rows, and the metrics' sources."""
-    task = tuner.rows.task
-    finetune = tuner.finetune
-    examples = task.split("test")[: min(finetune.scored_rows, finetune.test_rows)]
-    return {"commonest_scores": task.score_commonest(examples), "metric_digests": task.metric_digests}
+# -- what is saved -----------------------------------------------------------------------------
+class ReloadMismatch(RuntimeError):
+    """The saved adapter, reloaded, does not compute what the tuned model does."""
+
+
+def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> None:
+    """Write adapter and plan into a folder, and the quantized base that the adapter belongs on.
+
+    Without `base` only what training changed of it is written; `write_base` makes it again from the bank.
+    """
+    quantized = tuner.quantized_model
+    space = tuner.space.find_space(plan)
+    tensors = _collect_base_tensors(tuner, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    if base:
+        write_tensors(tensors, folder / BASE_FILE)
+    else:
+        stored = read_bank_tensors(quantized.bank, space, plan)
+        changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
+        if changed:
+            write_tensors(changed, folder / SCALES_FILE)
+    digest = hash_tensors(tensors)
+    if any(plan.ranks):
+        write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
+    made_of = {
+        "model": quantized.loaded.spec,
+        "weights": quantized.loaded.fingerprint,
+        "dtype": str(quantized.dtype).removeprefix("torch."),
+        "backend": quantized.backend.spec,
+        BASE_DIGEST: digest,
+    }
+    write_json(folder / PLAN_NAME, plan_to_dict(space, plan) | made_of)
+
+
+def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
+    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed."""
+    tuner.switcher.quantize_plan(plan)
+    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
+    if (folder / SCALES_FILE).is_file():
+        tensors |= load_file(folder / SCALES_FILE)
+    if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):
+        raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and tune again")
+    write_tensors(tensors, folder / BASE_FILE)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, dtypes, shapes and values; in memory is one tensor at a time."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
+    """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
+    return {
+        f"{linear.name}::{key}": tensor.contiguous()
+        for group, bits in zip(space.groups, plan.bits, strict=True)
+        for linear in group.linears
+        if bits != UNQUANTIZED_BITS
+        for key, tensor in bank.load_tensors(linear.name, bits).items()
+    }
+
+
+def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
+    """The same with the scales and offsets that training left."""
+    switcher, backend = tuner.switcher, tuner.quantized_model.backend
+    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
+    for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
+        for linear in group.linears:
+            if linear.name in switcher.trained_scales:
+                trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
+                tensors |= {
+                    f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()
+                }
+    return tensors
+
+
+def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:
+    """Write the adapters as a PEFT directory: config with a rank for each linear and the base's digest, and bfloat16
+    factors.
+
+    In place of the model's name the config has `NO_ADDRESS`: PEFT alone would put the adapter on the unquantized model,
+    for which it was not tuned, and without any name it would ask the hub, in vain.
+    """
+    from peft import LoraConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {
+        linear.name: rank
+        for group, rank in zip(tuner.space.groups, plan.ranks, strict=True)
+        for linear in group.linears
+        if rank > 0
+    }
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    # peft matches a pattern's key against the end of a linear's name: full names, escaped, match one linear each.
+    others = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
+    config = LoraConfig(
+        r=common,
+        lora_alpha=tuner.settings.alpha,  # type: ignore[arg-type]
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        lora_dropout=tuner.settings.dropout,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=NO_ADDRESS,
+        auto_mapping={BASE_DIGEST: base},
+    )
+    config.save_pretrained(str(folder))
+    state = adapters.cast_factors(tuner.switcher.wrapped, ADAPTER_DTYPE)
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    write_tensors(tensors, folder / "adapter_model.safetensors")
+
+
+@torch.no_grad()
+def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
+    """Largest absolute difference of logits between the tuned model and the one that `load` gives.
+
+    The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not
+    hold both. Raises ReloadMismatch if they differ; on a GPU, whose products are summed in no fixed order, by more than
+    rounding.
+    """
+    row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
+    with tuner.switcher.use_stored_form(plan) as model:
+        model.eval()
+        mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
+    with tuner.switcher.release_model():
+        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized_model.blocks.devices])))
+        loaded = tuner.quantized_model.loaded
+        given = {} if loaded.source is None else {"model": loaded.source, "tokenizer": loaded.tokenizer}
+        reloaded, _ = load(folder, device=devices, trust_remote_code=loaded.trust_remote_code, **given)
+        # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
+        reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
+        theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
+        del reloaded
+    difference = float((mine - theirs).abs().max())
+    if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
+        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from those tuned")
+    return difference

@@ -18,9 +18,8 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import Rows, Task
-from qra_eval.tasks.batches import Batch, make_batches, schedule_batches
+from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.losses import measure_loss
 from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_eval.tuning.processes import ALONE, Processes
@@ -40,16 +39,10 @@ SCORED_TOGETHER = 4
 class FineTuner:
     """What tuning and measuring share; the evaluator, the sensitivities and the estimates of cost stand on it.
 
-    Args:
-        quantized: the model, and the settings of training.
-        rows: of the task.
-        evaluation: how long an evaluation tunes, and on how many rows it measures.
-        finetune: likewise the full tuning.
-        metric: what a search lowers, `loss` or `task`.
+    A search lowers the `metric`, `loss` or `task`.
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
-        switcher: puts plans in place.
         halvings: how often the rows that pass together were halved, as memory ran out.
         checkpointing: whether activations are made again in the backward pass.
     """
@@ -136,19 +129,16 @@ class FineTuner:
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
-        Args:
-            batches: of the steps; default: those of an evaluation.
-            learning_rate: default: that of the settings.
+        Default are the batches of an evaluation, and the learning rate of the settings.
         """
         settings = self.settings
         if learning_rate is not None:
             settings = settings.model_copy(update={"learning_rate": learning_rate})
+        scales_rate = settings.scales_rate / settings.learning_rate
         with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,
-                adapters.make_parameter_groups(
-                    self.switcher.wrapped, scales_rate=settings.scales_rate / settings.learning_rate
-                ),
+                adapters.make_parameter_groups(self.switcher.wrapped, scales_rate=scales_rate),
                 self.get_batches(steps, seed) if batches is None else batches,
                 settings,
                 seed=seed,
@@ -191,9 +181,8 @@ class FineTuner:
         together = SCORED_TOGETHER * self.device_batch_size
         while True:
             try:
-                return task.score_rows(
-                    self.model, self.tokenizer, examples, batch_size=together, max_length=room
-                )
+                options: dict[str, Any] = {"batch_size": together, "max_length": room}
+                return task.score_rows(self.model, self.tokenizer, examples, **options)
             except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
                 if not is_out_of_memory(error) or together == 1:
                     raise
@@ -223,16 +212,11 @@ class FineTuner:
         return schedule_batches(rows, whole * number, settings.batch_size, seed)[: steps * number]
 
     def get_final_batches(self, steps: int, seed: int) -> list[Batch]:
-        """The batches of a full tuning.
-
-        The rows are the first in the order that the seed draws, which for seed 0 is the task's own. Which rows of a
-        drawn order share a batch follows from that order as well (`schedule_batches`).
-        """
+        """The batches of a full tuning, of the first rows in the seed's order; seed 0 has the task's own."""
         settings = self.settings
         rows = self.rows.shuffle("train", steps * settings.rows_a_step, seed)
-        return schedule_batches(
-            rows, steps * settings.accumulation, settings.batch_size, seed, drawn=seed > 0
-        )
+        number = steps * settings.accumulation
+        return schedule_batches(rows, number, settings.batch_size, seed, drawn=seed > 0)
 
     @property
     def finetune_steps(self) -> int:
@@ -244,6 +228,11 @@ class FineTuner:
         part = round(part, 9)  # 1.1 epochs are not 0.10000000000000009 more than 1
         batches = whole * math.ceil(rows / settings.batch_size) + math.ceil(part * rows / settings.batch_size)
         return max(1, math.ceil(batches / settings.accumulation))
+
+    @property
+    def scored_rows(self) -> int:
+        """Test rows whose answers are scored."""
+        return min(self.finetune.scored_rows, self.finetune.test_rows)
 
     @property
     def trained_rows(self) -> int:
@@ -286,13 +275,8 @@ class FineTuner:
 def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
     """What `work` returns, called again with less memory as long as there is a way to take less.
 
-    What was given up stays so: no later plan fails on what this one has shown.
-
-    Args:
-        training: whether the work trains, or measures as evaluations do, so that fewer rows may pass together.
-
-    Raises:
-        EvaluationFailed: memory did not suffice. No plan is in place then, and nothing is kept dequantized.
+    What was given up stays so: no later plan fails on what this one has shown. Work of `training` may have fewer rows
+    pass together. Raises EvaluationFailed if memory did not suffice; no plan is in place then.
     """
     while True:
         try:

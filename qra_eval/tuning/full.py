@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qra_eval.quantized.bank import DamagedFile, open_tensors, write_tensors
+from qra_eval.quantized.bank import open_tensors, write_tensors
 from qra_eval.tuning.processes import ALONE, Processes
-from qra_eval.tuning.training import TrainerCallback, Training
+from qra_eval.tuning.training import Training
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
@@ -27,15 +27,14 @@ from qra_search.study.interrupt import on_interrupt
 log = logging.getLogger(__name__)
 
 RESUMED = ("best_value", "best_step", "stale", "curve")
-"""Attributes that are read back from a checkpoint, beside the best parameters."""
+COUNTED = ("tokens", "stopped", "model_seconds")
+"""Attributes of a full tuning and of its training that a checkpoint has, beside the tensors."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
-COUNTED = ("tokens", "stopped", "model_seconds")
-"""Attributes of a training that its checkpoint has."""
 STATE, BEST = "training", "best"
 
 
-class FullTuning(TrainerCallback):
+class FullTuning:
     """Follows a full tuning, so that it can be stopped at any step and resumed.
 
     Resumed on the same machine, the training ends in the same numbers as one that was never stopped. A checkpoint is
@@ -47,11 +46,8 @@ class FullTuning(TrainerCallback):
         identity: what the training depends on, as plain data; the checkpoint of another one is not resumed.
         folder: of checkpoint and curve; None: neither is written.
         processes: that tune together: all read the checkpoint, the first writes it.
-        on_step: called with each step and its figures.
 
     Attributes:
-        best_value, best_step: the lowest value on validation rows, and its step; None if it was never looked at.
-        earlier_seconds: spent on the training before it was resumed.
         resumed_after: the step of the checkpoint that it was resumed from; 0: it began anew.
     """
 
@@ -81,6 +77,7 @@ class FullTuning(TrainerCallback):
         self._written = time.monotonic()
 
     def on_train_begin(self, training: Training) -> None:
+        """Before the first step of this process: restore the state of a checkpoint."""
         self._written = time.monotonic()
         if self.folder is None:
             return
@@ -92,8 +89,8 @@ class FullTuning(TrainerCallback):
         self.earlier_seconds = training.earlier_seconds
         if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
             raise RunFailed(
-                f"the processes of this tuning found different checkpoints in {self.folder}, so they do not share "
-                "this folder. Put the run on a disk that all of them mount"
+                f"the processes of this tuning found different checkpoints in {self.folder}: put the run on a disk "
+                "that all of them share"
             )
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +98,7 @@ class FullTuning(TrainerCallback):
             write_text(self.folder / CURVE_FILE, "".join(self.curve))
 
     def on_step_end(self, training: Training) -> bool:
+        """After a step: look at validation rows and write a checkpoint, if it is time. Returns whether to stop."""
         settings = self.settings
         step = training.step
         is_last = training.step == training.steps
@@ -138,10 +136,11 @@ class FullTuning(TrainerCallback):
 
     def save_on_interrupt(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
-        return nullcontext() if self.folder is None else on_interrupt(self._interrupt)
 
-    def _interrupt(self) -> None:
-        self._interrupted = True
+        def interrupt() -> None:
+            self._interrupted = True
+
+        return nullcontext() if self.folder is None else on_interrupt(interrupt)
 
     def on_train_end(self, training: Training) -> None:
         """Put the best parameters in place, if there are any."""
@@ -170,11 +169,7 @@ class FullTuning(TrainerCallback):
 def write_checkpoint(
     path: Path, training: Training, best: Mapping[str, Tensor], more: Mapping[str, Any]
 ) -> None:
-    """Write all that the next step depends on (parameters, moments, generators) and `more`, plain data of the caller.
-
-    Args:
-        best: parameters of the best step so far, by name.
-    """
+    """Write all that the next step depends on, the best parameters so far, and `more`, plain data of the caller."""
     tensors = {
         "losses": torch.tensor(training.losses, dtype=torch.float64),
         "generator::cpu": torch.get_rng_state(),
@@ -193,13 +188,9 @@ def write_checkpoint(
 def read_checkpoint(
     path: Path, training: Training, identity: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Restore a training from a checkpoint, and return the best parameters and the caller's data; None without one.
+    """Restore a training from a checkpoint, and return the best parameters and the caller's data.
 
-    Args:
-        identity: the caller's data under that name; a checkpoint with another is of another training.
-
-    Raises:
-        RunFailed: the file is damaged.
+    None if there is no checkpoint, or one of another identity; raises RunFailed if it is damaged.
     """
     if not path.is_file():
         return None
@@ -226,8 +217,6 @@ def read_checkpoint(
                 torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
         saved = [key for key in keys if key.startswith(f"{BEST}::")]
         return {key.removeprefix(f"{BEST}::"): file.get_tensor(key).clone() for key in saved}, state
-    except DamagedFile as error:
-        raise RunFailed(f"{error}: delete it to train from the beginning") from error
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
 

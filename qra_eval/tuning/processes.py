@@ -81,11 +81,7 @@ ALONE = Processes()
 
 
 class LaunchedProcesses(Processes):
-    """Processes that a launcher started, joined by `torch.distributed`.
-
-    Args:
-        device: of the model in this process.
-    """
+    """Processes that a launcher started, joined by `torch.distributed`."""
 
     def __init__(self, device: torch.device):
         self.rank, self.size = get_rank_and_size()
@@ -99,11 +95,7 @@ class LaunchedProcesses(Processes):
     def lead_request(self, request: dict[str, Any], rows: int) -> Iterator[None]:
         """In the first: the others work on a request as well, for as long as the context lasts.
 
-        Args:
-            rows: of a step.
-
-        Raises:
-            BadInput: they are fewer than the processes.
+        Raises BadInput if the rows of a step are fewer than the processes.
         """
         if rows < self.size:
             raise BadInput(

@@ -13,8 +13,7 @@ from torch import nn
 
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import LabelledHead, compute_batch_loss, wrap_head
+from qra_eval.tasks.batches import Batch, LabelledHead, compute_batch_loss, wrap_head
 from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
 
@@ -42,10 +41,7 @@ class Training:
     """The state of a training: all that its next step depends on, but for the batches and the frozen weights.
 
     Attributes:
-        steps: that are to be made in all.
-        losses: of the steps made; their number is the place in the data.
-        last_rate: learning rate of the step before.
-        tokens: seen so far.
+        losses: of the steps made, of `steps` in all; their number is the place in the data.
         stopped: it was stopped before its last step.
         earlier_seconds: spent on it before it was resumed.
     """
@@ -94,11 +90,8 @@ class Training:
     ) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
 
-        Args:
-            rows: that pass together, at most; the step is the same, but for rounding (and what dropout draws).
-
-        Raises:
-            Diverged: the loss is not finite.
+        At most `rows` pass together; the step is the same, but for rounding (and what dropout draws). Raises Diverged
+        if the loss is not finite.
         """
         begun = time.perf_counter()
         labels = sum(len(batch.targets) for batch in batches)
@@ -135,16 +128,11 @@ class Training:
 
 
 class TrainerCallback(Protocol):
-    """A callback of a training; the model is in training mode at each call, and has to be left so."""
+    """What follows a training, in training mode, and leaves it so; `on_step_end` returns whether to stop."""
 
-    def on_train_begin(self, training: Training) -> None:
-        """Before the first step of this process: may restore an earlier state."""
-
-    def on_step_end(self, training: Training) -> bool:
-        """After a step; returns whether to stop."""
-
-    def on_train_end(self, training: Training) -> None:
-        """After the last step that is made."""
+    def on_train_begin(self, training: Training) -> None: ...
+    def on_step_end(self, training: Training) -> bool: ...
+    def on_train_end(self, training: Training) -> None: ...
 
 
 def train(
@@ -161,12 +149,7 @@ def train(
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
 
-    Args:
-        rows: see `Training.make_step`.
-        processes: that share the rows of each step.
-
-    Raises:
-        Diverged: the loss is not finite.
+    The processes share the rows of each step; see `Training.make_step`.
     """
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)

@@ -33,6 +33,7 @@ from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]
 STEPS = 5
+ON_CPU = {"model": {"device": "cpu"}}
 ROUNDING = 0.02
 """Of logits in half precision, whose deviation is about 0.3."""
 
@@ -41,11 +42,7 @@ ROUNDING = 0.02
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tuning of the default plan: quantized linears, tied and quantized embeddings."""
     folder = tmp_path_factory.mktemp("ordinary")
-    config = {
-        "model": {"device": "cpu"},
-        "evaluation": {"steps": 2},
-        "finetune": {"steps": 4, "test_rows": 4},
-    }
+    config = {**ON_CPU, "evaluation": {"steps": 2}, "finetune": {"steps": 4, "test_rows": 4}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRA_CACHE", str(folder / "cache"))
         tuned = plan("tiny", "arithmetic", memory="75%", out=folder / "run", config=config)
@@ -150,10 +147,12 @@ def test_the_base_saves_every_tensor_once(run: Path, tmp_path: Path) -> None:
     for tensor in other.parameters():
         tensor.data.zero_()
     missing, unexpected = other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
-    assert not unexpected and all(
-        name.startswith("lm_head.table.") for name in missing
-    )  # it is the embedding's
+    assert not unexpected and all(name.startswith("lm_head.table.") for name in missing), "the embedding's"
     assert torch.equal(logits(other), logits(base))
+
+
+FIVE_STEPS: dict[str, Any] = {"max_steps": STEPS, "save_steps": STEPS, "learning_rate": 0.01}
+FIVE_STEPS |= {"report_to": [], "use_cpu": True, "disable_tqdm": True}
 
 
 def trained(trainer: Any, model: Any, run: Path, folder: Path) -> None:
@@ -163,11 +162,8 @@ def trained(trainer: Any, model: Any, run: Path, folder: Path) -> None:
     assert trainer.state.global_step == STEPS and (folder / f"checkpoint-{STEPS}").is_dir()
     after = base_state(model)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert all(
-        torch.equal(tensor, factors[name]) != (".lora_B." in name)
-        for name, tensor in model.named_parameters()
-        if ".lora_A." not in name
-    )
+    for name, tensor in model.named_parameters():
+        assert ".lora_A." in name or torch.equal(tensor, factors[name]) != (".lora_B." in name)
     trainer.save_model(folder / "trained")
     again, _ = load(run, adapter=folder / "trained", device="cpu")
     assert torch.equal(logits(again), logits(model))
@@ -176,16 +172,7 @@ def trained(trainer: Any, model: Any, run: Path, folder: Path) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer_goes_on_with_it(checkpointing: bool, model: Any, run: Path, tmp_path: Path) -> None:
     model.set_adapter("default")
-    arguments = TrainingArguments(
-        str(tmp_path),
-        max_steps=STEPS,
-        save_steps=STEPS,
-        learning_rate=0.01,
-        report_to=[],
-        use_cpu=True,
-        gradient_checkpointing=checkpointing,
-        disable_tqdm=True,
-    )
+    arguments = TrainingArguments(str(tmp_path), gradient_checkpointing=checkpointing, **FIVE_STEPS)
     rows: Any = [{"input_ids": IDS[0] + i, "labels": IDS[0] + i} for i in range(8)]
     trained(Trainer(model=model, args=arguments, train_dataset=rows), model, run, tmp_path)
 
@@ -196,15 +183,7 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
 
     model, tokenizer = load(run, device="cpu")
     model.set_adapter("default")
-    arguments = SFTConfig(
-        str(tmp_path),
-        max_steps=STEPS,
-        save_steps=STEPS,
-        learning_rate=0.01,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    arguments = SFTConfig(str(tmp_path), **FIVE_STEPS)
     rows = Dataset.from_list([{"prompt": f"{i} plus {i} is", "completion": f" {2 * i}."} for i in range(8)])
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     trained(trainer, model, run, tmp_path)
@@ -213,9 +192,8 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
 def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:
     """What inductor makes of the graphs after that, in half a minute, is torch's own."""
     base = model.get_base_model()
-    hidden = torch.randn(1, 8, base.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(
-        model.dtype
-    )
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 8, base.config.hidden_size, generator=random).to(model.dtype)
     given = {
         base.get_input_embeddings(): IDS,
         base.model.layers[0].mlp: hidden,
@@ -235,9 +213,8 @@ def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_know
     load_model("tiny").model.save_pretrained(tmp_path / "base")
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
-    file.write_text(
-        json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "base")})
-    )
+    config = {**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "base")}
+    file.write_text(json.dumps(config))
     own = dict(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").named_parameters())
     factors = {name: tensor for name, tensor in model.named_parameters() if ".lora_" in name}
     assert factors and all(torch.equal(own[name].float(), tensor.float()) for name, tensor in factors.items())
@@ -334,7 +311,7 @@ def test_load_says_in_a_line_what_is_wrong(
     with pytest.raises(BadInput, match="damaged/plan.json is not JSON"):
         load(damaged)
     for name, message in (
-        ("adapter_model.safetensors", "adapter_model.safetensors is cut off"),
+        ("adapter_model.safetensors", "adapter_model.safetensors is truncated"),
         ("adapter_config.json", "adapter_config.json is not JSON"),
     ):
         damaged = shutil.copytree(run.parents[1], tmp_path / name)  # of the whole run
@@ -342,10 +319,8 @@ def test_load_says_in_a_line_what_is_wrong(
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(BadInput, match=message):
             load(damaged)
-        assert (
-            run_safely(["export", str(damaged), "--format", "peft"]) == 2
-            and message in capsys.readouterr().err
-        )
+        assert run_safely(["export", str(damaged), "--format", "peft"]) == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
         load("nothere")
 
@@ -354,7 +329,7 @@ def test_a_baseline_that_becomes_the_plan_gets_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
-    config = {"model": {"device": "cpu"}, "finetune": {"steps": 2, "test_rows": 4}}
+    config = {**ON_CPU, "finetune": {"steps": 2, "test_rows": 4}}
     tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", config=config)
     tuned.finetune(against="best")
     baseline = tuned.folder.find_tuning("uniform")

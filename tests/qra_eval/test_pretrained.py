@@ -64,11 +64,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def run_fresh(code: str, *places: Path, check: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, places)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=check)
+
+
 def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_path: Path) -> None:
     done = export(run, "peft", tmp_path / "out")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", FRESH, str(done.path), str(tmp_path / "found")]
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stderr
+    said = run_fresh(FRESH, done.path, tmp_path / "found", check=True).stderr
     found = load_file(tmp_path / "found")
     with torch.no_grad():
         expected = load(run, device="cpu")[0](input_ids=IDS).logits
@@ -79,15 +83,7 @@ def test_a_fresh_process_loads_it_to_the_bit_at_the_plans_bytes(run: Path, tmp_p
 
 def test_without_the_import_transformers_refuses_and_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     code = FRESH.replace("import qra_eval.pretrained\n", "")
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        str(export(run, "peft", tmp_path / "out").path),
-        str(tmp_path / "found"),
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
+    refused = run_fresh(code, export(run, "peft", tmp_path / "out").path, tmp_path / "found")
     last = refused.stderr.strip().splitlines()[-1]
     assert refused.returncode == 1 and last.startswith("ValueError") and NEEDED_IMPORT in last
     assert not (tmp_path / "found").exists()

@@ -31,9 +31,8 @@ SETTINGS = ["evaluation.steps=3", "finetune.steps=6", "finetune.test_rows=16"]
 def contents(folder: Path, *places: Path) -> dict[str, Any]:
     """The files of a run: JSON and text without times, checksums and the names of model and task; others as bytes."""
     found: dict[str, Any] = {}
-    ids = {
-        record.id: f"tuning-{i}" for i, record in enumerate(RunFolder(folder).records())
-    }  # follow from the names
+    records = RunFolder(folder).records()
+    ids = {record.id: f"tuning-{i}" for i, record in enumerate(records)}  # follow from the names
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and "exports" not in f.parts):
         if file.name in OTHER:
             continue
@@ -44,9 +43,8 @@ def contents(folder: Path, *places: Path) -> dict[str, Any]:
             text = TIMES.sub(r"\1: 0", NAMES.sub("NAME", file.read_text()))
             for place in (folder, *places):
                 text = text.replace(str(place), "NAME")
-            text = re.sub(r'"(started|command|crc|digest|id|tuning)": ?"[^"]*"', "", text).replace(
-                "'NAME'", "NAME"
-            )
+            text = re.sub(r'"(started|command|crc|digest|id|tuning)": ?"[^"]*"', "", text)
+            text = text.replace("'NAME'", "NAME")
             found[name] = " ".join(ADDRESS.sub("", text).split())  # YAML is folded by the length of a path
         else:
             found[name] = file.read_bytes()

@@ -24,8 +24,7 @@ from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import adapters
 from qra_eval.quantized.calibration import SEGMENT
 from qra_eval.tasks import make_task
-from qra_eval.tasks.batches import Batch
-from qra_eval.tasks.losses import compute_batch_loss, wrap_head
+from qra_eval.tasks.batches import Batch, compute_batch_loss, wrap_head
 
 PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload", "export"]
 

@@ -26,7 +26,7 @@ from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import sample_labels
 from qra_eval.sensitivities import measure
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tuning import saved
+from qra_eval.tuning import final
 from qra_eval.tuning.loading import load
 from qra_search.app.config import make_config
 from qra_search.errors import BadInput
@@ -61,7 +61,7 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
     held = []
     with pretended_gpu() as gpu:
         monkeypatch.setattr(
-            saved, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1]
+            final, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1]
         )
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
         own = [table.weight for table in evaluator.quantized_model.tables.values()]
@@ -196,7 +196,7 @@ def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one
         tmp_path / "model"
     )
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(saved, "ROUNDING", 0.0)  # here products are summed in one order
+    monkeypatch.setattr(final, "ROUNDING", 0.0)  # here products are summed in one order
     losses = []
     for device in ("cuda:0", "cuda:0,cuda:1"):
         with pretended_gpu(cards=2) as gpu:

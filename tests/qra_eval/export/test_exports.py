@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
-import yaml
 from pretended_gpu import pretended_gpu
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import qra_eval
 from qra_eval.export import export
-from qra_eval.export.recipe import EXLLAMA_BITS, TYPES, round_up
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.tuning import loading
 from qra_search.errors import BadInput
@@ -32,11 +29,7 @@ IDS = torch.arange(40, 64)[None]
     [
         (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
         (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
-        (
-            ("llama", "compressed-tensors", "module"),
-            "compressed-tensors",
-            "qkv_proj .* `qra plan --engine vllm`",
-        ),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
@@ -56,13 +49,8 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
     [
         ("ggfu", {}, "did you mean gguf"),
         ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': it takes none"),
-        ("vllm", {"pre": "x"}, "unknown option of format 'vllm': 'pre': it takes none"),
         ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
-        (
-            "merged",
-            {"dtype": "int8"},
-            "option 'dtype' of format 'merged' is 'int8': input should be 'bfloat16'",
-        ),
+        ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be"),
     ],
 )
 def test_an_unknown_format_or_option_is_one_clear_line(
@@ -88,6 +76,8 @@ def test_an_export_is_written_into_an_empty_place_alone(runs: Runs, tmp_path: Pa
 def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     run: tuple[str, ...], runs: Runs, tmp_path: Path
 ) -> None:
+    rounded = export(runs(*run), "merged", tmp_path / "rounded")  # to bfloat16
+    assert 0 < rounded.largest_logit_difference < 0.1 * rounded.largest_logit
     done = export(runs(*run), "merged", tmp_path / "out", dtype="float32")
     tuned, _ = qra_eval.load(runs(*run).folder, device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)
@@ -97,24 +87,14 @@ def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     assert done.largest_logit_difference < 1e-5 * done.largest_logit and done.same_next_token == 1
 
 
-def test_bfloat16_rounds_the_merged_weights_and_the_difference_is_told(runs: Runs, tmp_path: Path) -> None:
-    done = export(runs("llama"), "merged", tmp_path / "out")
-    assert 0 < done.largest_logit_difference < 0.1 * done.largest_logit
-    assert done.same_next_token > 0.8
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_transformers_reads_a_gguf_file_as_the_tuned_base(family: str, runs: Runs, tmp_path: Path) -> None:
     run = runs(family)
     done = export(run, "gguf", tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(done.path, gguf_file="model.gguf", dtype=torch.float32)
     model.hf_quantizer.remove_quantization_config(model)
-    assert (
-        run.compare_logits(run.compute_logits(add_adapter(model, run.adapter_folder)))[
-            "largest_logit_difference"
-        ]
-        == 0
-    )
+    logits = run.compute_logits(add_adapter(model, run.adapter_folder))
+    assert run.compare_logits(logits)["largest_logit_difference"] == 0
 
 
 def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> None:
@@ -129,7 +109,7 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         loaded: dict[str, Any] = {}
         exec(code, loaded)
         assert any("lora_A" in name for name, _ in loaded["model"].named_parameters())
-    assert any("more than in the plan: all ranks are the largest" in note for note in done.notes)
+    assert any("more than in the plan, as vLLM needs one rank" in note for note in done.notes)
     tensors = load_file(tmp_path / "vllm" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
 
@@ -138,64 +118,21 @@ def test_the_adapter_beside_compressed_tensors_has_the_one_rank_and_scaling_that
     runs: Runs, tmp_path: Path
 ) -> None:
     run = runs("llama", "compressed-tensors")
-    config, own = (
-        json.loads((folder / "adapter_config.json").read_text())
-        for folder in (
-            export(run, "compressed-tensors", tmp_path / "out").path / "adapter",
-            run.adapter_folder,
-        )
-    )
+    done = export(run, "compressed-tensors", tmp_path / "out")
+    folders = (done.path / "adapter", run.adapter_folder)
+    config, own = (json.loads((folder / "adapter_config.json").read_text()) for folder in folders)
     assert config["r"] == 8 and not config["rank_pattern"] and not config["alpha_pattern"]
     assert config["lora_alpha"] == own["lora_alpha"]
-
-
-def test_transformers_still_reads_mixed_widths_wrongly_when_told_to_dequantize(
-    runs: Runs, tmp_path: Path
-) -> None:
-    """Why the export and docs/serve.md load it packed; once this fails they need not."""
-    pytest.importorskip("compressed_tensors")
-    from transformers import CompressedTensorsConfig
-
-    run = runs("llama", "compressed-tensors")
-    done = export(run, "compressed-tensors", tmp_path / "out")
-    assert done.largest_logit_difference <= 1e-5 * done.largest_logit
-    how = CompressedTensorsConfig(dequantize=True)
-    wrong = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32, quantization_config=how)
-    figures = run.compare_logits(run.compute_logits(add_adapter(wrong, done.path / "adapter")))
-    assert not figures["largest_logit_difference"] <= 0.5 * figures["largest_logit"]  # it may be NaN
-
-
-def test_a_recipe_names_every_tensor_as_the_other_tools_do(runs: Runs, tmp_path: Path) -> None:
-    run = runs("llama")
-    out, model = export(run, "recipe", tmp_path / "out").path, export(run, "gguf", tmp_path / "gguf").path
-    tensors = {t.name: t.tensor_type.name for t in gguf.GGUFReader(model / "model.gguf").tensors}
-    lines = [line.split("=") for line in (out / "tensor-types.txt").read_text().split()]
-    matches = {name: kind for pattern, kind in lines for name in tensors if re.search(pattern, name)}
-    assert len(matches) == len(lines) == len(run.levels) + len(run.tables)
-    assert {"Q4_0", "Q8_0", "BF16"} == set(matches.values())
-    assert all(tensors[name] == ("F32" if kind == "BF16" else kind) for name, kind in matches.items())
-    plain = AutoModelForCausalLM.from_config(run.config)
-    wanted = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    recipe = yaml.safe_load((out / "exllamav3.yaml").read_text())
-    layers = json.loads((out / "layer_config.json").read_text())
-    assert set(recipe["tensors"]) == set(layers) == wanted
-    for name, level in run.levels.items():
-        bits = {"Q4_0": 4, "Q8_0": 8, 16: 16}[level]
-        assert recipe["tensors"][name] == layers[name]["bits"] == bits and type(bits) is int
-
-
-def test_a_recipe_rounds_half_bits_up_where_a_tool_has_none() -> None:
-    assert [round_up(width, tuple(TYPES)) for width in (1, 1.5, 2.5, 3, 7)] == [1.5, 1.5, 3, 3, 8]
-    assert [round_up(width, EXLLAMA_BITS) for width in (1, 1.5, 2.5, 4.5)] == [1, 1.5, 2.5, 5]
+    if find_spec("compressed_tensors") is not None:
+        assert done.largest_logit_difference <= 1e-5 * done.largest_logit
 
 
 @pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
 def test_beside_a_gpu_exports_work_on_the_host(format: str, runs: Runs, tmp_path: Path) -> None:
     with pretended_gpu():
         done = export(TunedRun(runs("llama").folder), format, tmp_path / format)
-    assert (
-        format == "gguf" or done.largest_logit_difference <= (format == "merged") * 0.02 * done.largest_logit
-    )
+    most = {"peft": 0.0, "merged": 0.02, "gguf": float("inf")}[format]
+    assert done.largest_logit_difference <= most * done.largest_logit
 
 
 def test_an_export_loads_the_model_once_and_reads_its_plan_once(

@@ -16,7 +16,7 @@ from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf import EXPERT, find_row_order, make_tensor_namer
+from qra_eval.export.gguf import EXPERT, make_tensor_namer, reorder_rows
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES, list_family_issues, list_layer_types
 from qra_search.errors import BadInput
@@ -88,10 +88,9 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(
     name_of = make_tensor_namer(run.config)
     for name in run.levels:
         tensor, weight = tensors[f"{name_of(name)}.weight"], run.dequantize_weight(name)
-        order, number = find_row_order(run.config, name, len(weight)), EXPERT.search(name)
-        stored = gguf.dequantize(tensor.data, tensor.tensor_type)
+        stored, number = gguf.dequantize(tensor.data, tensor.tensor_type), EXPERT.search(name)
         stored = stored if number is None else stored[int(number[1])]
-        assert np.array_equal(stored, (weight if order is None else weight[order]).numpy()), name
+        assert np.array_equal(stored, reorder_rows(run.config, name, weight).numpy()), name
     assert exported.same_next_token > 0.5
 
 

@@ -14,25 +14,18 @@ from qra_backends.ggml import library
 from tiny_families import save_tiny
 
 from qra_eval.export import export, llama_cpp
-from qra_eval.export.gguf import find_row_order, make_tensor_namer
+from qra_eval.export.gguf import make_tensor_namer, reorder_rows
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES
+from qra_eval.tuning import loading
 from qra_search.engines import ENGINES
 
 pytestmark = pytest.mark.skipif(
     library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
 )
 TYPES = ["Q3_K", "Q4_K", "Q4_0", "Q8_0"]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 SETTINGS: dict[str, Any] = {
     "quantization": {"backend": {"name": "gguf", "types": TYPES}, "embeddings": (3, 4, 8)},
     "space": {"bits": (3, 4, 8), "ranks": (4, 8), "granularity": "module"},
@@ -73,21 +66,15 @@ def test_groups_are_offered_the_types_that_their_rows_allow(model: Path) -> None
 
 def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun, exported: Any) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported.path / "model.gguf").tensors}
-    name_of, stored = make_tensor_namer(run.config), 0
+    name_of, stored, wanted = make_tensor_namer(run.config), 0, 0
+    levels = loading.read_levels(run.plan)
     for name, module in {**run.quantized_linears, **run.tables}.items():
         tensor = tensors[f"{name_of(name)}.weight"]
-        order = find_row_order(run.config, name, module.out_features)
-        rows = slice(None) if order is None else order
-        assert np.array_equal(tensor.data, module.blocks[rows].numpy())
-        weight = run.backend.dequantize(module)[rows].float()
+        assert np.array_equal(tensor.data, reorder_rows(run.config, name, module.blocks).numpy())
+        weight = reorder_rows(run.config, name, run.backend.dequantize(module)).float()
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), weight.numpy())
         stored += tensor.n_bytes
-    modules = {**run.quantized_linears, **run.tables}
-    wanted = sum(
-        run.backend.storage(group["bits"]).bytes(modules[name].out_features, modules[name].in_features)
-        for group in run.plan["groups"]
-        for name in group["linears"]
-    )
+        wanted += run.backend.storage(levels[name]).bytes(module.out_features, module.in_features)
     assert stored == wanted and any(str(wanted) in note for note in exported.notes)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import gguf
 import pytest
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -17,35 +18,16 @@ from qra_eval.export import llama_cpp
 from qra_eval.export.gguf_tokenizer import add_tokenizer, compute_piece_scores, list_tokenizer_issues
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-WORDS = (
-    "▁the",
-    "▁then",
-    "▁there",
-    "▁a",
-    "ing",
-    "▁thing",
-    "er",
-    "▁banana",
-    "▁ba",
-    "nan",
-    "ana",
-    "▁an",
-    "and",
-    "▁and",
-)
-TEXTS = (
-    "the thing and then there",
-    "a banana, an ananas and anything",
-    "  two  spaces ",
-    "Zürich 12\n\tπ = 3.14",
-)
+WORDS = "▁the ▁then ▁there ▁a ing ▁thing er ▁banana ▁ba nan ana ▁an and ▁and"
+TEXTS = ("the thing and then there", "a banana, an ananas", "  two  spaces ", "Zürich 12\n\tπ = 3.14")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["gemma", "phi3"])
 def tokenizer(request: Any) -> Any:
     """Pieces by score, merged by every pair that makes them; with or without a space put before a text."""
-    letters = sorted({letter for word in WORDS for letter in word})
-    whole = {word[:stop] for word in WORDS for stop in range(2, len(word) + 1)} | set(WORDS)
+    words = WORDS.split()
+    letters = sorted({letter for word in words for letter in word})
+    whole = {word[:stop] for word in words for stop in range(2, len(word) + 1)} | set(words)
     pieces = sorted(whole, key=lambda piece: (len(piece), piece))
     tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *pieces]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -55,9 +37,7 @@ def tokenizer(request: Any) -> Any:
         for cut in range(1, len(piece))
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     ]
-    made = Tokenizer(
-        BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    made = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     spaces = [normalizers.Replace(" ", "▁")]
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if request.param else spaces)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -66,21 +46,15 @@ def tokenizer(request: Any) -> Any:
 
 
 def test_the_sooner_a_piece_is_merged_the_higher_is_its_score() -> None:
-    assert compute_piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]]) == [
-        -3.0,
-        0.0,
-        -1.0,
-    ]
+    scores = compute_piece_scores(["a", "ab", "abc"], [["a", "b"], ["ab", "c"], ["a", "bc"]])
+    assert scores == [-3.0, 0.0, -1.0]
 
 
 def written(tokenizer: Any, file: Path, rows: int) -> Path:
     """The file of a tokenizer, of a model with so many rows in its table."""
-    import gguf
-
     writer = gguf.GGUFWriter(file, "gemma")
-    run: Any = SimpleNamespace(
-        tokenizer=tokenizer, config=SimpleNamespace(vocab_size=rows), spec=str(file.parent)
-    )
+    config = SimpleNamespace(vocab_size=rows)
+    run: Any = SimpleNamespace(tokenizer=tokenizer, config=config, spec=str(file.parent))
     assert list_tokenizer_issues(run) == [] and add_tokenizer(writer, run, None) == []
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -103,22 +77,17 @@ def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None
 def test_a_token_that_the_table_lacks_is_left_out_and_each_chat_template_is_written(
     tokenizer: Any, tmp_path: Path
 ) -> None:
-    import gguf
-
     longer, rows = copy.deepcopy(tokenizer), len(tokenizer)
     longer.add_special_tokens({"pad_token": "<image>"})
     longer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     fields = gguf.GGUFReader(written(longer, tmp_path / "tokens.gguf", rows)).fields
-    assert (
-        len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
-    )
+    assert len(fields["tokenizer.ggml.tokens"].data) == rows
+    assert "tokenizer.ggml.padding_token_id" not in fields
     assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
     assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
 
 
 def test_tokens_past_a_gap_in_the_ids_are_kept(tokenizer: Any, tmp_path: Path) -> None:
-    import gguf
-
     other, rows = json.loads(tokenizer.backend_tokenizer.to_str()), len(tokenizer) + 8
     other["model"]["vocab"]["<|im_end|>"] = rows - 1
     gappy = PreTrainedTokenizerFast(

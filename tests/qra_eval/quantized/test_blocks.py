@@ -8,9 +8,8 @@ from tiny_families import tiny_config_model
 
 from qra_eval.models.linears import find_decoder_layers
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.tasks.batches import collate
+from qra_eval.tasks.batches import collate, compute_logits, wrap_head
 from qra_eval.tasks.encoding import Encoded
-from qra_eval.tasks.losses import compute_logits, wrap_head
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen3", "mistral", "gemma3", "phi", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe"]

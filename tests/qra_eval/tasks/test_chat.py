@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks.encoding import IGNORED, Chat, encode_example, truncate_left
+from qra_eval.tasks.encoding import IGNORED, Chat, encode_example
 from qra_eval.tasks.example import Example, make_example
-from qra_eval.tasks.jsonl import JSONLTask
+from qra_eval.tasks.own import JSONLTask
 from qra_eval.tasks.scoring import measure_choices
 from qra_search import BadInput
 
@@ -71,12 +71,7 @@ def test_marked_answers_are_learnt_or_the_last_with_what_ends_it_and_nothing_els
     assert learnt(row, made) == learns and row.cut == 0
 
 
-def test_a_template_that_renders_the_last_answer_otherwise_is_followed():
-    made = tokenizer(THINKING)
-    assert learnt(encode(TURNS, made, 512), made) == ["<think></think>No<|end|>"]
-
-
-@pytest.mark.parametrize("said", ["d", "end", "think", ">"])
+@pytest.mark.parametrize("said", ["No", "d", "end", "think", ">"])
 def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
     turns = [*TURNS[:-1], {"role": "assistant", "content": said}]
     for template, before in ((CHATML, ""), (THINKING, "<think></think>")):
@@ -84,22 +79,12 @@ def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
         assert learnt(encode(turns, made, 512), made) == [f"{before}{said}<|end|>"]
 
 
-def test_an_answer_that_nothing_ends_is_ended_by_the_end_token():
-    made = tokenizer(
-        "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
-    assert learnt(encode(TURNS[1:3], made, 512), made)[-1].endswith("<|end|>")
-
-
 def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
     made = tokenizer(CHATML)
     whole = encode(TURNS, made, 512)
     row = encode(TURNS, made, len(whole) - 1)
-    assert (
-        made.decode(row.input_ids)
-        == made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False).rstrip()
-    )
+    kept = made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False)
+    assert made.decode(row.input_ids) == kept.rstrip()
     assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
 
 
@@ -108,53 +93,44 @@ def test_a_long_chat_is_asked_as_it_is_learnt():
     example = Example("", "No", messages=tuple(TURNS[:-1]))
     chat = Chat(example, made)
     asked = chat.make_prompt(len(made(chat.prompt)["input_ids"]) - 1)
-    assert asked == made.apply_chat_template(
-        [TURNS[0], *TURNS[3:-1]], tokenize=False, add_generation_prompt=True
-    )
+    kept = [TURNS[0], *TURNS[3:-1]]
+    assert asked == made.apply_chat_template(kept, tokenize=False, add_generation_prompt=True)
     assert chat.make_prompt(5) == asked  # of one exchange nothing is left out
 
 
-@pytest.mark.parametrize("said", ["<think></think>No", "No"])
-def test_an_empty_thought_is_no_part_of_an_answer(monkeypatch, said):
-    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
-    example = make_example({"messages": TURNS}, "")
-    monkeypatch.setattr(
-        "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [said] * len(prompts)
-    )
-    assert task.answer_examples(None, made, [example], 9, max_length=200) == ["No"]
-    thought = len(made("<think></think>")["input_ids"])
-    assert task.max_answer_tokens([example], made) >= thought + len(made("No")["input_ids"])
+@pytest.fixture
+def answers(monkeypatch):
+    """What a task makes of a text that a model says to a conversation, and the call of the model that it made."""
 
-
-@pytest.mark.parametrize("said", ["k", "think", "n", "yes"])
-def test_an_answer_that_is_a_part_of_what_comes_before_it_is_told_apart(monkeypatch, said):
-    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
-    example = Example("", said, messages=tuple(TURNS[:-1]))
-    chat = Chat(example, made)
-    assert (chat.opening, chat.closing) == ("<think></think>", "<|end|>")
-    monkeypatch.setattr(
-        "qra_eval.tasks.base.generate_answers",
-        lambda m, t, prompts, n, **rest: [f"<think></think>{said}"] * len(prompts),
-    )
-    assert task.answer_examples(None, made, [example], 9, max_length=200) == [said]
-
-
-def test_an_answer_ends_with_the_special_token_that_ends_its_turn(monkeypatch):
-    """As of a base model, whose tokenizer names the end of a text."""
-    heard = {}
-    for template, ends in (
-        (CHATML.replace("<|end|>", "<|im_end|>"), ["<|im_end|>"]),
-        (CHATML.replace("<|end|>", ""), []),
-    ):
-        made = tokenizer(template)
-        made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-        task, example = JSONLTask([{"messages": TURNS}] * 3, chat=True), make_example({"messages": TURNS}, "")
+    def answer(said, made, example, most=9, room=200):
+        heard = []
         monkeypatch.setattr(
             "qra_eval.tasks.base.generate_answers",
-            lambda m, t, prompts, n, **rest: heard.update(rest) or [""] * len(prompts),
+            lambda *given, **more: heard.append((given, more)) or [said],
         )
-        task.answer_examples(None, made, [example], 9, max_length=200)
-        assert made.convert_ids_to_tokens(heard["ends"]) == ends
+        task = JSONLTask([{"messages": TURNS}] * 3, chat=True)
+        return task.answer_examples(None, made, [example], most, max_length=room)[0], *heard
+
+    return answer
+
+
+@pytest.mark.parametrize("said", ["k", "think", "n", "No"])
+def test_an_empty_thought_is_no_part_of_an_answer_and_told_apart_from_it(answers, said):
+    made, example = tokenizer(THINKING), Example("", said, messages=tuple(TURNS[:-1]))
+    chat = Chat(example, made)
+    assert (chat.opening, chat.closing) == ("<think></think>", "<|end|>")
+    assert {answers(text, made, example)[0] for text in (said, f"<think></think>{said}")} == {said}
+    most = JSONLTask([{"messages": TURNS}] * 3, chat=True).max_answer_tokens([example], made)
+    assert most >= len(made(f"<think></think>{said}")["input_ids"])
+
+
+@pytest.mark.parametrize(("end", "ends"), [("<|im_end|>", ["<|im_end|>"]), ("", [])])
+def test_an_answer_ends_with_the_special_token_that_ends_its_turn(answers, end, ends):
+    """As of a base model, whose tokenizer names the end of a text."""
+    made = tokenizer(CHATML.replace("<|end|>", end))
+    made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    _, (_, heard) = answers("", made, make_example({"messages": TURNS}, ""))
+    assert made.convert_ids_to_tokens(heard["ends"]) == ends
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -167,7 +143,7 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(monkeyp
 def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     made, asked = tokenizer(THINKING), TURNS[3]
     monkeypatch.setattr(
-        "qra_eval.tasks.losses.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
+        "qra_eval.tasks.batches.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
     )
     texts: list[str] = []
 
@@ -201,26 +177,13 @@ def test_a_blank_answer_is_refused():
         encode_example(Example("Hi", " "), tokenizer(CHATML), 64, chat=True)
 
 
-def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(monkeypatch):
+def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(answers):
     turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "?"}, TURNS[-1]]
-    made, asked = tokenizer(CHATML), []
-
-    def keep(model, t, prompts, n, *, heads, room, **rest):
-        asked.extend(
-            truncate_left(made(text)["input_ids"], room, made, head=h)
-            for text, h in zip(prompts, heads, strict=True)
-        )
-        return [""] * len(prompts)
-
-    monkeypatch.setattr("qra_eval.tasks.base.generate_answers", keep)
-    task, example = JSONLTask([{"messages": turns}] * 3, chat=True), make_example({"messages": turns}, "")
-    task.answer_examples(None, made, [example], 20, max_length=120)
-    text = made.decode(asked[0])
-    assert (
-        len(asked[0]) == 100
-        and text.startswith("<|system|>\nBe brief.")
-        and text.endswith("x?<|end|>\n<|assistant|>\n")
-    )
+    made = tokenizer(CHATML)
+    _, ((_, _, (asked,), _), _) = answers("", made, make_example({"messages": turns}, ""), 20, 120)
+    text = made.decode(asked)
+    assert len(asked) == 100 and text.startswith("<|system|>\nBe brief.")
+    assert text.endswith("x?<|end|>\n<|assistant|>\n")
 
 
 def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():
@@ -235,14 +198,8 @@ def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before
     ("template", "why"),
     [
         (None, "has no chat template"),
-        (
-            "{{ raise_exception('only users here') }}",
-            "rejects a conversation of roles system, user.*only users here",
-        ),
-        (
-            "{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}",
-            "marks no assistant tokens",
-        ),
+        ("{{ raise_exception('only users') }}", "rejects a conversation of roles system, user.*only users"),
+        ("{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}", "marks no"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, why):
@@ -275,12 +232,8 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
 )
 def test_conversations_use_the_template_where_there_is_one(tmp_path, chat, template, learns):
     path = tmp_path / "x.jsonl"
-    path.write_text(
-        "".join(
-            json.dumps({"messages": [*TURNS[:3], {"role": "user", "content": f"{i}"}, TURNS[4]]}) + "\n"
-            for i in range(9)
-        )
-    )
+    turns = [[*TURNS[:3], {"role": "user", "content": f"{i}"}, TURNS[4]] for i in range(9)]
+    path.write_text("".join(json.dumps({"messages": some}) + "\n" for some in turns))
     task, made = JSONLTask(str(path), chat=chat), tokenizer(template)
     (row,) = task.encode(task.split("test")[:1], made, 512)
     assert learnt(row, made) == learns

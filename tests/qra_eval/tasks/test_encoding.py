@@ -64,11 +64,9 @@ def test_tokens_are_split_where_the_prompt_ends_even_where_the_tokenizer_would_j
 def test_a_start_token_comes_once_and_an_end_token_comes_after_the_answer_only():
     tokenizer = with_bos()
     row = encode_example(Example("ab", "cd"), tokenizer, 64)
-    assert (
-        row.input_ids.tolist().count(tokenizer.bos_token_id) == 1
-        and row.input_ids[0] == tokenizer.bos_token_id
-    )
-    assert row.input_ids.tolist().count(END) == 1 and row.input_ids[-1] == END
+    ids = row.input_ids.tolist()
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    assert ids.count(END) == 1 and ids[-1] == END
     assert int((row.labels != IGNORED).sum()) == 3
     assert encode_prompt(tokenizer, "ab", special=False) == TOKENIZER("ab")["input_ids"]
 
@@ -103,7 +101,7 @@ def test_a_chats_answer_follows_the_template_and_ends_as_a_turn_does_or_with_the
         assert tokenizer.decode(row.labels[row.labels != IGNORED]) == learnt
 
 
-def test_an_empty_answer_is_refused():
+def test_an_answer_without_tokens_is_refused():
     endless = byte_tokenizer()
     endless.eos_token = None
     with pytest.raises(ValueError, match="no tokens"):

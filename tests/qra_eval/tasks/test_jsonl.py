@@ -15,6 +15,8 @@ from qra_search.errors import BadInput
 
 HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
 ARC = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}}
+RULE = "Be a pirate."
+SING = "### Instruction:\nSing.\n\n"
 
 
 def write(path, rows):
@@ -27,65 +29,33 @@ def prompts(rows):
 
 
 @pytest.mark.parametrize(
-    ("row", "prompt", "answer", "before"),
+    ("row", "prompt", "answer"),
     [
-        ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4", ""),
-        ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4", ""),
-        ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes", ""),
+        ({"prompt": "2 + 2 =", "answer": "4"}, "2 + 2 =", " 4"),
+        ({"prompt": "2 + 2 = ", "answer": "4"}, "2 + 2 = ", "4"),
+        ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes"),
+        ({"prompt": "Who?", "answer": {"n": 2, "day": "Sunday"}}, "Who?", ' {"n":2,"day":"Sunday"}'),
+        ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4"),
+        ({"prompt": "Hi", "answer": "Arr", "system": RULE}, f"{RULE}\n\nHi", " Arr"),
         (
-            {"prompt": "Who?", "answer": {"people": 2, "day": "Sunday"}},
-            "Who?",
-            ' {"people":2,"day":"Sunday"}',
-            "",
-        ),
-        ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4", ""),
-        (
-            {"prompt": "Hi", "answer": "Arr", "system": "Be a pirate."},
-            "Be a pirate.\n\nHi",
-            " Arr",
-            "Be a pirate.",
-        ),
-        (
-            {"instruction": "Add.", "input": "2, 2", "output": "4"},
-            "### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n",
-            "4",
-            "",
-        ),
-        ({"instruction": "Sing.", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La", ""),
-        (
-            {"instruction": "Sing.", "input": "", "output": "La"},
-            "### Instruction:\nSing.\n\n### Response:\n",
+            {"instruction": "Sing.", "input": "A", "output": "La"},
+            f"{SING}### Input:\nA\n\n### Response:\n",
             "La",
-            "",
         ),
-        (
-            {"instruction": "Hi", "output": "Arr", "system": "Be a pirate."},
-            "Be a pirate.\n\n### Instruction:\nHi\n\n### Response:\n",
-            "Arr",
-            "Be a pirate.",
-        ),
-        ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho", ""),
-        (
-            {"messages": [*HI, {"role": "assistant", "content": "Arr"}], "system": "Be a pirate."},
-            "System: Be a pirate.\nUser: Hi\nAssistant:",
-            " Arr",
-            "Be a pirate.",
-        ),
-        ({"prompt": "Pick:\n", "choices": ["x", "y"], "answer": 1}, "Pick:\n", "y", ""),
-        (
-            {"question": "Why?", "choices": ["x", "y"], "answer": 1, "system": "Be brief."},
-            "Be brief.\n\nQuestion: Why?\nAnswer:",
-            " y",
-            "Be brief.",
-        ),
+        ({"instruction": "Sing.", "output": "La"}, f"{SING}### Response:\n", "La"),
+        ({"instruction": "Sing.", "input": "", "output": "La"}, f"{SING}### Response:\n", "La"),
+        ({"instruction": "Sing.", "output": "La", "system": RULE}, f"{RULE}\n\n{SING}### Response:\n", "La"),
+        ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho"),
+        ({"messages": [*HI, *HO], "system": RULE}, f"System: {RULE}\nUser: Hi\nAssistant:", " Ho"),
+        ({"prompt": "Pick:\n", "choices": ["x", "y"], "answer": 1}, "Pick:\n", "y"),
+        ({**ARC, "answer": 1, "system": RULE}, f"{RULE}\n\nQuestion: Why?\nAnswer:", " y"),
     ],
 )
-def test_the_forms_of_a_row(row, prompt, answer, before):
+def test_the_forms_of_a_row(row, prompt, answer):
     example = make_example(row, "x")
     assert (example.prompt, example.answer) == (prompt, answer)
-    assert [turn["content"] for turn in example.messages if turn["role"] == "system"] == [before] * bool(
-        before
-    )
+    rules = [turn["content"] for turn in example.messages if turn["role"] == "system"]
+    assert rules == [RULE] * ("system" in row)
     assert len(make_example({**row, "system": " "}, "x").messages) == 1
 
 
@@ -124,11 +94,9 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
     ("row", "why"),
     [
         ("not json", "'not json' is not JSON"),
-        ('{"prompt": "a", "answer": "b"', "is not JSON"),
         ('["a"]', "not a JSON object"),
         ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
         ({}, "fields are none"),
-        ({"prompt": "a"}, "fields are 'prompt'; allowed"),
         ({"prompt": "a", "answer": ""}, "'answer' is blank"),
         ({"prompt": " ", "answer": "b"}, "'prompt' is blank"),
         ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\], a str or int or float is needed"),
@@ -138,10 +106,7 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": []}, "must end with a message of the assistant"),
         ({"messages": ["hi"]}, "message 1 is a str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
-        (
-            {"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "message 2 has tool_calls, which are not trained on",
-        ),
+        ({"messages": [*HI, {**HO[0], "tool_calls": [{}]}]}, "message 2 has tool_calls, which are not"),
         ({"messages": [{"role": "user"}]}, "no field 'content'"),
         ({"messages": HI}, "must end with a message"),
         ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
@@ -151,33 +116,20 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"instruction": "a", "output": "b", "system": ["c"]}, "field 'system' is .'c'., a str is needed"),
         ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
-        (
-            {"conversations": [{"from": "bot2", "value": "x"}]},
-            "message 1: from is 'bot2', allowed are system, human",
-        ),
+        ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are"),
         ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),
-        ({"question": "q", "choices": ["a"], "answer": 0}, "two or more"),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more strings"),
-        (
-            {"question": "q", "choices": "a, b", "answer": 0},
-            "field 'choices' is 'a, b', a list or dict is needed",
-        ),
+        ({"question": "q", "choices": "a, b", "answer": 0}, "'choices' is 'a, b', a list or dict is needed"),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
-            r"answer is 2, but the row has choices, so .* \(0 to 1\), .* To learn the answer as text, use --columns",
+            r"answer is 2, but .* \(0 to 1\), .*--columns",
         ),
         ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but the row has choices"),
         ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "the text or the label of exactly one"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
         ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
-        (
-            {**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1},
-            "answer is 1",
-        ),  # which of both?
-        (
-            {**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"},
-            "one label, a string, for each",
-        ),
+        ({**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1}, "answer is 1"),  # which?
+        ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}, "one label, a string, for"),
         ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
     ],
 )
@@ -257,19 +209,9 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
     assert [len(keys[split]) for split in SPLITS] == [40, 5, 5]
     assert sum(len(task.split(split)) for split in SPLITS) == 100
     assert len(set.union(*keys.values())) == 50
-
-
-def test_questions_of_one_wording_with_other_choices_are_different(tmp_path):
     rows = [{"question": "Pick the fruit", "choices": [f"a {i}", f"b {i}"], "answer": 0} for i in range(40)]
-    task = make_task(str(write(tmp_path / "x.jsonl", rows)))
+    task = make_task(rows)  # of one wording with other choices
     assert [len(task.split(split)) for split in SPLITS] == [32, 4, 4]
-
-
-def test_a_number_of_more_digits_than_python_reads_is_named_with_its_line(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": ' + "1" * 5000 + "}\n")
-    with pytest.raises(BadInput, match="x.jsonl, line 2: .* is not JSON"):
-        make_task(str(path)).split("train")
 
 
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):
@@ -287,16 +229,11 @@ def test_separate_files_are_kept_apart(tmp_path):
     assert numbers == {"test": {*range(20, 26)}, "validation": {*range(26, 40)}, "train": {*range(20)}}
 
 
-def test_rows_that_are_all_in_the_test_file_as_well_are_said_to_be(tmp_path):
+def test_a_test_file_alone_leaves_validation_to_be_split_off_the_rest_of_train(tmp_path):
     write(tmp_path / "train.jsonl", prompts(range(9)))
     write(tmp_path / "test.jsonl", prompts(range(9)))
-    with pytest.raises(
-        BadInput, match="0 different prompts .beside 9 rows of train that are in another split as well"
-    ):
+    with pytest.raises(BadInput, match="0 different prompts .beside 9 rows of train that are in another"):
         make_task("jsonl", data=tmp_path).split("train")
-
-
-def test_a_test_file_alone_leaves_validation_to_be_split_off(tmp_path):
     write(tmp_path / "train.jsonl", prompts(range(90)))
     write(tmp_path / "test.jsonl", prompts(range(200, 210)))
     task = make_task("jsonl", data=tmp_path)

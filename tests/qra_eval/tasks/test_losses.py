@@ -7,9 +7,8 @@ import torch
 from token_rows import CPU, rows, tiny
 from torch.nn import functional as F
 
-from qra_eval.tasks.batches import make_batches
+from qra_eval.tasks.batches import CrossEntropy, make_batches, measure_loss, measure_row_losses
 from qra_eval.tasks.encoding import IGNORED
-from qra_eval.tasks.losses import CrossEntropy, measure_loss, measure_row_losses
 
 
 def plain_loss(model, row):

@@ -16,10 +16,8 @@ from qra_search.errors import BadInput
 
 
 def row(number: int) -> dict[str, str]:
-    return {
-        "question": f"How much is {number}?",
-        "answer": f"It is <<{number}={number}>>{number}.\n#### {number}",
-    }
+    answer = f"It is <<{number}={number}>>{number}.\n#### {number}"
+    return {"question": f"How much is {number}?", "answer": answer}
 
 
 @pytest.fixture
@@ -34,19 +32,14 @@ def questions(examples) -> set[str]:
     return {example.prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:") for example in examples}
 
 
-def test_prompts_are_those_of_the_harness(gsm8k):
-    task = make_task("gsm8k", data=gsm8k)
-    for split in SPLITS:
-        for example in task.split(split):
-            (question,) = questions([example])
-            assert example.prompt == f"Question: {question}\nAnswer:"
-            number = question.removeprefix("How much is ").removesuffix("?")
-            assert example.answer == " " + row(int(number))["answer"]
-
-
-def test_training_rows_that_are_in_the_test_file_are_left_out(gsm8k):
+def test_prompts_are_the_harness_and_training_rows_of_the_test_file_are_left_out(gsm8k):
     task = make_task("gsm8k", data=gsm8k)
     parts = {split: questions(task.split(split)) for split in SPLITS}
+    for example in task.split("test"):
+        (question,) = questions([example])
+        number = question.removeprefix("How much is ").removesuffix("?")
+        assert example.prompt == f"Question: {question}\nAnswer:"
+        assert example.answer == " " + row(int(number))["answer"]
     assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
     assert not parts["test"] & (parts["train"] | parts["validation"])
     assert len(parts["train"]) + len(parts["validation"]) == 50 - APART
@@ -68,6 +61,22 @@ def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
     task = make_task("gsm8k")
     assert len(task.split("test")) == 10
     assert len(task.split("train")) + len(task.split("validation")) == 40 - APART
+
+
+def test_intents_of_the_hub_have_the_names_that_files_have(monkeypatch):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["card_arrival", "age_limit"])})
+    rows = {"text": [f"{i}?" for i in range(20)], "label": [i % 2 for i in range(20)]}
+    data = Dataset.from_dict(rows, features=features)
+    splits = DatasetDict(train=data.select(range(15)), test=data.select(range(15, 20)))
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: splits)
+    answers = {e.prompt: e.answer for e in make_task("banking77").split("test")}
+    assert (
+        answers["Customer: 16?\nIntent:"] == " card arrival"
+        and answers["Customer: 15?\nIntent:"] == " age limit"
+    )
 
 
 ROWS = {
@@ -114,44 +123,26 @@ def test_the_published_data_are_read(data_folder, name, answers):
         assert len({example.answer for example in task.split("test")}) == answers
 
 
-def test_what_is_asked_for_has_names(utterances):
+def test_restaurant8k_is_read_from_a_folder_whose_rows_ask_for_names(utterances):
     row = {"text": "two", "asked": [1], "slots": {}}
     (utterances / "restaurant8k_test.jsonl").write_text(json.dumps(row))
     with pytest.raises(BadInput, match=r"line 1: field 'asked' is \[1\], a list of names is needed"):
         make_task("restaurant8k", data=str(utterances)).split("test")
-
-
-def test_restaurant8k_is_read_from_a_folder_only():
     with pytest.raises(BadInput, match="give --data, a folder with restaurant8k_train.jsonl"):
         make_task("restaurant8k")
 
 
-LETTERED = {
-    "question": "Why?",
-    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]},
-    "answerKey": "B",
-}
+QUESTION = "Question: Why?\nAnswer:"
+LETTERED = {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+NUMBERED = {**LETTERED, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"}
+STEM = {"question_stem": "Since", "choices": LETTERED["choices"], "answerKey": "B"}
+WET = {"passage": "Water is wet.", "question": "is water wet", "label": 1}
 HUB_ROWS = {
-    "arc_easy": (LETTERED, "Question: Why?\nAnswer:", (" a", " b", " c"), 1),
-    "arc_challenge": (
-        {**LETTERED, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"},
-        "Question: Why?\nAnswer:",
-        (" a", " b"),
-        0,
-    ),
-    "openbookqa": ({**LETTERED, "question_stem": "Since", "question": None}, "Since", (" a", " b", " c"), 1),
-    "piqa": (
-        {"goal": "Fly", "sol1": "x", "sol2": "y", "label": 1},
-        "Question: Fly\nAnswer:",
-        (" x", " y"),
-        1,
-    ),
-    "boolq": (
-        {"passage": "Water is wet.", "question": "is water wet", "label": 1},
-        "Water is wet.\nQuestion: is water wet?\nAnswer:",
-        (" no", " yes"),
-        1,
-    ),
+    "arc_easy": (LETTERED, QUESTION, (" a", " b"), 1),
+    "arc_challenge": (NUMBERED, QUESTION, (" a", " b"), 0),
+    "openbookqa": (STEM, "Since", (" a", " b"), 1),
+    "piqa": ({"goal": "Why?", "sol1": "x", "sol2": "y", "label": 1}, QUESTION, (" x", " y"), 1),
+    "boolq": (WET, "Water is wet.\nQuestion: is water wet?\nAnswer:", (" no", " yes"), 1),
 }
 
 
@@ -165,15 +156,13 @@ def from_hub(monkeypatch, name, rows):
 
 def several(row: dict) -> list[dict]:
     """Rows that differ in their question."""
-    names = [n for n in ("question", "question_stem", "goal", "ctx_a", "passage") if row.get(n)]
+    names = [n for n in ("question", "question_stem", "goal", "passage") if n in row]
     return [row, *({**row, **{n: f"{i} {row[n]}" for n in names}} for i in range(11))]
 
 
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
     row, prompt, choices, label = HUB_ROWS[name]
-    if name == "openbookqa":
-        row = {key: value for key, value in row.items() if value is not None}
     task = from_hub(monkeypatch, name, several(row))
     examples = [example for split in SPLITS for example in task.split(split)]
     assert len(examples) == 12
@@ -184,24 +173,18 @@ def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
 @pytest.fixture
 def questions_of_two(tmp_path):
     for split, start in (("train", 0), ("test", 50)):
-        rows = [
-            {"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2}
-            for i in range(start, start + 30)
-        ]
+        numbers = range(start, start + 30)
+        rows = [{"question": f"q{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in numbers]
         for name in ("piqa", "boolq"):
             (tmp_path / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["piqa", "boolq"])
-def test_every_task_reads_files_of_one_form(questions_of_two, name):
+def test_every_task_reads_files_of_one_form_and_scores_each_question(questions_of_two, name):
     task = make_task(name, data=questions_of_two)
     assert [len(task.split(split)) for split in SPLITS] == [26, 4, 30]
     assert {e.choices for e in task.split("test")} == {(" yes", " no")}
-
-
-def test_each_question_has_its_scores(questions_of_two):
-    task = make_task("piqa", data=questions_of_two)
     model = tiny_config_model("llama", vocab_size=258)
     found = task.score_rows(model, byte_tokenizer(), task.split("test"), max_length=64)
     # Of two choices the right one is the likelier where its share is above a half.

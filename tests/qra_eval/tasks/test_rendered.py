@@ -6,6 +6,7 @@ import pytest
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import make_task, render_example
+from qra_eval.tasks.own import TextTask
 
 CHATML = (
     "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<|end|>' }}{% endfor %}"
@@ -45,6 +46,7 @@ def _numbered(value, i):
     return [{**turn, "content": turn["content"].format(i)} for turn in value]
 
 
-def test_running_text_is_all_learnt():
-    task = make_task([{"text": f"Line {i}"} for i in range(9)], block_characters=5)
+def test_running_text_is_all_learnt(monkeypatch):
+    monkeypatch.setattr(TextTask, "block_characters", 5)
+    task = make_task([{"text": f"Line {i}"} for i in range(9)])
     assert [learnt for _, learnt in render_example(task, byte_tokenizer(), 20)] == [True]

@@ -23,6 +23,10 @@ EXAMPLES = [
 ]
 
 
+def answer(model, prompts, most, tokenizer=TOKENIZER, **options):
+    return generate_answers(model, tokenizer, tokenizer(prompts)["input_ids"], most, **options)
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_config_model("llama", vocab_size=258)
@@ -77,19 +81,19 @@ def test_answers_are_those_of_plain_greedy_decoding_whatever_the_batch(family):
     model = tiny_config_model(family, vocab_size=258)
     prompts = ["a", "a much longer prompt than the others", "mid size", "12 + 7 ="]
     expected = [TOKENIZER.decode(greedy(model, prompt, 12), skip_special_tokens=True) for prompt in prompts]
-    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=1) == expected
-    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=3) == expected
+    assert answer(model, prompts, 12, batch_size=1) == expected
+    assert answer(model, prompts, 12, batch_size=3) == expected
     ends = sorted(set(expected[0]) - {"\ufffd"})
     expected = [
         text[: min((text.find(end) for end in ends if end in text), default=None)] for text in expected
     ]
     assert len(set(map(len, expected))) > 1
-    assert generate_answers(model, TOKENIZER, prompts, 12, batch_size=4, stop=ends) == expected
+    assert answer(model, prompts, 12, batch_size=4, stop=ends) == expected
 
 
 def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
     prompts = ["a", "12 + 7 ="]
-    expected = generate_answers(model, TOKENIZER, prompts, 12)
+    expected = answer(model, prompts, 12)
     own = model.generation_config
     model.generation_config = asked = GenerationConfig(
         do_sample=True,
@@ -101,7 +105,7 @@ def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
         stop_strings=["a"],
     )
     try:
-        assert generate_answers(model, TOKENIZER, prompts, 12) == expected
+        assert answer(model, prompts, 12) == expected
         assert model.generation_config is asked
     finally:
         model.generation_config = own
@@ -109,7 +113,7 @@ def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
 
 def test_an_answer_ends_at_the_tokens_that_are_given():
     script = Scripted(tiny_config_model("llama", vocab_size=258), "abc")
-    assert generate_answers(script.model, TOKENIZER, ["p"], 9, ends=TOKENIZER("b")["input_ids"]) == ["ab"]
+    assert answer(script.model, ["p"], 9, ends=TOKENIZER("b")["input_ids"]) == ["ab"]
 
 
 class Scripted:
@@ -129,13 +133,11 @@ class Scripted:
 
 def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     script = Scripted(tiny_config_model("llama", vocab_size=258), " 12\n#### 12\n\nQuestion: next" + "x" * 50)
-    answers = generate_answers(
-        script.model, TOKENIZER, ["p", "q"], 60, batch_size=2, stop=("Question:", "\n\n\n")
-    )
+    answers = answer(script.model, ["p", "q"], 60, batch_size=2, stop=("Question:", "\n\n\n"))
     assert answers == [" 12\n#### 12\n\n"] * 2
     assert script.steps == len(" 12\n#### 12\n\nQuestion:")
     script = Scripted(tiny_config_model("llama", vocab_size=258), "ab<|end|>cd")
-    assert generate_answers(script.model, TOKENIZER, ["p"], 60) == ["ab"]
+    assert answer(script.model, ["p"], 60) == ["ab"]
     assert script.steps == 3
 
 
@@ -145,13 +147,7 @@ def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
     other.add_special_tokens({"pad_token": "[PAD]"})
     assert other.pad_token_id >= model.get_input_embeddings().num_embeddings
     prompts = ["a", "a longer one"]
-    assert generate_answers(model, other, prompts, 4) == generate_answers(model, TOKENIZER, prompts, 4)
-
-
-def test_a_long_prompt_keeps_its_end(model):
-    long = "z" * 50 + "12 + 7 ="
-    whole = generate_answers(model, TOKENIZER, ["12 + 7 ="], 4)
-    assert generate_answers(model, TOKENIZER, [long], 4, room=8) == whole
+    assert answer(model, prompts, 4, other) == answer(model, prompts, 4)
 
 
 def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
@@ -159,18 +155,14 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     ids = [tokenizer.bos_token_id, *range(10, 20)]
     assert truncate_left(ids, 4, tokenizer) == [tokenizer.bos_token_id, 17, 18, 19]
-    assert truncate_left(ids, 11, tokenizer) == ids and truncate_left(ids[1:], 4, tokenizer) == [
-        16,
-        17,
-        18,
-        19,
-    ]
+    assert truncate_left(ids, 11, tokenizer) == ids
+    assert truncate_left(ids[1:], 4, tokenizer) == [16, 17, 18, 19]
     assert truncate_left(ids, 1, tokenizer) == [19]
 
 
 def test_scoring_and_generating_leave_the_model_in_its_mode(model):
     model.train()
     measure_choices(model, TOKENIZER, EXAMPLES[:1], batch_size=8, max_length=64)
-    generate_answers(model, TOKENIZER, ["a"], 2)
+    answer(model, ["a"], 2)
     assert model.training
     model.eval()

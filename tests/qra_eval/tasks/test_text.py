@@ -10,9 +10,15 @@ import torch
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.base import Rows
+from qra_eval.tasks.own import TextTask
 from qra_search.errors import BadInput
 
 TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(TextTask, "block_characters", 200)
 
 
 def paragraphs(start, stop):
@@ -27,18 +33,16 @@ def file(tmp_path):
 
 
 def test_a_file_is_split_by_blocks_of_whole_paragraphs(file):
-    task = make_task("text", data=file, block_characters=200)
+    task = make_task("text", data=file)
     found = {split: [p for e in task.split(split) for p in e.answer.split("\n\n")] for split in SPLITS}
     assert sorted(p for part in found.values() for p in part) == sorted(paragraphs(0, 400))
-    assert len(found["test"]) == pytest.approx(40, abs=6) and len(found["validation"]) == pytest.approx(
-        40, abs=6
-    )
+    assert all(len(found[split]) == pytest.approx(40, abs=6) for split in ("test", "validation"))
     lengths = [len(example.answer) for split in SPLITS for example in task.split(split)]
     assert sum(length < 200 for length in lengths) <= 1 and max(lengths) < 300
 
 
 def test_rows_are_full_and_together_hold_the_text(file):
-    task = make_task("text", data=file, block_characters=200)
+    task = make_task("text", data=file)
     examples = task.split("test")
     rows = list(task.encode(examples, TOKENIZER, 64))
     assert all(len(row) == 64 for row in rows[:-1])
@@ -50,10 +54,8 @@ def test_rows_are_full_and_together_hold_the_text(file):
 
 
 def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
-    rows = Rows(make_task("text", data=str(file), block_characters=400), "text", byte_tokenizer(), 16)
+    rows = Rows(make_task("text", data=str(file)), "text", byte_tokenizer(), 16)
     assert len(rows("validation", 3)) == len(rows.shuffle("train", 3, seed=1)) == 3
-    with pytest.raises(BadInput, match="block_characters must be a positive integer, got 0"):
-        make_task("text", data=str(file), block_characters=0)
 
 
 def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
@@ -62,15 +64,13 @@ def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
     )
     path = tmp_path / "code.txt"
     path.write_text(code)
-    task = make_task("text", data=path, block_characters=200)
+    task = make_task("text", data=path)
     answers = [example.answer for split in SPLITS for example in task.split(split)]
     assert all(answer in code for answer in answers)
     assert sum(answer.count("def ") for answer in answers) == 120
     assert max(map(len, answers)) < 400
     path.write_text("\n".join(paragraphs(0, 300)))  # with no blank line at all
-    answers = [
-        e.answer for split in SPLITS for e in make_task("text", data=path, block_characters=200).split(split)
-    ]
+    answers = [e.answer for split in SPLITS for e in make_task("text", data=path).split(split)]
     assert sorted(line for answer in answers for line in answer.split("\n")) == sorted(paragraphs(0, 300))
     assert 200 < max(map(len, answers)) < 500
 
@@ -79,7 +79,7 @@ def test_files_of_a_folder_are_the_splits(tmp_path):
     parts = {"train": (0, 300), "valid": (300, 340), "test": (340, 380)}
     for name, (start, stop) in parts.items():
         (tmp_path / f"{name}.txt").write_text("\r\n".join(paragraphs(start, stop)))
-    task = make_task("text", data=tmp_path, block_characters=100)
+    task = make_task("text", data=tmp_path)
     lines = {split: [line for e in task.split(split) for line in e.answer.split("\n")] for split in SPLITS}
     assert lines["test"] == paragraphs(340, 380)
     assert sorted(lines["validation"]) == sorted(paragraphs(300, 340))
@@ -90,12 +90,12 @@ def test_rows_of_json_are_paragraphs(tmp_path):
     path = tmp_path / "x.jsonl"
     rows = [{"text": p} for p in paragraphs(0, 200)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    task, given = make_task("text", data=path, block_characters=100), make_task(rows, block_characters=100)
+    task, given = make_task("text", data=path), make_task(rows)
     assert sum(e.answer.count("Paragraph") for split in SPLITS for e in task.split(split)) == 200
     assert all(given.split(split) == task.split(split) for split in SPLITS)
     for name, content in (("y.json", json.dumps(rows)), ("z.csv", "text\n" + "\n".join(paragraphs(0, 200)))):
         (tmp_path / name).write_text(content)
-        other = make_task("text", data=tmp_path / name, block_characters=100)
+        other = make_task("text", data=tmp_path / name)
         assert all(other.split(split) == task.split(split) for split in SPLITS)
     path.write_text('{"text": 3}')
     with pytest.raises(BadInput, match="x.jsonl, line 1: field 'text' is 3"):

@@ -9,6 +9,7 @@ from evaluators import make_evaluator
 
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import Rows
+from qra_eval.tasks.own import TextTask
 from qra_search.sections import FinetuneConfig
 
 
@@ -64,9 +65,8 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(steps=33))
     assert tuner.finetune_steps == 33
     with monkeypatch.context() as accumulated:
-        accumulated.setattr(
-            evaluator.quantized_model, "settings", settings.model_copy(update={"accumulation": 2})
-        )
+        twice = settings.model_copy(update={"accumulation": 2})
+        accumulated.setattr(evaluator.quantized_model, "settings", twice)
         accumulated.setattr(tuner, "finetune", FinetuneConfig(epochs=0.5))
         assert tuner.finetune_steps == len(tuner.rows.task.split("train")) // 2 // 4
     task = make_task([{"prompt": f"{i}", "answer": "x"} for i in range(11)])
@@ -83,10 +83,10 @@ def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(
     evaluator, monkeypatch, tmp_path
 ):
     bench = evaluator.tuner
-    (tmp_path / "t.txt").write_text(
-        "\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200))
-    )
-    task = make_task("text", data=tmp_path / "t.txt", block_characters=400)
+    text = "\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200))
+    (tmp_path / "t.txt").write_text(text)
+    monkeypatch.setattr(TextTask, "block_characters", 400)
+    task = make_task("text", data=tmp_path / "t.txt")
     monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
     monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))
     rows, steps, counts = bench.rows("train", 1000), bench.finetune_steps, bench.row_counts()

@@ -18,13 +18,10 @@ FULL = "CUDA out of memory. Tried"
 
 @pytest.fixture
 def evaluator(tmp_path_factory):
+    cache = str(tmp_path_factory.getbasetemp() / "bank")
     return make_evaluator(
         "tiny",
-        quantization={
-            "backend": "reference",
-            "cache": str(tmp_path_factory.getbasetemp() / "bank"),
-            "embeddings": 16,
-        },
+        quantization={"backend": "reference", "cache": cache, "embeddings": 16},
         space={"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
         training={"batch_size": 4, "max_length": 64},
         evaluation={"steps": 2, "validation_rows": 2},
@@ -55,9 +52,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_is_held(evaluator, monkeypatch
         getattr(evaluator, act)(plan)
     assert str(failed.value) == f"out of memory: {FULL}"
     # As it was; without weights kept ready; of 2 rows; of 1; with activations made again.
-    assert len(graphs) == 5 and not any(graph() for graph in graphs), (
-        "the error keeps the graph of the failed step"
-    )
+    assert len(graphs) == 5 and not any(graph() for graph in graphs), "the error keeps the step's graph"
     assert not adapters.get_named_factors(evaluator.tuner.switcher.wrapped)
     assert not evaluator.tuner.model.training and evaluator.tuner.checkpointing
 

@@ -12,12 +12,10 @@ import pytest
 import torch
 from evaluators import make_evaluator
 
-import qra_search
 from qra_eval.quantized import adapters
 from qra_eval.tuning.full import CURVE_FILE
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_search.app.cli import errors
-from qra_search.errors import RunFailed
 from qra_search.launched import is_follower
 
 pytestmark = pytest.mark.skipif(
@@ -44,9 +42,8 @@ def in_two(work, *arguments, **options):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    both = [
-        context.Process(target=launched, args=(rank, port, work, arguments, options)) for rank in range(2)
-    ]
+    given = (port, work, arguments, options)
+    both = [context.Process(target=launched, args=(rank, *given)) for rank in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -81,9 +78,8 @@ def tune(evaluator, place, kill_at=0, **changed):
         if stage.startswith("tune") and done == kill_at:
             os._exit(7)
 
-    done = evaluator.tune(
-        evaluator.space.uniform(4, 4), folder=place / "run", save_base=False, progress=heard
-    )
+    plan = evaluator.space.uniform(4, 4)
+    done = evaluator.tune(plan, folder=place / "run", save_base=False, progress=heard)
     tensors = adapters.cast_factors(evaluator.tuner.switcher.wrapped, torch.float32)
     for name, groups in evaluator.tuner.switcher.trained_scales.items():
         tensors[f"{name}.scale"] = groups.scale.float()
@@ -136,18 +132,9 @@ def test_memory_that_runs_out_in_one_process_fails_the_tuning_in_both(tmp_path):
 
 def test_bad_input_is_one_line_of_the_first_process(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(errors, "GRACE", 0.0)
-    monkeypatch.setattr(
-        errors.time, "sleep", lambda seconds: os._exit(0)
-    )  # by then the launcher has ended it
+    # By then the launcher has ended it.
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: os._exit(0))
     assert in_two(errors.run_safely, ["finetune", str(tmp_path)]) == [2, 0]
     assert len(capfd.readouterr().err.splitlines()) == 1
     assert in_two(errors.run_safely, ["plan"]) == [2, 0]
-    assert "torchrun is for qra finetune" in capfd.readouterr().err
-
-
-def test_a_process_that_follows_does_not_lead(monkeypatch, tmp_path):
-    run = qra_search.plan(memory="uniform3r8", out=tmp_path / "run", config={"evaluator": "landscape"})
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunFailed, match="tunes in one process"):
-        run.finetune()
+    assert "use torchrun for qra finetune only" in capfd.readouterr().err

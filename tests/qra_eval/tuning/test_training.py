@@ -9,8 +9,7 @@ import torch
 from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
-from qra_eval.tasks.batches import make_batches, schedule_batches
-from qra_eval.tasks.losses import measure_loss
+from qra_eval.tasks.batches import make_batches, measure_loss, schedule_batches
 from qra_eval.tuning.training import Diverged, schedule_rate, train
 from qra_search.sections import TrainingConfig
 

@@ -1,0 +1,206 @@
+"""A user's own data, in files, on the hub or in Python: prompts and answers, choices, chats, or running text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.encoding import Encoded
+from qra_eval.tasks.example import (
+    CHAT,
+    FIELDS,
+    Example,
+    SplitName,
+    check_characters,
+    make_example,
+    read_field,
+)
+from qra_eval.tasks.scoring import Metric, exact_match, json_f1, parse_json
+from qra_eval.tasks.sources import (
+    READERS,
+    STEMS,
+    Row,
+    find_split_files,
+    is_file_name,
+    is_hub_name,
+    read_examples,
+    read_hub_rows,
+    read_rows,
+    read_splits,
+    read_text,
+)
+from qra_eval.tasks.splits import split_examples
+from qra_search.errors import BadInput
+
+LEAST_ROWS = 8
+"""Distinct prompts from which all three splits are taken, at least."""
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+
+
+class JSONLTask(Task):
+    """Your own rows: one file, split by the hash of prompts, or a file per split, or a data set's splits.
+
+    A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
+    chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Rows with
+    choices are judged by them, others by exact match, and by F1 if all wanted answers are JSON objects.
+
+    Args:
+        data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.jsonl and, if there are,
+            validation.jsonl and test.jsonl (or of those kinds), a data set's name on the hub, `owner/name`; in Python
+            also a `Dataset`, a list of dictionaries, or a `DatasetDict`.
+        columns: columns by the fields that they are read as, such as `{prompt: question, answer: reply}`.
+        subset: of a data set on the hub that has several.
+        splits: names of a data set's splits, such as `{train: train_sft, test: test_sft}`.
+        chat: put rows through the tokenizer's chat template: all (True), none (False), or None: conversations, if the
+            tokenizer has a template.
+    """
+
+    name = "jsonl"
+    judged_by = "exact_match"
+    metrics = {"exact_match": exact_match}
+
+    def __init__(
+        self,
+        data: Any = None,
+        seed: int = 0,
+        *,
+        columns: Mapping[str, str] | None = None,
+        subset: str | None = None,
+        splits: Mapping[str, str] | None = None,
+        chat: bool | None = None,
+    ):
+        super().__init__(data, seed, chat=bool(chat))
+        if data is None:
+            raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
+        unknown = next((name for name in columns or () if name not in FIELDS), None)
+        if unknown is not None:
+            raise BadInput(f"columns: {unknown!r} is not a field of a row, they are {', '.join(FIELDS)}")
+        is_on_hub = isinstance(data, str) and is_hub_name(data)
+        if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
+            raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")
+        self.columns = columns
+        self.subset = subset
+        self.names = splits
+        self.wants_chat = chat
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        make = partial(make_example, columns=self.columns)
+        examples = read_examples(self.data, make, self.subset, self.names)
+        what = self.data if isinstance(self.data, str) else self.name
+        self._choose_metrics([example for rows in examples.values() for example in rows], what)
+        return split_examples(examples, self.seed, least=LEAST_ROWS, what=what)
+
+    def _choose_metrics(self, examples: Sequence[Example], what: str) -> None:
+        with_choices = sum(bool(example.choices) for example in examples)
+        if 0 < with_choices < len(examples):
+            raise BadInput(f"{what}: some rows have choices and some have none: give each kind its own file")
+        if with_choices:
+            self.judged_by = "choice_loss"
+            self.metrics = {}
+        elif all(isinstance(parse_json(example.answer), dict) for example in examples):
+            self.metrics = {**self.metrics, "f1": json_f1}
+
+    def is_chat(self, example: Example, tokenizer: Any) -> bool:
+        if self.wants_chat is None:
+            return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
+        return self.wants_chat
+
+
+# -- running text ------------------------------------------------------------------------------
+class Text(NamedTuple):
+    """A text in parts that are never cut: lines that follow each other, or paragraphs with a blank line between."""
+
+    parts: Sequence[str]
+    lines: bool = False
+
+
+class TextTask(Task):
+    """Blocks of running text, your own or WikiText-2: the loss is that of every token, and sequences are packed full.
+
+    Args:
+        data: a .txt file, which is taken as it is, rows of `{"text"}` in a file (.jsonl, .json, .csv, .tsv, .parquet)
+            or in Python, or a folder with train, validation and test files of these kinds; None: WikiText-2 from the
+            hub. What is missing is split off the train file, by whole blocks of about `block_characters`.
+    """
+
+    name = "text"
+    block_characters = 4000
+
+    def __init__(self, data: Any = None, seed: int = 0):
+        super().__init__(data, seed)
+
+    def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
+        if metrics:
+            raise BadInput("running text has no answers to score: remove --metric")
+
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        given = {name: list(self._cut_blocks(text)) for name, text in self._load_texts().items()}
+        what = self.data if isinstance(self.data, str) else "the text"
+        what = f"{what}, cut into blocks of {self.block_characters} characters"
+        # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
+        splits = split_examples(given, self.seed, what=what)
+        return {**splits, "test": given.get("test", splits["test"])}
+
+    def _load_texts(self) -> dict[SplitName, Text]:
+        if self.data is None:
+            rows = {split: read_hub_rows(*WIKITEXT, stems[0]) for split, stems in STEMS.items()}
+            return {split: Text([row["text"].strip("\n") for _, row in some]) for split, some in rows.items()}
+        if isinstance(self.data, str):
+            files = find_split_files(Path(self.data), (".txt", *READERS))
+            return {split: _read_text(path) for split, path in files.items()}
+        return {split: _join_rows(rows, self.name) for split, rows in read_splits(self.data).items()}
+
+    def _cut_blocks(self, text: Text) -> Iterator[Example]:
+        joint = "\n" if text.lines else "\n\n"
+        block: list[str] = []
+        size = 0
+        for part in text.parts:
+            # Lines are parted where one is blank, unless that takes as long again.
+            if size >= self.block_characters * (2 if text.lines and part.strip() else 1):
+                yield Example("", joint.join(block).strip("\n"))
+                block = []
+                size = 0
+            if text.lines or part.strip():
+                block.append(part)
+                size += len(part.strip())
+        if size:
+            yield Example("", joint.join(block).strip("\n"))
+
+    def encode(self, examples: Iterable[Example], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
+        """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
+        import torch  # seconds, which a task that is refused does without
+
+        ids: list[int] = []
+        for index, example in enumerate(examples):
+            text = ("\n\n" if index else "") + example.answer
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            while len(ids) >= max_length:
+                row = torch.tensor(ids[:max_length])
+                ids = ids[max_length:]
+                yield Encoded(row, row.clone())
+        if len(ids) > 1:
+            yield Encoded(torch.tensor(ids), torch.tensor(ids))
+
+
+def _read_text(path: Path) -> Text:
+    """Lines of a text file, or rows of a file that has such."""
+    if is_file_name(path.name):
+        return _join_rows(read_rows(path), str(path))
+    text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
+    return _check_text(Text(text.split("\n"), lines=True), str(path))
+
+
+def _join_rows(rows: Sequence[Row], what: str) -> Text:
+    """Rows of `{"text"}`, each of which is a paragraph."""
+    parts = [check_characters(read_field(row, "text", str, where), "text", where) for where, row in rows]
+    return _check_text(Text(parts), what)
+
+
+def _check_text(text: Text, what: str) -> Text:
+    if not any(part.strip() for part in text.parts):
+        raise BadInput(f"{what} has no text")
+    return text
