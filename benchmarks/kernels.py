@@ -23,9 +23,9 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
 import torch
 import triton
-from qra_backends import decode_triton as groupwise
 from qra_backends.ggml import decode_triton as ggml
 from qra_backends.ggml.types import TYPES
+from qra_backends.kernels import groupwise as groupwise
 from qra_backends.reference import feedback_triton
 from qra_backends.trellis import decode_triton, product_triton, viterbi_triton
 from qra_backends.trellis.code import TrellisCode, make_value_table

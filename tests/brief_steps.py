@@ -18,10 +18,12 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     from qra_eval.tasks import base
     from qra_eval.tasks.scoring import generate_answers
     from qra_search.app import run, search
+    from qra_search.app.cli import look
 
     def answer(model: Any, tokenizer: Any, prompts: Sequence[str], most: int, **options: Any) -> list[str]:
         return generate_answers(model, tokenizer, prompts, min(most, TOKENS), **options)
 
+    assert callable(look.report)  # imported before the patch: a report that is asked for is written
     patch.setattr(base, "generate_answers", answer)
     patch.setattr(model, "CALIBRATION_ROWS", CALIBRATION_ROWS)
     patch.setattr(model, "CALIBRATION_TOKENS", 1)

@@ -46,14 +46,14 @@ OPTIONAL = {
 BUILT_ON_THESE = (
     "qra_backends.ggml.decode_triton",
     "qra_backends.ggml.types",
-    "qra_backends.decode_triton",
+    "qra_backends.kernels.groupwise",
     "qra_backends.reference.feedback_triton",
     "qra_backends.trellis.decode_numba",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.encode",
     "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
-    "qra_backends.bitsandbytes",  # layers that subclass those of an optional library
+    "qra_backends.libraries.bitsandbytes",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",
     "qra_eval.models.from_gguf",
     "qra_eval.models.load",

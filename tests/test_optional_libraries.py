@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("without_library.py")
 
 TRITON_KERNELS = {
     "qra_backends.ggml.decode_triton",
-    "qra_backends.decode_triton",
+    "qra_backends.kernels.groupwise",
     "qra_backends.reference.feedback_triton",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.product_triton",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from qra_backends.compressed_tensors import CompressedIntegers
+from qra_backends.libraries.compressed_tensors import CompressedIntegers
 from qra_backends.served.layout import METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
-from qra_backends import bitsandbytes, count_live_bytes, make_backend
+from qra_backends import count_live_bytes, make_backend
 from qra_backends.conformance import make_linear as gaussian_linear
+from qra_backends.libraries import bitsandbytes
 from torch import nn
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")

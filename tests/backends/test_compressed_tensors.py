@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from correlated import damped_error, example
 from qra_backends import make_backend
-from qra_backends.compressed_tensors import fit_groups, round_to_16_bits
+from qra_backends.libraries.compressed_tensors import fit_groups, round_to_16_bits
 from qra_backends.reference.groupwise import encode
 from torch import nn
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
-from qra_backends import bitsandbytes, make_backend
 from qra_backends import kernels as our_kernels
+from qra_backends import make_backend
+from qra_backends.libraries import bitsandbytes
 from torch import nn
 
 pytest.importorskip("triton")

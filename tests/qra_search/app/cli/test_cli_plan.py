@@ -40,8 +40,8 @@ def test_the_front_has_plans_of_every_size_and_what_they_lead_uniform_plans_by(
     found = qra(*command, "--out", tmp_path / "a", "--json").json["predicted_front"]
     result = RunFolder(tmp_path / "a").result()
     for row in found:
-        plan = solve(result.space, result.sensitivities, row["budget"]).plan
-        assert row["plan"] == plan.to_dict() and row["memory_bytes"] <= row["budget"]
+        plan = solve(result.space, result.sensitivities, row["budget_bytes"]).plan
+        assert row["plan"] == plan.to_dict() and row["memory_bytes"] <= row["budget_bytes"]
     sizes, losses = [r["memory_bytes"] for r in found], [r["predicted_loss"] for r in found]
     assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and len(set(sizes)) > 5
     rows = re.findall(

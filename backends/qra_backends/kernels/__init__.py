@@ -23,10 +23,10 @@ def is_usable(device: torch.device) -> bool:
 
 
 def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
-    """`decode_triton.decode` if our kernels work on a device."""
+    """`groupwise.decode` if our kernels work on a device."""
     if not is_usable(device):
         return None
-    from qra_backends.decode_triton import decode
+    from qra_backends.kernels.groupwise import decode
 
     return decode
 
@@ -51,7 +51,7 @@ def _can_compile() -> bool:
 
 def try_kernel() -> None:
     """Compile and run a kernel on a weight of one number; raises what keeps it from that."""
-    from qra_backends.decode_triton import decode
+    from qra_backends.kernels.groupwise import decode
 
     one = torch.ones(1, 1, dtype=torch.float16, device="cuda")
     decode(one.view(torch.uint8).view(-1), one, one, 8, 1, (1, 1), torch.float32).cpu()

@@ -1,0 +1,1 @@
+"""Backends of formats that other libraries define: bitsandbytes and compressed-tensors."""
