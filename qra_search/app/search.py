@@ -12,20 +12,21 @@ from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
-from qra_search.app.report.formatting import format_evaluations
+from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.journal import TrialLog
+from qra_search.schemas import Plan
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.interrupt import on_interrupt
-from qra_search.study.result import SearchResult
+from qra_search.study.result import SearchResult, UniformComparison
 from qra_search.study.study import Callback, Listener, Study, StudyFailed, check_evaluator
 
 
@@ -136,7 +137,8 @@ def search_run(
 ) -> SearchResult:
     """Search with an evaluator in a folder that was begun, and write the results.
 
-    Raises BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
+    A plan that was tuned stays the run's unless the search found one that is better by more than chance. Raises
+    BadInput if nothing could be begun, and StudyFailed if the search cannot go on, or nothing came of it.
     """
     settings = config.search
     strategy = make_strategy(settings.strategy, **settings.options)
@@ -182,14 +184,12 @@ def search_run(
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
+    selected = folder.read(result).selected
     result.write(folder.path, evaluator=evaluator.describe())
-    run = folder.read(result)
-    write_report(run)
-    shown = run.comparison()
-    if shown is not None and shown.is_of_another:
-        listener.say(
-            f"the selected tuning stays until `qra finetune {folder.path}` has tuned this search's plan"
-        )
+    own = None if selected is None else selected.plan
+    if planned is not None and own is not None and not _beats_tuned(folder.read(result), own, listener):
+        write_text(folder.plan_file, planned)
+    write_report(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
         listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
@@ -225,6 +225,27 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say(f"what it costs: {cost}")
     if study.sensitivities is not None:
         listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
+
+
+def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
+    """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
+    the best uniform one, by more than chance; the listener is told."""
+    found = run.result.comparison()
+    if found is None or found.chosen.plan == tuned:
+        return False
+    known = {candidate.plan: candidate for candidate in run.result.candidates}
+    other = known.get(tuned, found.baseline)
+    name = "the tuned plan" if tuned in known else "the best uniform plan"
+    change = UniformComparison(found.budget_bytes, found.chosen, other).change
+    if change is None or change.may_be_chance or not change.is_lower:
+        amount = f" ({format_change(change)})" if change else ""
+        listener.say(f"no plan of the search beats {name} by more than chance{amount}: the tuned plan stays")
+        return False
+    listener.say(
+        f"validation loss of the search's plan against {name}: {format_change(change)}. "
+        f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
+    )
+    return True
 
 
 def write_report(run: Snapshot, path: str | Path | None = None) -> Path:

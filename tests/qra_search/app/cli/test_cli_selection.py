@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import MIXED, Qra, read_records
+from cli_runner import LANDSCAPE, MIXED, Qra, read_records
 
+from qra_search import Plan
 from qra_search.app.folder import RunFolder
+from qra_search.schemas import Evaluation
 from qra_search.study.result import SearchResult
 
 pytestmark = pytest.mark.usefixtures("tuner")
@@ -103,18 +105,42 @@ def test_a_deleted_or_damaged_selection_is_said_with_the_mend(qra: Qra, searched
     assert folder.find_tuning().id == read_records(searched)[0].id
 
 
-def test_a_search_replaces_the_plan_and_not_the_selected_tuning(qra: Qra, searched: Path) -> None:
-    assert qra("finetune", searched, "--plan", "uniform2r4", "--against", "none").status == 0
-    folder = RunFolder(searched)
-    selected = folder.selection_file.read_bytes()
-    done = qra("search", searched, "--evaluations", 30)
+def search_with_losses(qra: Qra, run: Path, monkeypatch: pytest.MonkeyPatch, gain: float) -> Any:
+    """Search on, where mixed plans other than the tuned one have a loss so much lower."""
+    from qra_eval.evaluators.landscape import Landscape
+
+    tuned = RunFolder(run).plan()
+
+    def evaluate(self: Landscape, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
+        loss = 2.0 + 0.001 * (seed % 3) - (0.0 if plan == tuned else gain * (len(set(plan.bits)) > 1))
+        return Evaluation(loss, self.space.memory_bytes(plan), fidelity=fidelity, seed=seed)
+
+    monkeypatch.setattr(Landscape, "evaluate", evaluate)
+    return qra("search", run, "--evaluations", 30)
+
+
+@pytest.mark.parametrize("gain", (0.0, 1.0))
+def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than_chance(
+    qra: Qra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    run = tmp_path / "a"
+    words = ("plan", *LANDSCAPE, "--set", "search.strategy=random", "--memory", "uniform3r8", "--out", run)
+    assert qra(*words).status == 0
+    assert qra("finetune", run).status == 0
+    folder = RunFolder(run)
+    tuned, selected = folder.plan(), folder.selection_file.read_bytes()
+    done = search_with_losses(qra, run, monkeypatch, gain)
+    text = " ".join(done.err.split())
     assert done.status == 0 and folder.selection_file.read_bytes() == selected
-    assert f"the selected tuning stays until `qra finetune {searched}` has tuned" in " ".join(
-        done.err.split()
-    )
     comparison = folder.comparison()
-    assert comparison is not None and comparison.chosen.plan != folder.plan(), "what is shown was tuned"
-    assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
+    assert comparison is not None and comparison.chosen.plan == tuned, "what is shown was tuned"
+    if gain:
+        assert (
+            folder.plan() != tuned and f"stays selected until `qra finetune {run}` has tuned this one" in text
+        )
+        assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
+    else:
+        assert folder.plan() == tuned and "by more than chance" in text and "the tuned plan stays" in text
 
 
 def test_a_run_is_read_once_for_a_command(qra: Qra, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
