@@ -1,6 +1,6 @@
 """Resident memory and tokens a second of a tuned run in transformers on a CPU, beside its model in bfloat16.
 
-    python -m benchmarks.serving.transformers RUN [--threads 1 2] [--tokens 48] [--repeats 3]
+    python -m benchmarks.serving.transformers RUN/tunings/ID [--threads 1 2] [--tokens 48] [--repeats 3]
 
 A process for each way and number of threads. "Beyond the imports" is beyond a process that has loaded the random tiny
 model and generated with it, so that every library is there. A second is one of the processor's while there is one
