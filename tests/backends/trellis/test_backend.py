@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from correlated import correlated_inputs
-from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend
+from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend, multiply_scaled
 from qra_backends.conformance import are_equal
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Tensor]:
@@ -183,3 +185,33 @@ def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch
 
     monkeypatch.setattr(numba, "njit", njit)
     assert compile_once(abs) is abs and asked == [True, False]
+
+
+def test_threads_and_the_levels_beside_it_do_not_change_a_code():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
+    levels = (1, "trellis-2.5", 4)
+    alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3))
+        )
+    for modules in found:
+        assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
+
+
+def test_trained_scales_get_the_gradient_of_the_weight_written_out():
+    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
+    module = backend.quantize(linear, 2, hessian=hessian)
+    scales, x = backend.get_scales(module), torch.randn(5, 192)
+    assert scales.scale.shape == (96, 1) and scales.offset is None
+    assert backend.count_trainable(2, 96, 192) == 96
+    unscaled = backend.dequantize(module) / scales.scale.float()
+    scale = scales.scale.float().requires_grad_()
+    F.linear(x, unscaled * scale).square().sum().backward()
+    twin = nn.Parameter(scales.scale.float().detach())
+
+    def dequantize(now):
+        return backend.dequantize(backend.replace_scales(module, now._replace(scale=now.scale.half())))
+
+    multiply_scaled(x, scales._replace(scale=twin), dequantize).square().sum().backward()
+    assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)

@@ -72,7 +72,7 @@ def test_a_model_is_switched_only_where_it_computes_the_same(family, more, switc
     before = model(input_ids=ids).logits
     assert use_fast_attention(model) is switched
     assert (model.config._attn_implementation == NAME) is switched
-    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-4)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(tiny_config(family, **more))
     assert use_fast_attention(shape) is switched
