@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from scipy.optimize import least_squares
 
 from qra_search.errors import BadInput
@@ -71,7 +71,7 @@ def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
     file = data / "tunings.jsonl"
     if not file.is_file():
         raise BadInput(f"{file} does not exist: make a table with `python -m benchmarks.tunings`")
-    return [row for row in map(orjson.loads, file.read_bytes().splitlines()) if row["task"] == task]
+    return [row for row in map(json.loads, file.read_text("utf-8").splitlines()) if row["task"] == task]
 
 
 @cache

@@ -237,7 +237,8 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
     other = known.get(tuned, found.baseline)
     name = "the tuned plan" if tuned in known else "the best uniform plan"
     change = UniformComparison(found.budget_bytes, found.chosen, other).change
-    if change is None or change.may_be_chance or not change.is_lower:
+    # Without an interval nothing tells a gain from chance.
+    if change is None or change.interval is None or change.may_be_chance or not change.is_lower:
         amount = f" ({format_change(change)})" if change else ""
         listener.say(f"no plan of the search beats {name} by more than chance{amount}: the tuned plan stays")
         return False
