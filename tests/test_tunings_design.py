@@ -73,3 +73,13 @@ def test_it_has_what_the_table_promises() -> None:
     assert sum(line["kind"] != "uniform" for line in DESIGN) >= 60
     again = Counter(str({**line, "seed": None}) for line in DESIGN)
     assert sum(count > 1 for count in again.values()) >= len(DESIGN) // (BLOCK + 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_recorded_rows_are_the_first_lines_of_the_design(task: str) -> None:
+    rows = [row for row in read_lines(FOLDER / "tunings.jsonl") if row["task"] == task]
+    lines = [line for line in DESIGN if line["task"] == task]
+    assert all(line.items() <= row.items() for line, row in zip(lines, rows, strict=False)), (
+        "none is left out"
+    )
+    assert all(row.get("failed") or row["test_loss"] > 0 for row in rows)
