@@ -105,6 +105,12 @@ def test_seeds_of_a_plan_are_one_entry_with_a_standard_error() -> None:
     assert tuned.loss_error == pytest.approx(0.005)
 
 
+def test_a_mean_over_seeds_is_not_a_record_of_one() -> None:
+    tuned = compared(record(PLAN, 1.0, seed=0), record(PLAN, 2.0, seed=1)).chosen
+    assert not isinstance(tuned, TuningRecord) and [one.seed for one in tuned.records] == [0, 1]
+    assert tuned.loss == 1.5 and not any(hasattr(tuned, name) for name in ("seed", "id", "validation_loss"))
+
+
 def test_the_baseline_is_the_best_uniform_plan_with_as_many_seeds_if_there_is_one() -> None:
     two = [record(PLAN, 4.0), record(PLAN, 4.0, seed=1), record(LOW, 6.0), record(LOW, 6.0, seed=1)]
     assert compared(*two, record(HIGH, 5.0)).baseline.plan == LOW  # type: ignore[union-attr]
