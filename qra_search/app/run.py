@@ -34,7 +34,6 @@ from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import read_tensor_names
-from qra_search.launched import is_follower
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
 from qra_search.study.result import SearchResult
@@ -270,8 +269,7 @@ class Run:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
         Only tunings without a record are made. The plan's tuning is selected, to be shown, exported and loaded, unless
-        one of more steps is: `is_selected` of the comparison tells. Of processes that `torchrun` started, all but the
-        first help it, and end in here.
+        one of more steps is: `is_selected` of the comparison tells.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -302,8 +300,6 @@ class Run:
                 if rates:
                     config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
-                if is_follower():
-                    check_can_tune(evaluator, config).serve_tunings()
                 with open_trackers(track, self.path, config) as log:
 
                     def send(id: str, step: int, figures: StepFigures) -> None:
@@ -317,7 +313,7 @@ class Run:
                 raise
             finally:
                 self._snapshot = replace(run, records=tuple(self.folder.records()))
-                if self._snapshot.records and not is_follower():
+                if self._snapshot.records:
                     write_report(self._snapshot)
         if check:
             check_reloads(comparison, self.folder)

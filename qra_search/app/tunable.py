@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qra_search.evaluator import Evaluator, Progress
 from qra_search.executors import RemoteEvaluator, WorkerExecutor
@@ -117,10 +117,6 @@ class TunableEvaluator(CostedEvaluator):
     @abstractmethod
     def tuning_data(self) -> str:
         """Identifies all rows that a full tuning may see, and those of its test; empty if that is not known."""
-
-    @abstractmethod
-    def serve_tunings(self) -> NoReturn:
-        """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
 
     @abstractmethod
     def measure_untuned(self) -> TuningRecord | None:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.launched import get_rank_and_size
+from qra_search.errors import DISTRIBUTION
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -117,11 +116,6 @@ def root(
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
-        raise BadInput(
-            f"qra {context.invoked_subcommand} runs in one process, but a launcher started {get_rank_and_size()[1]}: "
-            "use torchrun for qra finetune only, and --workers for qra search"
-        )
 
 
 for _entry in ENTRIES:  # what is called is loaded by `LazyGroup`

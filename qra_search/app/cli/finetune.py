@@ -16,7 +16,6 @@ from qra_search.app.run import Run, open_run
 from qra_search.app.settings import change_settings
 from qra_search.engines import serve_command
 from qra_search.errors import one_line
-from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 
 AGAINST = (
@@ -77,7 +76,7 @@ def finetune(
 
     Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
     another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
-    checkpoint. On several GPUs: `torchrun --nproc-per-node 4 -m qra_search finetune RUN`.
+    checkpoint.
 
     [bold]Example[/]
 
@@ -88,16 +87,13 @@ def finetune(
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
     changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    view = common.make_view(quiet=as_json or is_follower())
+    view = common.make_view(quiet=as_json)
     with open_run(run) as opened:
         if dry_run:
             settings = change_settings(opened.config, **changes)
             tunings = select_tunings(opened.folder.read(), plan, **asked)
-            if not is_follower():
-                tried = chosen_from or ()
-                print_dry_run(
-                    settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json
-                )
+            tried = chosen_from or ()
+            print_dry_run(settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json)
             return
         comparison = opened.finetune(plan, **asked, **changes, track=track or (), progress=view, check=False)
     if as_json:
