@@ -15,7 +15,7 @@ import torch
 from qra_backends.storage import ceil_div
 from torch import nn
 
-from qra_eval.costs.activations import Activations, count_decoding_bytes
+from qra_eval.costs.activations import DEQUANTIZE_BYTES, GPU_DEQUANTIZE_BYTES, Activations
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
@@ -117,13 +117,6 @@ class _Run:
         self.layer = max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
         self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
-        tables = {(m.out_features, m.in_features) for m in model.tables.values()}
-        work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
-        for rows, columns in tables:
-            work[rows, columns] = count_decoding_bytes(
-                model.backend, model.table_levels, rows, columns, rows=min(ROWS, rows)
-            )
-        self.decoding = work if self.gpu else {}
         looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
         self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
         self.bare = self.make_activations(passing)
@@ -170,7 +163,7 @@ class _Run:
             dropout=self.settings.dropout,
             checkpointing=self.settings.gradient_checkpointing,
             tables=tables,
-            decoding=self.decoding,
+            decoding=GPU_DEQUANTIZE_BYTES if self.gpu else DEQUANTIZE_BYTES,
         )
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
+from qra_backends import Backend
 from torch import nn
 
-from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
@@ -40,8 +38,7 @@ PASSES = 2
 TIMED_TOKENS = 16384
 """Largest vocabulary of the random model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
-"""Rows and columns of a made-up linear whose quantization is timed on a CPU, at most; larger ones are extrapolated. A
-GPU, where the launches of kernels take time of their own, quantizes it in full."""
+"""Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are extrapolated."""
 
 
 def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
@@ -54,8 +51,8 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         `setup_seconds` (the pass of calibration rows, and quantizing one plan) and `sensitivities_seconds`, both 0 if
         the cache has them, `evaluation_seconds` (one at full fidelity, with what its plan quantizes anew),
         `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with the peak of each in
-        bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of
-        the moments, and `engines` (see `qra_eval.costs.cards`).
+        bytes of `device` and `host` (see `qra_eval.costs.phases`), and `disk_bytes` of one plan at the widest levels
+        and of the moments.
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
@@ -72,9 +69,10 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
     evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
     phases = estimate_peaks(tuner, budget)
-    storage = model.backend.storage
-    shapes = _count_shapes(tuner).items()
-    plan_bytes = sum(n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes if levels)
+    plan_bytes = sum(
+        model.backend.storage(levels[-1]).bytes(linear.out_features, linear.in_features)
+        for linear, levels in _list_quantized(tuner)
+    )
     moments = KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0
     return {
         "setup_seconds": setup,
@@ -83,7 +81,6 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
         "phases": {name: asdict(peak) for name, peak in phases.items()},
         "disk_bytes": plan_bytes + moments,
-        "engines": list_engine_bytes(model),
     }
 
 
@@ -114,16 +111,17 @@ def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
     return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
 
 
-def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
-    """How many linears and tables there are of each shape, with the levels at which they are quantized."""
+def _list_quantized(tuner: FineTuner) -> list[tuple[nn.Linear, Sequence[LevelName]]]:
+    """Every linear and table that is quantized, with the levels that store its shape."""
     model = tuner.quantized_model
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
-    shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
-    return Counter(
-        (s, tuple(b for b in levels if model.backend.unsupported_reason(b, *s) is None))
-        for s, levels in shapes
-    )
+    return [(m, some) for m, levels in modules if (some := _select_levels(model.backend, m, levels))]
+
+
+def _select_levels(backend: Backend, linear: nn.Linear, levels: Sequence[LevelName]) -> list[LevelName]:
+    shape = linear.out_features, linear.in_features
+    return [bits for bits in levels if backend.unsupported_reason(bits, *shape) is None]
 
 
 def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
@@ -184,39 +182,30 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
 
 
 def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
-    """Seconds to quantize everything at one level, and to probe it: of each shape one made-up linear is timed."""
+    """Seconds to quantize everything at one level, and to probe it: a part of the first linear is timed."""
     model = tuner.quantized_model
-    counts = _count_shapes(tuner)
-    total = np.zeros(2)
-    least, _ = min(counts)
-    # The first call imports libraries and makes kernels.
-    _time_quantization(tuner, min(least[0], 64), least[1], model.levels)
-    for ((out_features, in_features), levels), count in counts.items():
-        rows, columns = out_features, in_features
-        if model.device.type == "cpu":
-            rows = min(rows, TIMED_OUT)
-            while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
-                columns //= 2
-        seconds = _time_quantization(tuner, rows, columns, levels)
-        # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
-        power = 2 if model.backend.calibrated else 1
-        total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-    return total[0].item(), total[1].item()
-
-
-def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> np.ndarray:
-    """Seconds (2,) to quantize a made-up linear at the middle one of some levels, and to probe it."""
-    model = tuner.quantized_model
-    levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
-    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype)
-    linear.requires_grad_(False)
-    hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-    backend, middle = model.backend, levels[len(levels) // 2 :][:1]
-    works = (
-        lambda: backend.quantize_levels(linear, middle, hessian=hessian),
-        lambda: backend.probe_levels(linear, levels, hessian=hessian),
+    backend, (first, *others) = model.backend, _list_quantized(tuner)
+    rows, columns = min(first[0].out_features, TIMED_OUT), first[0].in_features
+    while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
+        columns //= 2
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
+        False
     )
-    return np.array([_measure_seconds(work, model.device) for work in works])
+    hessian = torch.eye(columns, device=model.device) if backend.calibrated else None
+    levels = _select_levels(backend, linear, model.levels)
+    middle = levels[len(levels) // 2 :][:1]
+    # The first call imports libraries and makes kernels.
+    quantizing, probing = (
+        min(_measure_seconds(work, model.device) for _ in range(2))
+        for work in (
+            lambda: backend.quantize_levels(linear, middle, hessian=hessian),
+            lambda: backend.probe_levels(linear, levels, hessian=hessian),
+        )
+    )
+    # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
+    power = 2 if backend.calibrated else 1
+    times = sum((m.out_features / rows) * (m.in_features / columns) ** power for m, _ in [first, *others])
+    return times * quantizing, times * probing
 
 
 def count_pass_tokens(batches: Sequence[Batch]) -> float:
