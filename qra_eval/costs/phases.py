@@ -198,14 +198,6 @@ class _Run:
             return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
-    def count_reordered_weight_bytes(self, item: int) -> int:
-        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
-        # Where torch does not say what a CPU has, it may have them.
-        has_units = not hasattr(torch.cpu, "get_capabilities") or torch.cpu.get_capabilities().get("amx_bf16")
-        if self.gpu or item != 2 or not has_units:
-            return 0
-        return max(self.largest, self.vocabulary * self.width) * item
-
     def count_placed_layer_bytes(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
         return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
@@ -316,7 +308,7 @@ class _Run:
         rows = self.tuner.rows(split, held_out)
         measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
-        return self.count_resident_bytes() + highest + self.count_reordered_weight_bytes(self.wide)
+        return self.count_resident_bytes() + highest
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""

@@ -13,7 +13,14 @@ from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
+from qra_search.app.finetune import (
+    StepListener,
+    check_reloads,
+    choose_rate,
+    select_answer,
+    select_tunings,
+    tune_missing,
+)
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -26,8 +33,6 @@ from qra_search.app.settings import (
     make_folder_name,
     make_settings,
 )
-from qra_search.app.tracking import find_trackers, open_trackers
-from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
@@ -260,7 +265,7 @@ class Run:
         seeds: int = 1,
         against: Against = "best",
         settings: Mapping[str, Any] | None = None,
-        track: str | Sequence[str] = (),
+        on_step: StepListener | None = None,
         with_16_bit: bool = False,
         rates: Sequence[float] | None = None,
         progress: ProgressArgument = None,
@@ -280,7 +285,7 @@ class Run:
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
                 the same shape, `all` uniform plans that fit and that one, or `none`.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
-            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
+            on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
@@ -291,7 +296,6 @@ class Run:
             RunFailed: the plan cannot be tuned, or a saved adapter does not load back as it was tuned.
         """
         run = self.folder.check().read()
-        find_trackers(track)  # before a model is loaded for nothing
         known = self.folder.config()
         config = change_settings(known, steps=steps, epochs=epochs, rates=rates, settings=settings)
         tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
@@ -300,12 +304,7 @@ class Run:
                 if rates:
                     config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
-                with open_trackers(track, self.path, config) as log:
-
-                    def send(id: str, step: int, figures: StepFigures) -> None:
-                        log({f"{id}/{name}": value for name, value in figures.items()}, step)
-
-                    comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
+                comparison = tune_missing(evaluator, config, listener, tunings, on_step=on_step)
                 run = select_answer(run, comparison, listener)
             except RunFailed:
                 if run.selected is not None:

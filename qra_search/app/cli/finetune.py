@@ -26,7 +26,6 @@ TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: the sele
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
-TRACK = "Follow it in `tensorboard`, `mlflow`, `wandb` or other trackers of accelerate; may be given several times."
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 
@@ -69,7 +68,6 @@ def finetune(
     dry_run: Annotated[
         bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
     ] = False,
-    track: Annotated[list[str] | None, option("--track TOOL", TRACK)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
@@ -93,9 +91,9 @@ def finetune(
             settings = change_settings(opened.config, **changes)
             tunings = select_tunings(opened.folder.read(), plan, **asked)
             tried = chosen_from or ()
-            print_dry_run(settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json)
+            print_dry_run(settings, view, tunings=tunings, rates=tried, as_json=as_json)
             return
-        comparison = opened.finetune(plan, **asked, **changes, track=track or (), progress=view, check=False)
+        comparison = opened.finetune(plan, **asked, **changes, progress=view, check=False)
     if as_json:
         common.print_json(comparison.to_dict())
     else:
