@@ -249,8 +249,11 @@ def _measure_untuned(job: _Job) -> None:
         job.listener.progress("test the untuned model", 1, 1)
 
 
-def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> Snapshot:
-    """The run with a finished comparison as its answer; if the selected tuning took more steps, or the saved adapter is
+def select_answer(
+    run: Snapshot, comparison: Comparison, listener: Listener, tolerance: float | None = None
+) -> Snapshot:
+    """The run with a finished comparison as its answer, and the tolerance with which one of its rows is chosen to be
+    deployed (None: the one before); if the selected tuning took more steps, or the saved adapter is
     not what was tuned, the selection stays, and the listener is told how to change it."""
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
@@ -263,7 +266,19 @@ def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> 
             f"`qra show {folder.path} --tuning {own.id}` selects this one"
         )
         return run
-    return replace(run, selection=folder.select(own, comparison.budget_bytes))
+    if tolerance is None and run.selection is not None:
+        tolerance = run.selection.tolerance
+    return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
+
+
+def write_deployed_base(run: Snapshot, evaluator: Evaluator) -> None:
+    """Write the quantized base of what is to be deployed, if it was tuned as a baseline, which is saved without."""
+    comparison = run.comparison()
+    deployed = None if comparison is None else comparison.deployed
+    if deployed is not None and isinstance(evaluator, TunableEvaluator):
+        path = run.folder.tuning(deployed.records[0].id).path
+        if (path / PLAN_NAME).is_file() and not TuningFolder(path).base_file.is_file():
+            evaluator.write_base(deployed.plan, path)
 
 
 def choose_rate(

@@ -13,7 +13,14 @@ from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
+from qra_search.app.finetune import (
+    check_reloads,
+    choose_rate,
+    select_answer,
+    select_tunings,
+    tune_missing,
+    write_deployed_base,
+)
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -182,7 +189,7 @@ class Run:
         return self._snapshot or self.folder.read()
 
     def select(self, tuning: str) -> Snapshot:
-        """Make another tuning the one that the run shows, exports and loads.
+        """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
         Args:
             tuning: as `load` takes it.
@@ -197,7 +204,7 @@ class Run:
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
+        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
         write_report(self._snapshot)
         return self._snapshot
 
@@ -264,14 +271,15 @@ class Run:
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
         rates: Sequence[float] | None = None,
+        tolerance: float | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
-        Only tunings without a record are made. The plan's tuning is selected, to be shown, exported and loaded, unless
-        one of more steps is: `is_selected` of the comparison tells. Of processes that `torchrun` started, all but the
-        first help it, and end in here.
+        Only tunings without a record are made. The comparison becomes the one that is shown, unless one of more steps
+        is: its `is_selected` tells. Its `deployed` is what `export` and `load` take. Of processes that `torchrun`
+        started, all but the first help it, and end in here.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -286,6 +294,8 @@ class Run:
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
+            tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
+                percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
@@ -310,7 +320,8 @@ class Run:
                         log({f"{id}/{name}": value for name, value in figures.items()}, step)
 
                     comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
-                run = select_answer(run, comparison, listener)
+                run = select_answer(run, comparison, listener, tolerance)
+                write_deployed_base(run, evaluator)
             except RunFailed:
                 if run.selected is not None:
                     listener.say(f"tuning {run.selected.id} stays selected")
@@ -322,7 +333,9 @@ class Run:
         if check:
             check_reloads(comparison, self.folder)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
-        return replace(comparison, is_selected=is_selected)
+        if is_selected and run.selection is not None:
+            tolerance = run.selection.tolerance
+        return replace(comparison, is_selected=is_selected, tolerance=tolerance)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -381,7 +394,7 @@ class Run:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
-            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: the selected one.
+            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: what is to be deployed.
 
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.

@@ -21,7 +21,7 @@ from qra_search.allocate.solve import (
 )
 from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
-from qra_search.app.report.finding import summarize_comparison, summarize_run
+from qra_search.app.report.finding import make_answer, summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
     format_change_cell,
     format_evaluations,
@@ -103,11 +103,16 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     titles = [format_metric_name(name) for name in names]
+    notes = []
+    for name, least in comparison.constant_scores.items():
+        score = format_metric(name, least)
+        notes.append(
+            f"{format_metric_name(name).capitalize()}: the most common answer scores {score} as well."
+        )
     titles_by_rows: dict[int, list[str]] = {}
     for name, title in zip(names, titles, strict=True):
         if chosen.metric_interval(name):
             titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
-    notes = []
     if any(changes):
         notes.append(f"Change: of the row's test loss against that of {compared_with}.")
     if "(" in "".join(changes):
@@ -308,8 +313,10 @@ def render_result(result: SearchResult, comparison: Comparison | None = None) ->
 
 
 def render_comparison(comparison: Comparison) -> Group:
-    """A comparison on test data: the finding in a sentence, and every plan that was tuned."""
-    return Group(Text(summarize_comparison(comparison), style="bold"), Text(), make_tuned_table(comparison))
+    """A comparison on test data: what to deploy, what was found, and every plan that was tuned."""
+    answer, findings = make_answer(comparison), summarize_comparison(comparison)
+    lines = [Text(answer, style="bold"), Text(findings.removeprefix(answer).strip())]
+    return Group(*lines, Text(), make_tuned_table(comparison))
 
 
 def render_html(thing: Any) -> str:
