@@ -248,9 +248,9 @@ class FinetuneConfig(Section):
     """minutes between checkpoints; 0: by steps only"""
     sample_answers: int = Field(3, ge=0)
     """test rows whose answers, before tuning and after, are recorded"""
-    test_rows: int = Field(128, ge=1)
+    test_rows: int = Field(256, ge=1)
     """test rows of the final comparison"""
-    scored_rows: int = Field(64, ge=0)
+    scored_rows: int = Field(256, ge=0)
     """test rows whose answers are scored by the task's metrics; 0: none"""
 
     beside: ClassVar[frozenset[str]] = frozenset(
