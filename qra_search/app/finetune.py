@@ -17,6 +17,7 @@ from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
+from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
@@ -283,6 +284,33 @@ def write_deployed_base(run: Snapshot, evaluator: Evaluator) -> None:
             evaluator.write_base(deployed.plan, path)
 
 
+def foretell_rate_by_trials(
+    evaluator: TunableEvaluator, config: RunConfig, listener: Listener, tunings: Tunings
+) -> RunConfig:
+    """The settings with the learning rate that short trials foretell for the tuning's steps.
+
+    Trials are kept in the run's folder for its task, model and settings, and made once for all its plans: of a uniform
+    plan that is to be tuned, or else the plan, since the best rate hardly depends on bits and ranks. Of several
+    processes none makes trials.
+    """
+    key = make_rate_key(collect_tuning_settings(config, evaluator))
+    file, steps = tunings.run.folder.rates_file, evaluator.tuning_steps()
+    space = evaluator.space
+    plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
+    trials = read_trials(file, key)
+    while get_rank_and_size()[1] == 1 and (chosen := choose_trial(trials, steps)) is not None:
+        rate, length = chosen
+        alike = [
+            trial for trial in trials if trial.steps == length and len(trial.curve) and trial.made == length
+        ]
+        beside = min(alike, key=lambda trial: trial.loss, default=None)
+        trials.append(evaluator.try_rate(plan, rate, length, beside=beside, progress=listener.progress))
+        append_trial(file, key, trials[-1])
+    foretold = foretell_rate(trials, steps)
+    listener.say(str(foretold))
+    return make_config(config.model_dump(mode="json"), {"training.learning_rate": foretold.rate})
+
+
 def choose_rate(
     build: Callable[[RunConfig], Evaluator],
     config: RunConfig,
@@ -328,6 +356,8 @@ def choose_rate(
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
     best = min(losses, key=lambda rate: (losses[rate], rate))
     listener.say(f"learning rate {best:g} has the lowest validation loss")
+    if len(losses) > 1 and best in (min(losses), max(losses)):
+        listener.say(f"warning: {best:g} is at the edge of these rates, a better one may lie beyond")
     return configs[best]
 
 

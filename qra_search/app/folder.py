@@ -74,6 +74,7 @@ class RunFolder:
         self.log_file = self.path / LOG_NAME
         self.plan_file = self.path / PLAN_NAME
         self.report_file = self.path / "report.html"
+        self.rates_file = self.path / "rates.jsonl"
         self.selection_file = self.path / "selection.json"
         self.tunings_folder = self.path / TUNINGS
 

@@ -16,6 +16,7 @@ from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, s
 from qra_search.app.finetune import (
     check_reloads,
     choose_rate,
+    foretell_rate_by_trials,
     select_answer,
     select_tunings,
     tune_missing,
@@ -34,7 +35,7 @@ from qra_search.app.settings import (
     make_settings,
 )
 from qra_search.app.tracking import find_trackers, open_trackers
-from qra_search.app.tunable import StepFigures
+from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
@@ -312,6 +313,10 @@ class Run:
                 if rates:
                     config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
+                if config.training.learning_rate == "auto":
+                    tunable = check_can_tune(evaluator, config)
+                    config = foretell_rate_by_trials(tunable, config, listener, tunings)
+                    evaluator = self.evaluator(listener, config)
                 if is_follower():
                     check_can_tune(evaluator, config).serve_tunings()
                 with open_trackers(track, self.path, config) as log:
@@ -425,7 +430,14 @@ class Run:
         search = config.search.model_copy(update={"evaluations": DEFAULT_EVALUATIONS})
         wanted = config.model_copy(update={"search": search})
         if self._held is not None and self._held[0] != wanted:
-            self.close()
+            held, evaluator = self._held
+            training = held.training.model_copy(update={"learning_rate": wanted.training.learning_rate})
+            is_alike = held.model_copy(update={"training": training}) == wanted
+            if is_alike and isinstance(evaluator, TunableEvaluator) and not wanted.space.learning_rates:
+                evaluator.set_learning_rate(wanted.training.learning_rate)  # without loading the model again
+                self._held = wanted, evaluator
+            else:
+                self.close()
         if self._held is None:
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]
