@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +28,11 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange, SearchResult
 
+RUNG_BITS, RUNG_RANK = (1, 1.5, 2, 3, 4), 8
+"""Widths of the uniform plans of a ladder, and their rank, if there is none nearer below."""
 SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""
-Against = Literal["best", "all", "shuffled", "none"]
+Against = Literal["best", "all", "shuffled", "none", "ladder"]
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 """What a smaller model may be worse by and still be deployed: points of a metric, or percent of a loss."""
@@ -402,7 +405,7 @@ def select_baselines(
 
     Args:
         against: `best`: of the uniform plans that fit, by the search's estimate; `all` of them, and the plan shuffled;
-            the plan `shuffled` alone; `none`.
+            the plan `shuffled` alone; `none`. A `ladder` is that of `list_rungs`.
         result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
 
     Raises:
@@ -422,6 +425,40 @@ def select_baselines(
     allocation = result.allocation(budget_bytes)
     best = None if allocation is None else allocation.best_uniform
     return [fitting[-1] if best is None else best.plan]
+
+
+def list_rungs(space: SearchSpace, plan: Plan, result: SearchResult, limit: int | None = None) -> list[Plan]:
+    """The ladder of a space: uniform plans at `RUNG_BITS` and one rank, the allocated plans between them and a plan of
+    one's own, cheapest first; of at most `limit` bytes."""
+    ranks = [rank for rank in space.uniform_ranks if 0 < rank <= RUNG_RANK] or [
+        max(space.uniform_ranks, default=0)
+    ]
+    uniform = [
+        found
+        for (level, rank), found in space.uniform_by_choice().items()
+        if space.level(level).width in RUNG_BITS and rank == ranks[-1]
+    ]
+    sizes = sorted(map(space.memory_bytes, uniform))
+    middles = (math.isqrt(low * high) for low, high in itertools.pairwise(sizes))
+    between = [
+        a.plan for middle in middles if (a := result.allocation(middle)) is not None and any(a.plan.ranks)
+    ]
+    rungs = {plan, *(p for p in (*uniform, *between) if limit is None or space.memory_bytes(p) <= limit)}
+    return sorted(rungs, key=lambda p: (space.memory_bytes(p), p.key))
+
+
+def choose_rung(rungs: Sequence[Plan], comparison: Comparison) -> Plan | None:
+    """The rung of a ladder, cheapest first, to tune next: the last, then the middle of those of which one may be the
+    smallest that is as good as the best. None if that is known: the curve is flat above it."""
+    known = {t.plan: t for t in list_deployable(comparison.tunings)}
+    places = [i for i, rung in enumerate(rungs) if rung in known]
+    if len(rungs) - 1 not in places:
+        return rungs[-1]
+    metric = comparison.judged_by
+    best = find_best([known[rungs[i]] for i in places], metric)
+    high = next(i for i in places if is_as_good(known[rungs[i]], best, metric, comparison.tolerance))
+    low = max((i for i in places if i < high), default=-1)
+    return None if high - low == 1 else rungs[(low + high) // 2]
 
 
 def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Against, Comparison, compare, select_baselines
+from qra_search.app.compare import Against, Comparison, choose_rung, compare, list_rungs, select_baselines
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
+from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
@@ -45,12 +46,14 @@ class Tunings:
         run: as it was read.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
+        rungs: of a ladder, cheapest first, of which no more are tuned than decide how small a plan may be.
     """
 
     run: Snapshot
     plans: tuple[Plan, ...]
     budget_bytes: int
     seeds: tuple[int, ...] = (0,)
+    rungs: tuple[Plan, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -86,10 +89,15 @@ def select_tunings(
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    rungs: list[Plan] = []
+    if against == "ladder":
+        rungs = list_rungs(space, plan, result, limit)
+        budget_bytes = space.memory_bytes(rungs[-1])
+        against = "none"
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)
-    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
+    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)), tuple(rungs))
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
@@ -145,6 +153,14 @@ class _Job:
             raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} {where}")
         return True
 
+    def compare_records(self) -> Comparison:
+        run = self.tunings.run
+        budget_bytes, known = self.tunings.budget_bytes, run.result.sensitivities
+        records, space = run.folder.records(), run.result.space
+        found = compare(records, space, self.tunings.plan, budget_bytes, self.settings, known)
+        assert found is not None  # the plan's record is there
+        return found
+
     def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
         """Tune, and write the record; None for a baseline that could not be tuned."""
         is_chosen = plan == self.tunings.plan
@@ -194,7 +210,7 @@ def tune_missing(
     if config.finetune.monitor == "task":
         rows = evaluator.row_counts()["validation"].had
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
-    folder, result = tunings.run.folder, tunings.run.result
+    folder = tunings.run.folder
     known = {record.id for record in folder.records()}
     missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]
     total = len(tunings.plans) * seeds
@@ -209,16 +225,26 @@ def tune_missing(
             tuning = folder.tuning(tuning_id(plan, seed, settings))
             listener.say(f"waiting for tuning {tuning.id}, which {tuning.owner} is at")
             job.tune(plan, seed, wait=True)
+        _tune_rungs(job)
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
         listener.say(f"Stopped: {kept}. Give the same command again to continue.")
         raise
-    budget_bytes = tunings.budget_bytes
-    found = compare(
-        folder.records(), result.space, tunings.plan, budget_bytes, settings, result.sensitivities
-    )
-    assert found is not None  # the plan's record is there
-    return found
+    return job.compare_records()
+
+
+def _tune_rungs(job: _Job) -> None:
+    """Tune rungs of a ladder until it is known which is the smallest that is as good as the best."""
+    rungs = list(job.tunings.rungs)
+    tried: set[Plan] = set()
+    while rungs and (plan := choose_rung(rungs, job.compare_records())) is not None:
+        if plan in tried:  # it has no figures
+            rungs.remove(plan)
+            continue
+        tried.add(plan)
+        job.listener.say(f"next rung: {format_plan(plan, job.evaluator.space)}")
+        for seed in job.tunings.seeds:
+            job.tune(plan, seed, wait=True)
 
 
 def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qra_search.app.compare import Comparison, ShownResult, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.rates import Foretold, foretell_rate, make_rate_key, read_trials
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluator import Evaluator
@@ -277,6 +278,14 @@ class Snapshot:
         """The record of the selected tuning; None if there is none, or its folder was deleted."""
         id = None if self.selection is None else self.selection.tuning
         return next((record for record in self.records if record.id == id), None)
+
+    def foretold_rate(self) -> Foretold | None:
+        """The learning rate of the selected tuning, as trials foretold it; None if there were none for it."""
+        if self.selected is None:
+            return None
+        trials = read_trials(self.folder.rates_file, make_rate_key(self.selected.settings))
+        foretold = foretell_rate(trials, self.selected.steps)
+        return foretold if trials and foretold.rate == self.selected.learning_rate else None
 
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""

@@ -289,7 +289,8 @@ class Run:
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
-                the same shape, `all` uniform plans that fit and that one, or `none`.
+                the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
+                bits, of any size without `memory`, as far as they tell how small a plan may be.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.

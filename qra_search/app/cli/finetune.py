@@ -21,7 +21,7 @@ from qra_search.space.budgets import check_budget_text
 
 AGAINST = (
     "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
-    "the same shape; or that one alone."
+    "the same shape; that one alone; or a ladder from 1 to 4 bits, to see how small the model may be."
 )
 TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: what is to be deployed."
 TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss if it has none (default 2)."
@@ -52,7 +52,7 @@ def finetune(
         int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
     against: Annotated[
-        Against, option("--against best|all|shuffled|none", AGAINST, show_default=True)
+        Against, option("--against best|ladder|all|shuffled|none", AGAINST, show_default=True)
     ] = "best",
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")

@@ -44,8 +44,8 @@ WIDTH = 120
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
-LEAST_RANK_SHARE = 0.9
-"""Share of linears at the space's smallest rank above which a note explains it."""
+EQUAL_RANKS_SHARE = 0.9
+"""Share of linears of one rank above which ranks are not shown layer by layer, and a note explains the smallest."""
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
@@ -224,7 +224,7 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         notes.append("Shuffled: its choices on other linears of the same shape; --against shuffled tunes it.")
     least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
     ranks = [rank for group, rank in of_groups if not group.is_embedding]
-    if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
+    if len(space.ranks) > 1 and ranks.count(least) > EQUAL_RANKS_SHARE * len(ranks):
         notes.append(f"Nearly all ranks are {least}, since predictions hardly tell ranks apart.")
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)

@@ -15,6 +15,7 @@ from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
 from qra_search.app.compare import (
     Comparison,
     TunedPlan,
+    choose_rung,
     compare,
     compare_losses,
     compare_scores,
@@ -265,3 +266,19 @@ def test_a_shuffled_plan_has_the_same_choices_on_linears_of_the_same_shape() -> 
     assert shuffle_plan(space, plan) == shuffled != shuffle_plan(space, plan, seed=7)
     with pytest.raises(BadInput, match="cannot be shuffled"):
         shuffle_plan(space, Plan((2, 8) * 4, (4, 8) * 4))
+
+
+@pytest.mark.parametrize("smallest", range(6))
+def test_the_rungs_of_a_ladder_find_the_smallest_that_is_as_good(smallest: int) -> None:
+    """Plans below one lose 10% of the best's loss, those above it nothing."""
+    rungs = [plan for plan in SPACE.uniform_plans() if plan.ranks[0] == 8 or plan.bits[0] == 2]
+    assert len(rungs) == 6
+    records = [record(rungs[2], 4.0 if smallest <= 2 else 4.4)]
+    while True:
+        comparison = compare(records, SPACE, rungs[2], SPACE.memory_bytes(rungs[-1]), {})
+        assert comparison is not None
+        if (plan := choose_rung(rungs, comparison)) is None:
+            break
+        records.append(record(plan, 4.0 if rungs.index(plan) >= smallest else 4.4))
+    assert comparison.deployed is not None and comparison.deployed.plan == rungs[smallest]
+    assert len(records) <= 4

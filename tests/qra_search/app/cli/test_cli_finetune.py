@@ -10,6 +10,7 @@ import pytest
 from cli_runner import MIXED, Qra, read_records, write_plan
 
 from qra_search import Plan
+from qra_search.app.compare import list_rungs
 from qra_search.app.folder import RunFolder
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
@@ -234,3 +235,31 @@ def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qr
     done = qra.search(run)
     assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
     assert f"Report: {run}" in qra("report", run).out
+
+
+def test_a_ladder_ends_when_the_smallest_plan_that_is_as_good_is_known(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    """Every answer is right as often, so that the smallest rung is as good as the best."""
+    done = qra("finetune", planned, "--against", "ladder")
+    space = RunFolder(planned).result().space
+    sizes = [space.memory_bytes(plan) for plan, *_ in tuner["tuned"]]
+    assert done.status == 0 and max(sizes) in sizes[:2] and min(sizes) == sizes[-1]
+    assert 3 <= len(sizes) <= 5 < len(
+        list_rungs(space, tuner["tuned"][0][0], RunFolder(planned).result())
+    ) and len(set(sizes)) == len(sizes)
+    smallest = RunFolder(planned).find_tuning().record()
+    assert smallest is not None and smallest.memory_bytes == min(sizes)
+    assert done.out.count("next rung") == 0 and done.err.count("next rung") == len(sizes) - 1
+    count = len(tuner["tuned"])
+    assert qra("finetune", planned, "--against", "ladder").status == 0 and len(tuner["tuned"]) == count
+    tuner["tuned"].clear()
+    assert qra("finetune", planned, "--against", "ladder", "--memory", "uniform3r8", "--seeds", 2).status == 0
+    assert all(space.memory_bytes(plan) <= max(sizes) for plan, *_ in tuner["tuned"])
+    assert {seed for _, seed, _ in tuner["tuned"]} == {0, 1}
+
+
+def test_rungs_that_fail_are_left_out(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
+    tuner["failing"] = True
+    done = qra("finetune", planned, "--against", "ladder")
+    assert done.status == 0 and "a baseline could not be tuned" in done.err
