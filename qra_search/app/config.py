@@ -144,7 +144,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             problem = f"*{event.anchor[:40]} is an alias: write the value out"
             raise _Fault(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
