@@ -71,7 +71,8 @@ def test_a_trial_of_rates_and_a_tuning_that_fails_leave_the_answer(
 
 def test_rates_select_the_best_and_rewrite_no_record(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     tuner["rates"] = {5e-4: 1.2, 1e-3: 1.1, 2e-3: 1.3}
-    assert qra("finetune", searched, "--against", "none").status == 0, "at 0.001"
+    given = ("--against", "none", "--set", "training.learning_rate=0.001")
+    assert qra("finetune", searched, *given).status == 0
     first = {file: file.read_bytes() for file in searched.glob("tunings/*/record.json")}
     assert qra("finetune", searched, "--rates", "5e-4,1e-3,2e-3", "--against", "none").status == 0
     assert first and all(file.read_bytes() == content for file, content in first.items())
