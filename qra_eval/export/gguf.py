@@ -24,6 +24,7 @@ from qra_eval.models.gguf_families import (
     list_family_notes,
 )
 from qra_eval.models.linears import ROUTERS
+from qra_eval.tuning.generate import Generation
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 
@@ -81,6 +82,13 @@ class GGUFExporter(Exporter):
             ) from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
+
+    @staticmethod
+    def generate(out: Path, prompt: str, **options: Any) -> Generation:
+        """Answer a prompt by an export, in llama.cpp; takes what `llama_cpp.generate` does."""
+        if not llama_cpp.is_installed():
+            raise BadInput("llama.cpp is not installed: pip install llama-cpp-py-sync")
+        return llama_cpp.generate(out / MODEL_FILE, out / ADAPTER_FILE, prompt, **options)
 
 
 def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:

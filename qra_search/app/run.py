@@ -42,6 +42,8 @@ from qra_search.study.study import Callback, Listener
 
 DEFAULT_FORMAT = "peft"
 """Export format of a run that was searched for no engine."""
+GENERATING = ("transformers", "llama.cpp")
+"""Engines that `generate` has; the first is the default."""
 
 
 def plan(
@@ -389,11 +391,48 @@ class Run:
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
-            load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
-            if load is None:
-                raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
             options = {"device": device, "trust_remote_code": trust_remote_code}
-            return load(found.path, **self._loaded_objects, **options)
+            return self._find_loader("load")(found.path, **self._loaded_objects, **options)
+
+    def generate(
+        self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any
+    ) -> Any:
+        """Answer a prompt by a tuned plan, greedily.
+
+        Args:
+            prompt: as the model gets it, without a chat template.
+            engine: `transformers` or `llama.cpp`, whose export is written if it is not there; default: the run's, or
+                transformers.
+            tuning: as `load` takes it.
+            options: `tokens`, the most of an answer; `on_text`, called with each piece of the answer as it comes.
+
+        Returns:
+            `text`, `tokens`, `tokens_per_second`, and `resident_bytes` beyond those before the model was loaded.
+
+        Raises:
+            BadInput: there is no such tuning, or the engine cannot run it here.
+        """
+        engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
+        if engine not in GENERATING:
+            raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
+        found = self.folder.check().find_tuning(tuning)
+        if engine == "llama.cpp":
+            exported = self.path / "exports" / f"gguf-{found.id}"
+            if not exported.is_dir():
+                self.export("gguf", exported, tuning=found.id)
+            with convert_to_bad_input():
+                return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
+        self.write_base(found)
+        with convert_to_bad_input():
+            generate = self._find_loader("generate")
+            return generate(found.path, prompt, **self._loaded_objects, **options)
+
+    def _find_loader(self, name: str) -> Any:
+        """A function of the run's evaluator that takes the folder of a tuning."""
+        found = getattr(plugins.load("evaluators", self.config.evaluator), name, None)
+        if found is None:
+            raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
+        return found
 
     @property
     def _loaded_objects(self) -> dict[str, Any]:
