@@ -134,6 +134,9 @@ def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
 def export(
     run: common.RunPath,
     tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    untuned: Annotated[
+        bool, option("--untuned", "The run's plan without an adapter; needs no tuning.")
+    ] = False,
     format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
@@ -148,17 +151,20 @@ def export(
     [bold]Example[/]
 
         qra export runs/a --format gguf
+
+        qra export runs/a --untuned
     """
     given = common.read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
-        done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
+        done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
+        engine = opened.config.engine
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
     print(f"{done.path}: {_describe_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")
-    if engine is not None and format is None:
+    if engine is not None and format is None and not untuned:
         print(f"serve it with: {serve_command(engine, done.path)}")
 
 

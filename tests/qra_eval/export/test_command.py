@@ -74,6 +74,20 @@ def test_a_prompt_is_answered_by_the_runs_engine_with_speed_and_memory(
     assert qra("generate", folder, "x", "--engine", "vllm").status == 2
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp"], indirect=True)
+def test_an_untuned_plan_is_exported_with_the_codes_of_the_bank_and_no_adapter(
+    engine: str, folder: Path, qra: Qra, tmp_path: Path
+) -> None:
+    shown = qra("export", folder, "--untuned", "--out", tmp_path / "out", "--json")
+    assert shown.status == 0, shown.err
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["Modelfile", "model.gguf"]
+    assert shown.json["same_next_token"] > 0.9 and "searched weights are copies" in " ".join(
+        shown.json["notes"]
+    )
+    refused = qra("export", folder, "--untuned", "--format", "peft", "--out", tmp_path / "peft")
+    assert refused.status == 2 and "needs an adapter" in refused.err
+
+
 ONE_RUN = pytest.mark.parametrize("engine", ["vllm"], indirect=True)
 
 
