@@ -7,13 +7,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
+from qra_search.app.finetune import (
+    check_reloads,
+    choose_rate,
+    foretell_rate_by_trials,
+    select_answer,
+    select_tunings,
+    tune_missing,
+    write_deployed_base,
+)
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -27,7 +36,7 @@ from qra_search.app.settings import (
     make_settings,
 )
 from qra_search.app.tracking import find_trackers, open_trackers
-from qra_search.app.tunable import StepFigures
+from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
@@ -42,6 +51,8 @@ from qra_search.study.study import Callback, Listener
 
 DEFAULT_FORMAT = "peft"
 """Export format of a run that was searched for no engine."""
+GENERATING = ("transformers", "llama.cpp")
+"""Engines that `generate` has; the first is the default."""
 
 
 def plan(
@@ -182,7 +193,7 @@ class Run:
         return self._snapshot or self.folder.read()
 
     def select(self, tuning: str) -> Snapshot:
-        """Make another tuning the one that the run shows, exports and loads.
+        """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
         Args:
             tuning: as `load` takes it.
@@ -197,7 +208,7 @@ class Run:
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
+        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
         write_report(self._snapshot)
         return self._snapshot
 
@@ -264,14 +275,15 @@ class Run:
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
         rates: Sequence[float] | None = None,
+        tolerance: float | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
-        Only tunings without a record are made. The plan's tuning is selected, to be shown, exported and loaded, unless
-        one of more steps is: `is_selected` of the comparison tells. Of processes that `torchrun` started, all but the
-        first help it, and end in here.
+        Only tunings without a record are made. The comparison becomes the one that is shown, unless one of more steps
+        is: its `is_selected` tells. Its `deployed` is what `export` and `load` take. Of processes that `torchrun`
+        started, all but the first help it, and end in here.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -280,12 +292,15 @@ class Run:
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
-                the same shape, `all` uniform plans that fit and that one, or `none`.
+                the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
+                bits, of any size without `memory`, as far as they tell how small a plan may be.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
+            tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
+                percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
@@ -302,6 +317,10 @@ class Run:
                 if rates:
                     config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
+                if config.training.learning_rate == "auto":
+                    tunable = check_can_tune(evaluator, config)
+                    config = foretell_rate_by_trials(tunable, config, listener, tunings)
+                    evaluator = self.evaluator(listener, config)
                 if is_follower():
                     check_can_tune(evaluator, config).serve_tunings()
                 with open_trackers(track, self.path, config) as log:
@@ -310,7 +329,8 @@ class Run:
                         log({f"{id}/{name}": value for name, value in figures.items()}, step)
 
                     comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
-                run = select_answer(run, comparison, listener)
+                run = select_answer(run, comparison, listener, tolerance)
+                write_deployed_base(run, evaluator)
             except RunFailed:
                 if run.selected is not None:
                     listener.say(f"tuning {run.selected.id} stays selected")
@@ -322,7 +342,9 @@ class Run:
         if check:
             check_reloads(comparison, self.folder)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
-        return replace(comparison, is_selected=is_selected)
+        if is_selected and run.selection is not None:
+            tolerance = run.selection.tolerance
+        return replace(comparison, is_selected=is_selected, tolerance=tolerance)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -339,6 +361,7 @@ class Run:
         out: str | Path | None = None,
         *,
         tuning: str | None = None,
+        untuned: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Write a tuned plan for another tool; see docs/export.md for the formats.
@@ -347,6 +370,7 @@ class Run:
             format: default: that of the engine that the run was searched for, or `peft`.
             out: default: `exports/FORMAT` in the run's folder, with the id of a tuning that is named.
             tuning: as `load` takes it.
+            untuned: write the run's plan without an adapter, as its sensitivities were measured.
             options: of the format.
 
         Returns:
@@ -359,21 +383,34 @@ class Run:
         name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
         if name not in plugins.list_names("exporters"):
             plugins.load("exporters", name)  # which says what there is
-        found = self.folder.check().find_tuning(tuning)
+        if untuned and tuning is not None:
+            raise BadInput("give --tuning or --untuned, not both")
+        run = self.folder.check()
+        found = run.tuning("untuned") if untuned else run.find_tuning(tuning)
         weights = found.adapter / "adapter_model.safetensors"
-        if not weights.is_file():
+        if not weights.is_file() and not untuned:
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
         for file in (found.base_file, weights):
             if file.is_file():
                 read_tensor_names(file)  # before seconds of loading libraries
-        path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
+        is_named = tuning is not None or untuned
+        path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
             exporter = plugins.load("exporters", name).with_options(given)
+            if untuned:
+                return self._export_untuned(exporter, path)
             self.write_base(found)
             return exporter.export(found.path, path, **self._loaded_objects)
+
+    def _export_untuned(self, exporter: Any, path: Path) -> Any:
+        plan = self.folder.read().require_plan()
+        with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
+            check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
+            self.close()
+            return exporter.export(holder, path, **self._loaded_objects)
 
     def load(
         self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False
@@ -381,7 +418,7 @@ class Run:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
-            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: the selected one.
+            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: what is to be deployed.
 
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
@@ -389,11 +426,48 @@ class Run:
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
-            load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
-            if load is None:
-                raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
             options = {"device": device, "trust_remote_code": trust_remote_code}
-            return load(found.path, **self._loaded_objects, **options)
+            return self._find_loader("load")(found.path, **self._loaded_objects, **options)
+
+    def generate(
+        self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any
+    ) -> Any:
+        """Answer a prompt by a tuned plan, greedily.
+
+        Args:
+            prompt: as the model gets it, without a chat template.
+            engine: `transformers` or `llama.cpp`, whose export is written if it is not there; default: the run's, or
+                transformers.
+            tuning: as `load` takes it.
+            options: `tokens`, the most of an answer; `on_text`, called with each piece of the answer as it comes.
+
+        Returns:
+            `text`, `tokens`, `tokens_per_second`, and `resident_bytes` beyond those before the model was loaded.
+
+        Raises:
+            BadInput: there is no such tuning, or the engine cannot run it here.
+        """
+        engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
+        if engine not in GENERATING:
+            raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
+        found = self.folder.check().find_tuning(tuning)
+        if engine == "llama.cpp":
+            exported = self.path / "exports" / f"gguf-{found.id}"
+            if not exported.is_dir():
+                self.export("gguf", exported, tuning=found.id)
+            with convert_to_bad_input():
+                return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
+        self.write_base(found)
+        with convert_to_bad_input():
+            generate = self._find_loader("generate")
+            return generate(found.path, prompt, **self._loaded_objects, **options)
+
+    def _find_loader(self, name: str) -> Any:
+        """A function of the run's evaluator that takes the folder of a tuning."""
+        found = getattr(plugins.load("evaluators", self.config.evaluator), name, None)
+        if found is None:
+            raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
+        return found
 
     @property
     def _loaded_objects(self) -> dict[str, Any]:
@@ -412,7 +486,14 @@ class Run:
         search = config.search.model_copy(update={"evaluations": DEFAULT_EVALUATIONS})
         wanted = config.model_copy(update={"search": search})
         if self._held is not None and self._held[0] != wanted:
-            self.close()
+            held, evaluator = self._held
+            training = held.training.model_copy(update={"learning_rate": wanted.training.learning_rate})
+            is_alike = held.model_copy(update={"training": training}) == wanted
+            if is_alike and isinstance(evaluator, TunableEvaluator) and not wanted.space.learning_rates:
+                evaluator.set_learning_rate(wanted.training.learning_rate)  # without loading the model again
+                self._held = wanted, evaluator
+            else:
+                self.close()
         if self._held is None:
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]

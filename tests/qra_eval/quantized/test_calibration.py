@@ -185,7 +185,9 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
 def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, family, is_padded):
     """An expert's tokens come without their places, so that padding would count."""
     evaluator = make_evaluator(
-        save_tiny(family, tmp_path / "m"), quantization={"cache": str(tmp_path / "bank")}
+        save_tiny(family, tmp_path / "m"),
+        quantization={"cache": str(tmp_path / "bank")},
+        training={"max_length": 512},
     )
     model = evaluator.tuner.quantized_model
     longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))
