@@ -118,7 +118,8 @@ def show(
     if snapshot.selected is not None:
         console.print(f"\nSelected: tuning {snapshot.selected.id}, which is exported and loaded.")
     if snapshot.config is not None:
-        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}.", soft_wrap=True)
+        resident = formatting.format_resident(snapshot.config, space.memory_bytes(plan), space.weights)
+        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
