@@ -167,11 +167,13 @@ class LayerMoments:
         if name not in self._squares:
             return 0.0
         moment, squares = self._moments[self.find_owner(name)], self._squares[name]
-        change, share = change.to(squares.device), 1.0
+        change = change.to(squares.device)
+        share = 1.0
         errors = (change @ self.compute_hessian(name).to(change.device)).mul_(change).sum(1)
         if rows is not None:
             powers = weight.to(squares.device).float().square().sum(1).mul_(squares)
-            squares, share = squares[rows], float(powers[rows].sum() / powers.sum().clamp(min=1e-30))
+            share = float(powers[rows].sum() / powers.sum().clamp(min=1e-30))
+            squares = squares[rows]
         return 0.5 * float(errors @ squares) / max(share * moment.mean_weight * self._labelled, 1e-30)
 
     def _get_second_moment(self, name: str) -> Tensor | None:

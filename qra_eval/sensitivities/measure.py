@@ -147,12 +147,14 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
             linear, own = bank.linears[name], []
             storable = [level for level in levels if can_store(backend, level, linear)]
-            sample, rows = linear, None
+            sample = linear
+            rows: Tensor | None = None
             if not is_table and name not in wanted and linear.out_features > OUTPUT_RUNS * RUN:
                 some = choose_outputs(linear.out_features).to(linear.weight.device)
                 part = make_linear(linear.weight.detach()[some])
                 if all(can_store(backend, level, part) for level in storable):
-                    sample, rows = part, some
+                    sample = part
+                    rows = some
                     weights = None if weights is None else weights.to(some.device)[some]
             for module, ratios in backend.probe_levels(
                 sample, storable, hessian=hessian, output_weights=weights
