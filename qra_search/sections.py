@@ -183,6 +183,7 @@ class SpaceConfig(Section):
     _several = field_validator("learning_rates", "lengths", mode="before")(_wrap_single)
 
 
+EVALUATION_RATE = 1e-3
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -193,7 +194,9 @@ class TrainingConfig(Section):
     """rows that go through the model together"""
     accumulation: int = Field(1, ge=1)
     """batches whose gradients are summed for one step"""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Literal["auto"] | PositiveFloat = "auto"
+    """peak learning rate. auto: that of a full tuning is foretold from short trials, or from its steps alone if it is
+    short; that of an evaluation is 0.001"""
     warmup: float = Field(0.1, ge=0, lt=1)
     """share of the steps in which the learning rate rises"""
     schedule: Schedule = "linear"
@@ -211,6 +214,11 @@ class TrainingConfig(Section):
     """tokens of a row; longer prompts are cut at the left"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate; of `auto` that of an evaluation."""
+        return EVALUATION_RATE if self.learning_rate == "auto" else self.learning_rate
 
     @property
     def rows_a_step(self) -> int:
@@ -248,9 +256,9 @@ class FinetuneConfig(Section):
     """minutes between checkpoints; 0: by steps only"""
     sample_answers: int = Field(3, ge=0)
     """test rows whose answers, before tuning and after, are recorded"""
-    test_rows: int = Field(128, ge=1)
+    test_rows: int = Field(256, ge=1)
     """test rows of the final comparison"""
-    scored_rows: int = Field(64, ge=0)
+    scored_rows: int = Field(256, ge=0)
     """test rows whose answers are scored by the task's metrics; 0: none"""
 
     beside: ClassVar[frozenset[str]] = frozenset(

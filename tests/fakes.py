@@ -88,6 +88,15 @@ class QuietTunable(TunableEvaluator):
     def tune(self, plan, **options):
         raise NotImplementedError
 
+    def tuning_steps(self):
+        return 100
+
+    def set_learning_rate(self, rate):
+        raise NotImplementedError
+
+    def try_rate(self, plan, rate, steps, **options):
+        raise NotImplementedError
+
     def tuning_data(self):
         return ""
 

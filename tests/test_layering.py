@@ -31,6 +31,7 @@ HEAVY = {
     "transformers",
 }
 OPTIONAL = {
+    "ConfigSpace",
     "IPython",
     "bitsandbytes",
     "datasets",

@@ -120,7 +120,7 @@ def peft_and_bitsandbytes(
                     per_device_train_batch_size=training.batch_size,
                     max_steps=steps,
                     report_to=[],
-                    learning_rate=training.learning_rate,
+                    learning_rate=training.rate,
                     save_strategy="no",
                     disable_tqdm=True,
                     logging_steps=10**6,

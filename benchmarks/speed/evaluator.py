@@ -256,7 +256,7 @@ def peft_trainer(evaluator: QuantizedLoRAEvaluator, rows: list[Encoded], steps: 
                     folder,
                     per_device_train_batch_size=8,
                     max_steps=steps,
-                    learning_rate=evaluator.quantized_model.settings.learning_rate,
+                    learning_rate=evaluator.quantized_model.settings.rate,
                     report_to=[],
                     save_strategy="no",
                     disable_tqdm=True,

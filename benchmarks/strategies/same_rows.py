@@ -13,8 +13,16 @@ from typing import Any
 DIGITS = 12
 TIMES = ("seconds", "environment")
 """What is in the name of a field that may differ: times, and where the row was made."""
-GONE = ("complete", "prior_rank_correlation")
-"""Fields that older rows have: whether a search was cut short, and how well the sensitivities ranked random plans."""
+GONE = (
+    "complete",
+    "prior_rank_correlation",
+    "replicates",
+    "low_fidelity",
+    "proposals",
+    "coverage_90",
+)
+"""Fields that older rows have: whether a search was cut short, how well the sensitivities ranked random plans, counts
+of trials by kind, and how often intervals held the truth."""
 
 
 def rows(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:

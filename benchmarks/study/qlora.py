@@ -47,7 +47,7 @@ def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoi
     base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=settings.gradient_checkpointing)
     model: Any = get_peft_model(base, adapter)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=settings.weight_decay)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule_rate(step, steps, settings.warmup, settings.schedule)
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from qra_backends import make_backend
@@ -34,8 +34,9 @@ from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import Diverged
+from qra_eval.tuning.trial import try_rate
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.tunable import RowCount, StepFigures, TunableEvaluator
+from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.launched import get_rank_and_size
@@ -281,6 +282,24 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def write_base(self, plan: Plan, folder: Path) -> None:
         write_base(self.tuner, plan, folder)
 
+    def tuning_steps(self) -> int:
+        return self.tuner.finetune_steps
+
+    def set_learning_rate(self, rate: float | Literal["auto"]) -> None:
+        settings = self.quantized_model.settings
+        self.quantized_model.settings = settings.model_copy(update={LEARNING_RATE: rate})
+
+    def try_rate(
+        self,
+        plan: Plan,
+        rate: float,
+        steps: int,
+        *,
+        beside: RateTrial | None = None,
+        progress: Progress | None = None,
+    ) -> RateTrial:
+        return try_rate(self.tuner, plan, rate, steps, beside, progress)
+
     def tuning_data(self) -> str:
         tuner = self.tuner
         digest = hashlib.sha256()
@@ -309,7 +328,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
 def make_extra(config: RunConfig) -> dict[str, Parameter]:
     """What a search chooses beside bits and ranks by the settings: learning rates, and lengths of evaluations."""
-    extra, rate = {}, config.training.learning_rate
+    extra, rate = {}, config.training.rate
     if config.space.learning_rates:
         extra[LEARNING_RATE] = Parameter(tuple(sorted({*config.space.learning_rates, rate})), rate)
     if config.space.lengths:

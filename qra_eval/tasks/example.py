@@ -81,17 +81,23 @@ def is_text(rows: Any) -> bool:
     return isinstance(first, Mapping) and "text" in first and not set(FIELDS) & set(first)
 
 
-def make_example(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
+def make_example(
+    row: Mapping[str, Any], where: str, columns: Mapping[str, str | Sequence[str]] | None = None
+) -> Example:
     """The example of a row.
 
     Args:
         where: file and line, for messages.
-        columns: the columns of fields that the row has under other names; it then has no others.
+        columns: the columns of fields that the row has under other names, of which several make an object; it then has
+            no others.
     """
-    for name, column in (columns or {}).items():
-        if column not in row:
-            raise BadInput(f"{where}: no column {column!r} for {name}, only {_list_fields(row)}")
-    given = {name: row[column] for name, column in columns.items()} if columns else row
+    given: dict[str, Any] = {} if columns else dict(row)
+    for name, taken in (columns or {}).items():
+        several = [taken] if isinstance(taken, str) else taken
+        for column in several:
+            if column not in row:
+                raise BadInput(f"{where}: no column {column!r} for {name}, only {_list_fields(row)}")
+        given[name] = row[taken] if isinstance(taken, str) else {column: row[column] for column in taken}
     # null, or NaN, is what a table has for no field
     row = {
         name: value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from qra_eval.tasks.example import (
     make_example,
     read_field,
 )
-from qra_eval.tasks.scoring import Metric, exact_match, json_f1, parse_json
+from qra_eval.tasks.scoring import Metric, exact_match, json_f1, make_field_metrics, parse_json
 from qra_eval.tasks.sources import (
     READERS,
     STEMS,
@@ -34,7 +35,9 @@ from qra_eval.tasks.sources import (
     read_text,
 )
 from qra_eval.tasks.splits import split_examples
-from qra_search.errors import BadInput
+from qra_search.errors import BadInput, shorten
+
+log = logging.getLogger(__name__)
 
 LEAST_ROWS = 8
 """Distinct prompts from which all three splits are taken, at least."""
@@ -46,13 +49,14 @@ class JSONLTask(Task):
 
     A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
     chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Rows with
-    choices are judged by them, others by exact match, and by F1 if all wanted answers are JSON objects.
+    choices are judged by them, others by exact match, and by F1 and each field if all wanted answers are JSON objects.
 
     Args:
         data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.jsonl and, if there are,
             validation.jsonl and test.jsonl (or of those kinds), a data set's name on the hub, `owner/name`; in Python
             also a `Dataset`, a list of dictionaries, or a `DatasetDict`.
-        columns: columns by the fields that they are read as, such as `{prompt: question, answer: reply}`.
+        columns: columns by the fields that they are read as, such as `{prompt: question, answer: reply}`; of several,
+            `{answer: [intent, words]}`, the field is a JSON object.
         subset: of a data set on the hub that has several.
         splits: names of a data set's splits, such as `{train: train_sft, test: test_sft}`.
         chat: put rows through the tokenizer's chat template: all (True), none (False), or None: conversations, if the
@@ -68,7 +72,7 @@ class JSONLTask(Task):
         data: Any = None,
         seed: int = 0,
         *,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | Sequence[str]] | None = None,
         subset: str | None = None,
         splits: Mapping[str, str] | None = None,
         chat: bool | None = None,
@@ -91,7 +95,12 @@ class JSONLTask(Task):
         make = partial(make_example, columns=self.columns)
         examples = read_examples(self.data, make, self.subset, self.names)
         what = self.data if isinstance(self.data, str) else self.name
-        self._choose_metrics([example for rows in examples.values() for example in rows], what)
+        every = [example for rows in examples.values() for example in rows]
+        self._choose_metrics(every, what)
+        if lists := [example.answer for example in every if isinstance(parse_json(example.answer), list)]:
+            log.warning(
+                "%d answers of %s are lists, taken as JSON: %s", len(lists), what, shorten(lists[0], 60)
+            )
         return split_examples(examples, self.seed, least=LEAST_ROWS, what=what)
 
     def _choose_metrics(self, examples: Sequence[Example], what: str) -> None:
@@ -102,7 +111,8 @@ class JSONLTask(Task):
             self.judged_by = "choice_loss"
             self.metrics = {}
         elif all(isinstance(parse_json(example.answer), dict) for example in examples):
-            self.metrics = {**self.metrics, "f1": json_f1}
+            fields = make_field_metrics([example.answer for example in examples])
+            self.metrics = {**self.metrics, "f1": json_f1, **fields}
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         if self.wants_chat is None:

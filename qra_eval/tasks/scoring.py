@@ -7,9 +7,11 @@ import inspect
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Metric = Callable[[str, Example], float]
 """The score of an answer to an example, both without white space around the answer; higher is better."""
+FIELDS_SCORED = 6
+"""Fields of a JSON answer with a score of their own, at most."""
 
 
 # -- generated answers -------------------------------------------------------------------------
@@ -44,6 +48,21 @@ def json_f1(answer: str, example: Example) -> float:
     right = sum(1 for name, value in wanted.items() if name in found and _are_equal(found[name], value))
     total = len(found) + len(wanted)
     return 2 * right / total if total else 1.0
+
+
+def score_field(answer: str, example: Example, *, field: str) -> float:
+    """1.0 if a field of a JSON object is the wanted one, or is missing from both; 0.0 if the answer is no object."""
+    found, wanted = parse_json(answer), parse_json(example.answer)
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return 0.0
+    return float(_are_equal(found.get(field), wanted.get(field)))
+
+
+def make_field_metrics(answers: Sequence[str]) -> dict[str, Metric]:
+    """A metric for each field that most of the wanted answers have, as `field NAME`; of `FIELDS_SCORED` at most."""
+    counts = Counter(name for answer in answers for name in parse_json(answer))
+    names = [name for name, count in counts.items() if 2 * count > len(answers)]
+    return {f"field {name}": partial(score_field, field=name) for name in names[:FIELDS_SCORED]}
 
 
 def parse_json(text: str) -> Any:
@@ -105,8 +124,9 @@ def score_answers(
 
 def digest_source(metric: Metric) -> str:
     """Short digest of a function's source; empty if that cannot be read."""
+    function = metric.func if isinstance(metric, partial) else metric
     try:
-        return hashlib.sha256(inspect.getsource(metric).encode()).hexdigest()[:12]
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
     except (OSError, TypeError):  # typed at a prompt, or no plain function
         return ""
 

@@ -134,7 +134,7 @@ class FineTuner:
         settings = self.settings
         if learning_rate is not None:
             settings = settings.model_copy(update={"learning_rate": learning_rate})
-        scales_rate = settings.scales_rate / settings.learning_rate
+        scales_rate = settings.scales_rate / settings.rate
         with self.switcher.train_scales() if settings.scales and steps else nullcontext():
             trained = training.train(
                 self.model,

@@ -51,7 +51,7 @@ def load(
 
     Args:
         folder: of a run, or of one tuning.
-        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: that of the run's plan. A baseline has its
+        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed. A baseline has its
             base once `qra_search.open_run(folder).load(...)` or an export has written it.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, or `cuda:0,cuda:1` for layers on both.

@@ -72,7 +72,7 @@ class Training:
         # On a few hundred small factors one fused kernel takes a fraction of the time.
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters.values())} for group in groups],
-            lr=settings.learning_rate,
+            lr=settings.rate,
             weight_decay=settings.weight_decay,
             fused=True,
         )
@@ -116,7 +116,7 @@ class Training:
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
         settings = self.settings
         share = schedule_rate(self.step, self.steps, settings.warmup, settings.schedule)
-        self.last_rate = settings.learning_rate * share
+        self.last_rate = settings.rate * share
         for group, options in zip(self.groups, self.optimizer.param_groups, strict=True):
             options["lr"] = self.last_rate * group.rate
             nn.utils.clip_grad_norm_(options["params"], MAX_GRADIENT_NORM)

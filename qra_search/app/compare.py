@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -27,10 +28,14 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange, SearchResult
 
+RUNG_BITS, RUNG_RANK = (1, 1.5, 2, 3, 4), 8
+"""Widths of the uniform plans of a ladder, and their rank, if there is none nearer below."""
 SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""
-Against = Literal["best", "all", "shuffled", "none"]
+Against = Literal["best", "all", "shuffled", "none", "ladder"]
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
+TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
+"""What a smaller model may be worse by and still be deployed: points of a metric, or percent of a loss."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ class TunedPlan:
         is_share = min(scores) >= 0 and max(scores) <= 1
         return (max(0.0, low), min(1.0, high)) if is_share else (low, high)
 
-    def to_dict(self, chosen: TunedPlan) -> dict[str, Any]:
-        """Plain data, for JSON, with the change of another plan's loss against its own."""
-        change = None if self is chosen else compare_losses(chosen, self)
+    def to_dict(self, reference: TunedPlan) -> dict[str, Any]:
+        """Plain data, for JSON, with the change of its loss against that of a reference."""
+        change = None if self is reference else compare_losses(self, reference)
         data = {
             "role": self.role,
             "ids": [record.id for record in self.records],
@@ -163,6 +168,62 @@ def compare_scores(tuned: TunedPlan, other: TunedPlan, name: str) -> tuple[float
     return gain, add_seeds(interval, gain, seeds_half_width(tuned.list_seeds(name), other.list_seeds(name)))
 
 
+def measure_lead(tuned: TunedPlan, other: TunedPlan, metric: str) -> tuple[float, Interval | None]:
+    """How much better one is than another, and the 95% interval: in units of a metric, or, without one, as a share of
+    the other's loss; nan if one of them diverged."""
+    if metric:
+        return compare_scores(tuned, other, metric)
+    change = compare_losses(tuned, other)
+    if change is None:
+        return math.nan, None
+    return -change.share, change.interval and (-change.interval[1], -change.interval[0])
+
+
+def is_as_good(tuned: TunedPlan, best: TunedPlan, metric: str, tolerance: float | None = None) -> bool:
+    """Whether one is worse than the best by chance, or by no more than the tolerance.
+
+    Args:
+        metric: that both are judged by; empty: the loss.
+        tolerance: in points of a metric whose scores lie between 0 and 1, else in percent; None: the default.
+    """
+    if tuned is best:
+        return True
+    lead, interval = measure_lead(tuned, best, metric)
+    scores = best.row_scores[metric] if metric else ()
+    is_share = all(0 <= score <= 1 for score in scores)
+    allowed = (
+        (TOLERANCE_POINTS if metric and is_share else TOLERANCE_LOSS) if tolerance is None else tolerance
+    )
+    scale = 1.0 if is_share else abs(best.metrics[metric])
+    return lead >= -allowed / 100 * scale or (interval is not None and interval[1] >= 0)
+
+
+def list_deployable(tunings: Iterable[TunedPlan]) -> list[TunedPlan]:
+    """What can be deployed within the budget: not the untuned model, 16-bit LoRA, and what diverged."""
+    roles = ("plan", "uniform", "shuffled", "other")
+    return [t for t in tunings if t.role in roles and any(t.plan.ranks) and math.isfinite(t.loss)]
+
+
+def find_best(tunings: Sequence[TunedPlan], metric: str) -> TunedPlan:
+    """That of the highest metric, or, without one or of equal ones, of the lowest loss."""
+    return max(tunings, key=lambda t: (t.metrics[metric] if metric else 0.0, -t.loss))
+
+
+def choose_deployed(
+    tunings: Sequence[TunedPlan], metric: str, tolerance: float | None = None
+) -> TunedPlan | None:
+    """The smallest of what can be deployed that is as good as the best of it; None if nothing can be.
+
+    Of several of one size the plan comes first, then the one of lowest loss. Arguments are those of `is_as_good`.
+    """
+    found = list_deployable(tunings)
+    if not found:
+        return None
+    best = find_best(found, metric)
+    good = (t for t in found if is_as_good(t, best, metric, tolerance))
+    return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
+
+
 class Shown:
     """What terminals and notebooks show by a function of the report, named `shown_by`."""
 
@@ -196,6 +257,8 @@ class Comparison(Shown):
         sensitivities: that predict the next uniform plan above the budget; None: its loss is not predicted.
         is_selected: whether it is what its run shows, exports and loads.
         is_of_another: whether the run's plan is another, which is not tuned yet.
+        tolerance: as `is_as_good` takes it.
+        is_named: whether the user named the plan as what is to be deployed.
     """
 
     shown_by = "render_comparison"
@@ -206,6 +269,32 @@ class Comparison(Shown):
     sensitivities: Sensitivities | None = None
     is_selected: bool = False
     is_of_another: bool = False
+    tolerance: float | None = None
+    is_named: bool = False
+
+    @property
+    def deployed(self) -> TunedPlan | None:
+        """What to deploy: the plan if the user named it, else by `choose_deployed`."""
+        return self.chosen if self.is_named else choose_deployed(self.tunings, self.judged_by, self.tolerance)
+
+    @property
+    def judged_by(self) -> str:
+        """The first metric by which something tuned beats a constant answer; empty if none is: the loss judges."""
+        names = (name for name in self.metric_names if not name.endswith("_loss"))
+        return next((name for name in names if name not in self.constant_scores), "")
+
+    @property
+    def constant_scores(self) -> dict[str, float]:
+        """Scores of the most common answer, given to every row, by the metrics of which nothing tuned is certainly
+        better."""
+        tuned = [t for t in self.tunings if t.role != "untuned" and not t.failed]
+        found = {}
+        for name, least in self.chosen.records[0].commonest_scores.items():
+            scored = [t for t in tuned if name in t.metrics]
+            lows = [(t.metric_interval(name) or (t.metrics[name],))[0] for t in scored]
+            if lows and max(lows) <= least:
+                found[name] = least
+        return found
 
     def find_role(self, role: str) -> TunedPlan | None:
         """The tuning of lowest test loss in a role; None if there is none. A uniform plan is a baseline of itself."""
@@ -241,8 +330,9 @@ class Comparison(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        tunings = [tuned.to_dict(self.chosen) for tuned in self.tunings]
-        return {"budget_bytes": self.budget_bytes, "selected": self.is_selected, "tunings": tunings}
+        deployed = None if self.deployed is None else self.deployed.records[0].id
+        shown = {"budget_bytes": self.budget_bytes, "selected": self.is_selected, "deployed": deployed}
+        return {**shown, "tunings": [tuned.to_dict(self.baseline or self.chosen) for tuned in self.tunings]}
 
     def __str__(self) -> str:
         return str(import_module(SHOWN_BY).render_text(self))
@@ -315,7 +405,7 @@ def select_baselines(
 
     Args:
         against: `best`: of the uniform plans that fit, by the search's estimate; `all` of them, and the plan shuffled;
-            the plan `shuffled` alone; `none`.
+            the plan `shuffled` alone; `none`. A `ladder` is that of `list_rungs`.
         result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
 
     Raises:
@@ -335,6 +425,40 @@ def select_baselines(
     allocation = result.allocation(budget_bytes)
     best = None if allocation is None else allocation.best_uniform
     return [fitting[-1] if best is None else best.plan]
+
+
+def list_rungs(space: SearchSpace, plan: Plan, result: SearchResult, limit: int | None = None) -> list[Plan]:
+    """The ladder of a space: uniform plans at `RUNG_BITS` and one rank, the allocated plans between them and a plan of
+    one's own, cheapest first; of at most `limit` bytes."""
+    ranks = [rank for rank in space.uniform_ranks if 0 < rank <= RUNG_RANK] or [
+        max(space.uniform_ranks, default=0)
+    ]
+    uniform = [
+        found
+        for (level, rank), found in space.uniform_by_choice().items()
+        if space.level(level).width in RUNG_BITS and rank == ranks[-1]
+    ]
+    sizes = sorted(map(space.memory_bytes, uniform))
+    middles = (math.isqrt(low * high) for low, high in itertools.pairwise(sizes))
+    between = [
+        a.plan for middle in middles if (a := result.allocation(middle)) is not None and any(a.plan.ranks)
+    ]
+    rungs = {plan, *(p for p in (*uniform, *between) if limit is None or space.memory_bytes(p) <= limit)}
+    return sorted(rungs, key=lambda p: (space.memory_bytes(p), p.key))
+
+
+def choose_rung(rungs: Sequence[Plan], comparison: Comparison) -> Plan | None:
+    """The rung of a ladder, cheapest first, to tune next: the last, then the middle of those of which one may be the
+    smallest that is as good as the best. None if that is known: the curve is flat above it."""
+    known = {t.plan: t for t in list_deployable(comparison.tunings)}
+    places = [i for i, rung in enumerate(rungs) if rung in known]
+    if len(rungs) - 1 not in places:
+        return rungs[-1]
+    metric = comparison.judged_by
+    best = find_best([known[rungs[i]] for i in places], metric)
+    high = next(i for i in places if is_as_good(known[rungs[i]], best, metric, comparison.tolerance))
+    low = max((i for i in places if i < high), default=-1)
+    return None if high - low == 1 else rungs[(low + high) // 2]
 
 
 def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:

@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Against, Comparison, compare, select_baselines
+from qra_search.app.compare import Against, Comparison, choose_rung, compare, list_rungs, select_baselines
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
+from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
+from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
@@ -44,12 +46,14 @@ class Tunings:
         run: as it was read.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
+        rungs: of a ladder, cheapest first, of which no more are tuned than decide how small a plan may be.
     """
 
     run: Snapshot
     plans: tuple[Plan, ...]
     budget_bytes: int
     seeds: tuple[int, ...] = (0,)
+    rungs: tuple[Plan, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -85,10 +89,15 @@ def select_tunings(
     if not any(plan.ranks):
         raise BadInput(NO_ADAPTER)
     budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
+    rungs: list[Plan] = []
+    if against == "ladder":
+        rungs = list_rungs(space, plan, result, limit)
+        budget_bytes = space.memory_bytes(rungs[-1])
+        against = "none"
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)
-    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)))
+    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)), tuple(rungs))
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
@@ -123,7 +132,7 @@ class _Job:
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                self.listener.say(f"tuning {tuning.id} is left for the end, because another process is at it")
+                self.listener.say(f"tuning {tuning.id} is left for the end: {tuning.owner} is at it")
                 return False
             if record is None:
                 record = self._run(tuning, plan, seed)
@@ -143,6 +152,14 @@ class _Job:
             where = f"(in {tuning.path})"
             raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} {where}")
         return True
+
+    def compare_records(self) -> Comparison:
+        run = self.tunings.run
+        budget_bytes, known = self.tunings.budget_bytes, run.result.sensitivities
+        records, space = run.folder.records(), run.result.space
+        found = compare(records, space, self.tunings.plan, budget_bytes, self.settings, known)
+        assert found is not None  # the plan's record is there
+        return found
 
     def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
         """Tune, and write the record; None for a baseline that could not be tuned."""
@@ -193,7 +210,7 @@ def tune_missing(
     if config.finetune.monitor == "task":
         rows = evaluator.row_counts()["validation"].had
         listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
-    folder, result = tunings.run.folder, tunings.run.result
+    folder = tunings.run.folder
     known = {record.id for record in folder.records()}
     missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]
     total = len(tunings.plans) * seeds
@@ -205,17 +222,29 @@ def tune_missing(
             _measure_untuned(job)
         awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
+            tuning = folder.tuning(tuning_id(plan, seed, settings))
+            listener.say(f"waiting for tuning {tuning.id}, which {tuning.owner} is at")
             job.tune(plan, seed, wait=True)
+        _tune_rungs(job)
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
         listener.say(f"Stopped: {kept}. Give the same command again to continue.")
         raise
-    budget_bytes = tunings.budget_bytes
-    found = compare(
-        folder.records(), result.space, tunings.plan, budget_bytes, settings, result.sensitivities
-    )
-    assert found is not None  # the plan's record is there
-    return found
+    return job.compare_records()
+
+
+def _tune_rungs(job: _Job) -> None:
+    """Tune rungs of a ladder until it is known which is the smallest that is as good as the best."""
+    rungs = list(job.tunings.rungs)
+    tried: set[Plan] = set()
+    while rungs and (plan := choose_rung(rungs, job.compare_records())) is not None:
+        if plan in tried:  # it has no figures
+            rungs.remove(plan)
+            continue
+        tried.add(plan)
+        job.listener.say(f"next rung: {format_plan(plan, job.evaluator.space)}")
+        for seed in job.tunings.seeds:
+            job.tune(plan, seed, wait=True)
 
 
 def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
@@ -249,8 +278,11 @@ def _measure_untuned(job: _Job) -> None:
         job.listener.progress("test the untuned model", 1, 1)
 
 
-def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> Snapshot:
-    """The run with a finished comparison as its answer; if the selected tuning took more steps, or the saved adapter is
+def select_answer(
+    run: Snapshot, comparison: Comparison, listener: Listener, tolerance: float | None = None
+) -> Snapshot:
+    """The run with a finished comparison as its answer, and the tolerance with which one of its rows is chosen to be
+    deployed (None: the one before); if the selected tuning took more steps, or the saved adapter is
     not what was tuned, the selection stays, and the listener is told how to change it."""
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
@@ -263,7 +295,46 @@ def select_answer(run: Snapshot, comparison: Comparison, listener: Listener) -> 
             f"`qra show {folder.path} --tuning {own.id}` selects this one"
         )
         return run
-    return replace(run, selection=folder.select(own, comparison.budget_bytes))
+    if tolerance is None and run.selection is not None:
+        tolerance = run.selection.tolerance
+    return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
+
+
+def write_deployed_base(run: Snapshot, evaluator: Evaluator) -> None:
+    """Write the quantized base of what is to be deployed, if it was tuned as a baseline, which is saved without."""
+    comparison = run.comparison()
+    deployed = None if comparison is None else comparison.deployed
+    if deployed is not None and isinstance(evaluator, TunableEvaluator):
+        path = run.folder.tuning(deployed.records[0].id).path
+        if (path / PLAN_NAME).is_file() and not TuningFolder(path).base_file.is_file():
+            evaluator.write_base(deployed.plan, path)
+
+
+def foretell_rate_by_trials(
+    evaluator: TunableEvaluator, config: RunConfig, listener: Listener, tunings: Tunings
+) -> RunConfig:
+    """The settings with the learning rate that short trials foretell for the tuning's steps.
+
+    Trials are kept in the run's folder for its task, model and settings, and made once for all its plans: of a uniform
+    plan that is to be tuned, or else the plan, since the best rate hardly depends on bits and ranks. Of several
+    processes none makes trials.
+    """
+    key = make_rate_key(collect_tuning_settings(config, evaluator))
+    file, steps = tunings.run.folder.rates_file, evaluator.tuning_steps()
+    space = evaluator.space
+    plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
+    trials = read_trials(file, key)
+    while get_rank_and_size()[1] == 1 and (chosen := choose_trial(trials, steps)) is not None:
+        rate, length = chosen
+        alike = [
+            trial for trial in trials if trial.steps == length and len(trial.curve) and trial.made == length
+        ]
+        beside = min(alike, key=lambda trial: trial.loss, default=None)
+        trials.append(evaluator.try_rate(plan, rate, length, beside=beside, progress=listener.progress))
+        append_trial(file, key, trials[-1])
+    foretold = foretell_rate(trials, steps)
+    listener.say(str(foretold))
+    return make_config(config.model_dump(mode="json"), {"training.learning_rate": foretold.rate})
 
 
 def choose_rate(
@@ -311,6 +382,8 @@ def choose_rate(
         raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
     best = min(losses, key=lambda rate: (losses[rate], rate))
     listener.say(f"learning rate {best:g} has the lowest validation loss")
+    if len(losses) > 1 and best in (min(losses), max(losses)):
+        listener.say(f"warning: {best:g} is at the edge of these rates, a better one may lie beyond")
     return configs[best]
 
 

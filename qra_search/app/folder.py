@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qra_search.app.compare import Comparison, ShownResult, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.rates import Foretold, foretell_rate, make_rate_key, read_trials
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluator import Evaluator
@@ -46,11 +47,13 @@ class NoRun(BadInput):
 
 
 class Selection(BaseModel):
-    """The one tuning that a run shows, exports and loads: `selection.json`.
+    """The tuning whose comparison a run shows: `selection.json`.
 
     Attributes:
         tuning: its id.
         budget_bytes: that the plans beside it keep to.
+        tolerance: as `is_as_good` takes it.
+        is_named: the user named it, so it is deployed, whatever stands beside it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +61,8 @@ class Selection(BaseModel):
     format: Literal["qra-selection/1"] = "qra-selection/1"
     tuning: str
     budget_bytes: int
+    tolerance: float | None = None
+    is_named: bool = False
 
 
 class RunFolder:
@@ -70,6 +75,7 @@ class RunFolder:
         self.log_file = self.path / LOG_NAME
         self.plan_file = self.path / PLAN_NAME
         self.report_file = self.path / "report.html"
+        self.rates_file = self.path / "rates.jsonl"
         self.selection_file = self.path / "selection.json"
         self.tunings_folder = self.path / TUNINGS
 
@@ -230,9 +236,10 @@ class RunFolder:
         records = [record for file in files if (record := TuningFolder(file.parent).record()) is not None]
         return sorted(records, key=lambda record: (record.finished_at, record.id))
 
-    def select(self, record: TuningRecord, budget_bytes: int) -> Selection:
-        """Make a tuning the one that the run shows, exports and loads."""
-        selection = Selection(tuning=record.id, budget_bytes=max(budget_bytes, record.memory_bytes))
+    def select(self, record: TuningRecord, budget_bytes: int, **more: Any) -> Selection:
+        """Make a tuning the one whose comparison the run shows; `more` are fields of the selection."""
+        size = max(budget_bytes, record.memory_bytes)
+        selection = Selection(tuning=record.id, budget_bytes=size, **more)
         write_json(self.selection_file, selection.model_dump(), durable=True)
         return selection
 
@@ -272,6 +279,14 @@ class Snapshot:
         id = None if self.selection is None else self.selection.tuning
         return next((record for record in self.records if record.id == id), None)
 
+    def foretold_rate(self) -> Foretold | None:
+        """The learning rate of the selected tuning, as trials foretold it; None if there were none for it."""
+        if self.selected is None:
+            return None
+        trials = read_trials(self.folder.rates_file, make_rate_key(self.selected.settings))
+        foretold = foretell_rate(trials, self.selected.steps)
+        return foretold if trials and foretold.rate == self.selected.learning_rate else None
+
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""
         if self.plan is None:
@@ -306,24 +321,31 @@ class Snapshot:
         if found is None:
             return None
         is_tuned = self.plan in {None, *(record.plan for record in self.records)}
-        return replace(found, is_selected=own == selected.plan, is_of_another=not is_tuned)
+        is_selected = own == selected.plan
+        return replace(
+            found,
+            is_selected=is_selected,
+            is_of_another=not is_tuned,
+            tolerance=self.selection.tolerance,
+            is_named=self.selection.is_named and is_selected,
+        )
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:
         """The folder of a finished tuning with an adapter.
 
         Args:
             name: an id or its beginning; `uniform`, `shuffled` or `16-bit`: that of lowest test loss beside the
-                selected one, of several seeds the first; default: the selected one.
+                selected one, of several seeds the first; default: what is to be deployed (`Comparison.deployed`).
 
         Raises:
             BadInput: there is none; the message lists those that there are.
         """
         records = [record for record in self.records if record.has_adapter]
-        if name is None:
-            found = [record for record in records if record is self.selected]
-        elif name in ROLES:
+        if name is None or name in ROLES:
             comparison = self.comparison()
-            tuned = None if comparison is None else comparison.find_role(name)
+            tuned = None
+            if comparison is not None:
+                tuned = comparison.deployed if name is None else comparison.find_role(name)
             found = [] if tuned is None else [record for record in tuned.records if record.has_adapter][:1]
         else:
             found = [record for record in records if record.id.startswith(name)]

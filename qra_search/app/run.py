@@ -14,7 +14,15 @@ from qra_search import plugins
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
-from qra_search.app.finetune import check_reloads, choose_rate, select_answer, select_tunings, tune_missing
+from qra_search.app.finetune import (
+    check_reloads,
+    choose_rate,
+    foretell_rate_by_trials,
+    select_answer,
+    select_tunings,
+    tune_missing,
+    write_deployed_base,
+)
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -28,7 +36,7 @@ from qra_search.app.settings import (
     make_settings,
 )
 from qra_search.app.tracking import find_trackers, open_trackers
-from qra_search.app.tunable import StepFigures
+from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
@@ -185,7 +193,7 @@ class Run:
         return self._snapshot or self.folder.read()
 
     def select(self, tuning: str) -> Snapshot:
-        """Make another tuning the one that the run shows, exports and loads.
+        """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
         Args:
             tuning: as `load` takes it.
@@ -200,7 +208,7 @@ class Run:
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes))
+        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
         write_report(self._snapshot)
         return self._snapshot
 
@@ -267,14 +275,15 @@ class Run:
         track: str | Sequence[str] = (),
         with_16_bit: bool = False,
         rates: Sequence[float] | None = None,
+        tolerance: float | None = None,
         progress: ProgressArgument = None,
         check: bool = True,
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
-        Only tunings without a record are made. The plan's tuning is selected, to be shown, exported and loaded, unless
-        one of more steps is: `is_selected` of the comparison tells. Of processes that `torchrun` started, all but the
-        first help it, and end in here.
+        Only tunings without a record are made. The comparison becomes the one that is shown, unless one of more steps
+        is: its `is_selected` tells. Its `deployed` is what `export` and `load` take. Of processes that `torchrun`
+        started, all but the first help it, and end in here.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -283,12 +292,15 @@ class Run:
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
-                the same shape, `all` uniform plans that fit and that one, or `none`.
+                the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
+                bits, of any size without `memory`, as far as they tell how small a plan may be.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
+            tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
+                percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
@@ -305,6 +317,10 @@ class Run:
                 if rates:
                     config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
                 evaluator = self.evaluator(listener, config)
+                if config.training.learning_rate == "auto":
+                    tunable = check_can_tune(evaluator, config)
+                    config = foretell_rate_by_trials(tunable, config, listener, tunings)
+                    evaluator = self.evaluator(listener, config)
                 if is_follower():
                     check_can_tune(evaluator, config).serve_tunings()
                 with open_trackers(track, self.path, config) as log:
@@ -313,7 +329,8 @@ class Run:
                         log({f"{id}/{name}": value for name, value in figures.items()}, step)
 
                     comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
-                run = select_answer(run, comparison, listener)
+                run = select_answer(run, comparison, listener, tolerance)
+                write_deployed_base(run, evaluator)
             except RunFailed:
                 if run.selected is not None:
                     listener.say(f"tuning {run.selected.id} stays selected")
@@ -325,7 +342,9 @@ class Run:
         if check:
             check_reloads(comparison, self.folder)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
-        return replace(comparison, is_selected=is_selected)
+        if is_selected and run.selection is not None:
+            tolerance = run.selection.tolerance
+        return replace(comparison, is_selected=is_selected, tolerance=tolerance)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path.
@@ -399,7 +418,7 @@ class Run:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
-            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: the selected one.
+            tuning: an id (see `records`), `uniform`, `shuffled` or `16-bit`; default: what is to be deployed.
 
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
@@ -467,7 +486,14 @@ class Run:
         search = config.search.model_copy(update={"evaluations": DEFAULT_EVALUATIONS})
         wanted = config.model_copy(update={"search": search})
         if self._held is not None and self._held[0] != wanted:
-            self.close()
+            held, evaluator = self._held
+            training = held.training.model_copy(update={"learning_rate": wanted.training.learning_rate})
+            is_alike = held.model_copy(update={"training": training}) == wanted
+            if is_alike and isinstance(evaluator, TunableEvaluator) and not wanted.space.learning_rates:
+                evaluator.set_learning_rate(wanted.training.learning_rate)  # without loading the model again
+                self._held = wanted, evaluator
+            else:
+                self.close()
         if self._held is None:
             self._held = wanted, build_evaluator(config, listener.progress, objects=self._objects)
         evaluator = self._held[1]

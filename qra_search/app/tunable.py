@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from qra_search.evaluator import Evaluator, Progress
 from qra_search.executors import RemoteEvaluator, WorkerExecutor
@@ -40,6 +40,23 @@ class RowCount:
     conflicting: int = 0
     conflicting_prompt: str = ""
     available: int = 0
+
+
+@dataclass(frozen=True)
+class RateTrial:
+    """A short tuning at a learning rate.
+
+    Attributes:
+        steps: that it was to have; `made` fewer if it diverged or ended early.
+        loss: on validation rows; estimated of one that ended early, inf of one that diverged.
+        curve: mean training losses of each tenth of the steps.
+    """
+
+    rate: float
+    steps: int
+    made: int
+    loss: float
+    curve: Sequence[float] = ()
 
 
 class CostedEvaluator(Evaluator):
@@ -112,6 +129,30 @@ class TunableEvaluator(CostedEvaluator):
 
         Raises:
             EvaluationFailed: the plan could not be tuned this time (`out of memory: ...`).
+        """
+
+    @abstractmethod
+    def tuning_steps(self) -> int:
+        """Steps of a full tuning by the settings."""
+
+    @abstractmethod
+    def set_learning_rate(self, rate: float | Literal["auto"]) -> None:
+        """From here on `training.learning_rate` is this one."""
+
+    @abstractmethod
+    def try_rate(
+        self,
+        plan: Plan,
+        rate: float,
+        steps: int,
+        *,
+        beside: RateTrial | None = None,
+        progress: Progress | None = None,
+    ) -> RateTrial:
+        """Tune a plan at a learning rate for a few steps, and keep nothing but its loss.
+
+        Args:
+            beside: another trial of as many steps; one that is far behind it at its middle ends there.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ SETTINGS: dict[str, Any] = {
     "data": _setting("data", str, "--data PATH"),
     "columns": Annotated[
         str | None,
-        option("--columns FIELD=COLUMN,...", "What columns of your data are read as: prompt=ask.", WHAT),
+        option(
+            "--columns FIELD=COLUMN,...", "What columns are read as: prompt=ask,answer={intent,words}.", WHAT
+        ),
     ],
     "metric": _setting("metric", list[str], "--metric FILE.py:NAME"),
     "memory": _setting("memory", list[str], "--memory SIZE"),
@@ -197,8 +200,9 @@ def _read(name: str, value: Any) -> Any:
     if name in ("bits", "ranks"):
         return read_numbers(f"--{name}", value)
     if name == "columns":
-        columns = read_pairs(value.split(","), "--columns", "prompt=question,answer=reply")
-        return {field: str(column) for field, column in columns.items()}
+        parts = re.split(r",(?![^{}]*\})", value)  # not at the commas of `answer={intent,words}`
+        columns = read_pairs(parts, "--columns", "prompt=question,answer=reply")
+        return {field: list(c) if isinstance(c, dict) else str(c) for field, c in columns.items()}
     if name == "backend" and "=" in value:
         backends = read_pairs(value.split(","), "--backend", "2=reference,4=bitsandbytes")
         several = {bits: str(names).split("+") for bits, names in backends.items()}

@@ -23,9 +23,10 @@ from qra_search.space.memory import format_bytes
 
 AGAINST = (
     "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
-    "the same shape; or that one alone."
+    "the same shape; that one alone; or a ladder from 1 to 4 bits, to see how small the model may be."
 )
-TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: the selected tuning."
+TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: what is to be deployed."
+TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss if it has none (default 2)."
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
@@ -53,7 +54,7 @@ def finetune(
         int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
     against: Annotated[
-        Against, option("--against best|all|shuffled|none", AGAINST, show_default=True)
+        Against, option("--against best|ladder|all|shuffled|none", AGAINST, show_default=True)
     ] = "best",
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
@@ -64,6 +65,10 @@ def finetune(
     rates: Annotated[
         str | None,
         option("--rates 5e-4,1e-3,2e-3", "Tune the plan at each, go on with the lowest validation loss."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        option("--tolerance X", "What the deployed model may be worse by than the best: " + TOLERANCE, min=0),
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -101,7 +106,8 @@ def finetune(
                     settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json
                 )
             return
-        comparison = opened.finetune(plan, **asked, **changes, track=track or (), progress=view, check=False)
+        more: dict[str, Any] = {"track": track or (), "tolerance": tolerance, "progress": view}
+        comparison = opened.finetune(plan, **asked, **changes, **more, check=False)
     if as_json:
         common.print_json(comparison.to_dict())
     else:
@@ -158,10 +164,11 @@ def export(
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine
+        source = "the plan" if untuned else f"tuning {opened.folder.find_tuning(tuning).id}"
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
-    print(f"{done.path}: {_describe_difference(done)}")
+    print(f"{source}, {done.path}: {_describe_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")
     if engine is not None and format is None and not untuned:

@@ -12,7 +12,7 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import make_headline, summarize_run
+from qra_search.app.report.finding import make_answer, make_headline, summarize_run
 from qra_search.app.report.tables import (
     TextTable,
     make_allocation_table,
@@ -68,8 +68,8 @@ def show(
 ) -> None:
     """Show a run's plan layer by layer, its tunings, or how two plans differ.
 
-    Of its tunings one is selected: that of the finished comparison of most steps. `--tuning` selects another, which
-    `qra show`, `report`, `export` and `load` take from then on.
+    Of its tunings one is selected, with what was tuned beside it: that of the finished comparison of most steps. The
+    smallest of these that is as good as the best is exported and loaded. `--tuning` names another for both.
 
     [bold]Examples[/]
 
@@ -103,7 +103,10 @@ def show(
         return
     console = common.stdout()
     comparison = snapshot.comparison(None if limit is None else plan, limit)
-    console.print(f"[bold]{escape(summarize_run(result, comparison, limit))}[/]\n")
+    findings = summarize_run(result, comparison, limit)
+    if comparison is not None and limit is None:
+        console.print(f"[bold]{escape(make_answer(comparison))}[/]")
+    console.print(f"{escape(findings)}\n")
     allocation = None if comparison is not None or result.candidates else result.allocation(limit)
     if allocation is not None:
         console.print(make_allocation_table(allocation, result), "")
@@ -116,7 +119,8 @@ def show(
         console.print("\n[bold]tunings[/]")
         console.print(make_record_table(snapshot.records, space, plan))
     if snapshot.selected is not None:
-        console.print(f"\nSelected: tuning {snapshot.selected.id}, which is exported and loaded.")
+        console.print(f"\nSelected: tuning {snapshot.selected.id}, with what was tuned beside it.")
+        console.print(f"Exported and loaded: tuning {snapshot.find_tuning().id}.")
     if snapshot.config is not None:
         resident = formatting.format_resident(snapshot.config, space.memory_bytes(plan), space.weights)
         console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)

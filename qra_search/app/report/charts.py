@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qra_search.app.compare import Comparison, TunedPlan
+from qra_search.app.rates import Foretold
 from qra_search.app.report.formatting import format_loss
 from qra_search.schemas import Plan, format_level
 from qra_search.space.memory import format_bytes
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.transforms import BboxBase
 
 MIB = 2**20
-LEGEND_COLUMNS, LEGEND_ROW, LEGEND_GAP = 2, 20, 22
-"""Columns of a legend, height of its rows, and height of the axis title below it."""
+PER_MILLE = 1e-3
+LEGEND_ROW, LEGEND_GAP = 20, 22
+"""Height of a legend's rows, and of the axis title below it."""
 LEAST_SPAN = 0.05
 """Share of the largest size that the memory axis spans at least."""
 KINDS = {
@@ -65,7 +68,8 @@ BRIGHT = 0.45
 """Brightness of a ground, from 0 to 1, above which text on it is black."""
 Size = tuple[int, int]
 """Width and height in units of an SVG, which are pixels of a page that shows it in its own size."""
-WIDE: Size = (520, 380)
+CHART: Size = (380, 360)
+"""Of the report's charts: on a phone their texts keep nearly their size."""
 UNITS_PER_INCH = 72
 SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
 LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
@@ -95,7 +99,7 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
     kinds = [kind for kind in KINDS if marks[kind]]
     title = "Loss against memory of every plan that was evaluated"
     with use_chart_style() as c:
-        figure, axes = make_figure(title, WIDE, top=34 + LEGEND_ROW * math.ceil(len(kinds) / LEGEND_COLUMNS))
+        figure, axes = make_figure(title, CHART, top=34 + LEGEND_ROW * len(kinds))
         budgets = [budget / MIB for budget in result.memory_budgets]
         sizes = [*(p.memory_bytes / MIB for p in result.candidates), *budgets]
         fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
@@ -118,14 +122,80 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
         for budget in budgets:
             axes.axvline(budget, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
         sizes_of_budgets = [(format_bytes(b), (b / MIB, top), (7.0, -8.0)) for b in result.memory_budgets]
-        taken: list[BboxBase] = []
-        for text, place, shift in (*sizes_of_budgets, *labels):
-            is_at_end = axes.transData.transform(place)[0] > WIDE[0] - 7 * len(text)
-            side: Literal["left", "right"] = "left" if is_at_end else "right"
-            put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
+        _write_labels(axes, [*sizes_of_budgets, *labels])
         above = (0, 1 + LEGEND_GAP / axes.bbox.height)
-        axes.legend(loc="lower left", bbox_to_anchor=above, ncols=LEGEND_COLUMNS, borderaxespad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=above, borderaxespad=0)
     return figure
+
+
+def plot_tuned(comparison: Comparison) -> Figure:
+    """Right answers (or the loss) over memory of all that was tuned, with 95% intervals; 16-bit LoRA is a line."""
+    metric, space = comparison.judged_by, comparison.space
+    tunings = [t for t in comparison.tunings if not t.failed and t.role != "untuned"]
+    beside = next((t for t in tunings if t.role == "16-bit"), None)
+    shown = [t for t in tunings if t is not beside]
+    is_share = bool(metric) and all(0 <= t.metrics[metric] <= 1 for t in tunings)
+    scale, name = (100 if is_share else 1), f"{metric.replace('_', ' ')}{', %' * is_share}" or "test loss"
+
+    def measure(tuned: TunedPlan) -> tuple[float, float, float]:
+        """The figure, and how far its interval reaches below and above."""
+        if not metric:
+            return tuned.loss, 0.0, 0.0
+        middle = scale * tuned.metrics[metric]
+        low, high = tuned.metric_interval(metric) or (tuned.metrics[metric],) * 2
+        return middle, max(0.0, middle - scale * low), max(0.0, scale * high - middle)
+
+    figures = [measure(t) for t in tunings]
+    sizes = [t.memory_bytes / MIB for t in shown]
+    with use_chart_style() as c:
+        figure, axes = make_figure("What was tuned, over memory", CHART)
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
+        fit_axis(axes, "y", name, [v for y, down, up in figures for v in (y - down, y + up)], log=False)
+        if beside is not None:
+            axes.axhline(measure(beside)[0], color=c["uniform"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
+        labels = [] if beside is None else [("16-bit LoRA", (min(sizes), measure(beside)[0]), (0.0, 9.0))]
+        for tuned, size in zip(shown, sizes, strict=True):
+            y, down, up = measure(tuned)
+            kind = FOUND if tuned is comparison.deployed else UNIFORM if tuned.role == "uniform" else FRONT
+            color, shape, width, _ = KINDS[kind]
+            axes.errorbar(
+                [size], [y], [[down], [up]], color=c[color], marker=shape, markersize=width, clip_on=False
+            )
+            choice = space.uniform_choice(tuned.plan)
+            text = {"shuffled": "shuffled", "plan": "plan"}.get(tuned.role, "mixed")
+            text = text if choice is None else f"{format_level(choice[0])}, r{choice[1]}"
+            labels.append((text, (size, y), (9.0, 10.0)))
+        _write_labels(axes, labels)
+    return figure
+
+
+def plot_rates(foretold: Foretold) -> Figure:
+    """Loss over the learning rate of the trials, a line for each length, and the rate that they foretell."""
+    with use_chart_style() as c:
+        figure, axes = make_figure("Trials of learning rates", CHART)
+        known = [trial for trial in foretold.trials if math.isfinite(trial.loss)]
+        rates = [foretold.rate, *(trial.rate for trial in known)]
+        fit_axis(axes, "x", "learning rate, thousandths", [rate / PER_MILLE for rate in rates], log=True)
+        _, top = fit_axis(axes, "y", "validation loss", [trial.loss for trial in known])
+        labels = [
+            (f"{foretold.rate:g} for {foretold.steps} steps", (foretold.rate / PER_MILLE, top), (7.0, -8.0))
+        ]
+        axes.axvline(foretold.rate / PER_MILLE, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
+        for length in sorted({trial.steps for trial in known}):
+            line = sorted((t.rate / PER_MILLE, t.loss) for t in known if t.steps == length)
+            axes.plot(*zip(*line, strict=True), color=c["found"], marker="o", markersize=9)
+            labels.append((f"{length} steps", line[-1], (9.0, 10.0)))
+        _write_labels(axes, labels)
+    return figure
+
+
+def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], tuple[float, float]]]) -> None:
+    """Write texts beside their points, on the side where there is room."""
+    taken: list[BboxBase] = []
+    for text, place, shift in labels:
+        is_at_end = axes.transData.transform(place)[0] > CHART[0] - 7 * len(text)
+        side: Literal["left", "right"] = "left" if is_at_end else "right"
+        put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
 
 
 def get_palette(*, dark: bool = False) -> dict[str, str]:

@@ -7,7 +7,16 @@ import shlex
 from collections.abc import Iterator
 
 from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
-from qra_search.app.compare import Comparison, TunedPlan, compare_losses, compare_scores
+from qra_search.app.compare import (
+    Comparison,
+    TunedPlan,
+    compare_losses,
+    compare_scores,
+    find_best,
+    is_as_good,
+    list_deployable,
+    measure_lead,
+)
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import (
     format_change,
@@ -28,6 +37,11 @@ NOTHING = "No plan has been evaluated with success yet."
 CHANCE = "too small to tell from chance"
 RIGHT = ("accuracy", "exact_match")
 """Metrics that are shares of right answers."""
+SHARES = (
+    *("", "half", "a third", "a quarter", "a fifth", "a sixth"),
+    *("a seventh", "an eighth", "a ninth", "a tenth"),
+)
+"""One of so many parts, from the first."""
 SMALLER = 0.01
 """A baseline that is smaller by more than this share is said to be."""
 
@@ -76,14 +90,9 @@ def list_findings(
 
 
 def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
-    """What a run found, in a line: the plan's figure and size, and those of LoRA on the model in 16 bits."""
+    """What a run found, in a line: what to deploy, or what makes the plan worthless."""
     if comparison is not None:
-        metric, fault = next(iter(comparison.metric_names), ""), next(_list_faults(comparison), None)
-        sixteen = comparison.find_role("16-bit")
-        other = "" if sixteen is None else f"; 16-bit LoRA: {_format_figure(sixteen, metric)}"
-        own = _format_figure(comparison.chosen, metric, " right" if metric in RIGHT else "")
-        name = "" if metric in RIGHT else f"{format_metric_name(metric) or 'test loss'} ".capitalize()
-        return fault or f"{name}{own}{other}"
+        return make_answer(comparison)
     found = find_evaluated(result)
     if found is not None:
         size = format_bytes(found.chosen.memory_bytes)
@@ -102,10 +111,63 @@ def _describe_missing(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 
 
-def _format_figure(tuned: TunedPlan, metric: str, noun: str = "") -> str:
-    has_metric = metric in tuned.metrics
-    figure = format_metric(metric, tuned.metrics[metric]) if has_metric else format_loss(tuned.loss)
-    return f"{figure}{noun} in {format_bytes(tuned.memory_bytes)}"
+def make_answer(comparison: Comparison) -> str:
+    """What to deploy, or, if that is nothing, what makes the plan worthless."""
+    return next(_list_faults(comparison), None) or describe_deployed(comparison)
+
+
+def describe_deployed(comparison: Comparison) -> str:
+    """Which model to deploy (see `choose_deployed`): its figure beside those of 16-bit LoRA and of the best within the
+    budget, and its share of the memory of the first of these."""
+    own, metric = comparison.deployed, comparison.judged_by
+    if own is None:
+        return "Nothing that was tuned can be deployed"
+    best = find_best(list_deployable(comparison.tunings), metric)
+    sixteen = comparison.find_role("16-bit")
+    others = [t for t in (sixteen, best) if t is not None and t is not own]
+    others = others or [t for t in (comparison.baseline, comparison.chosen) if t not in (None, own)][:1]
+    size = format_bytes(own.memory_bytes)
+    text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_figure(own, metric)}"
+    text += " right" if metric in RIGHT else ""
+    for other in others:
+        figure = "diverged"
+        if not other.failed:
+            figure = f"{_format_figure(other, metric)} ({_describe_gap(own, other, comparison)})"
+        text += f", {_name_tuned(other, comparison)} {figure}"
+    parts = round(others[0].memory_bytes / own.memory_bytes) if others else 1
+    if parts > 1:
+        text += f", {SHARES[parts - 1] if parts <= len(SHARES) else f'1/{parts}'} of its memory"
+    return text + (", named by --tuning" if comparison.is_named else "")
+
+
+def _describe_gap(own: TunedPlan, other: TunedPlan, comparison: Comparison) -> str:
+    """How much worse or better another is than what is deployed."""
+    metric = comparison.judged_by
+    lead, interval = measure_lead(own, other, metric)
+    if lead == 0:
+        return "the same"
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        return "within chance"
+    amount = f"{abs(lead):.3g}" if metric else format_percent(abs(lead))
+    if metric and format_metric(metric, other.metrics[metric]).endswith("%"):
+        amount = f"{100 * abs(lead):.1f} points"
+    is_close = lead < 0 and is_as_good(own, other, metric, comparison.tolerance)
+    return f"{amount} {'worse' if lead > 0 else 'better'}{', within the tolerance' * is_close}"
+
+
+def _name_tuned(tuned: TunedPlan, comparison: Comparison) -> str:
+    if tuned.role == "16-bit":
+        return "16-bit LoRA"
+    name = format_plan(tuned.plan, comparison.space)
+    mixed = {"plan": "the plan", "shuffled": "the plan shuffled"}.get(tuned.role)
+    return name if mixed is None or name.startswith("uniform") else mixed
+
+
+def _format_figure(tuned: TunedPlan, metric: str) -> str:
+    if not metric:
+        return f"test loss {format_loss(tuned.loss)}"
+    name = "" if metric in RIGHT else f"{format_metric_name(metric)} "
+    return name + format_metric(metric, tuned.metrics[metric])
 
 
 def summarize_comparison(comparison: Comparison) -> str:
@@ -236,7 +298,7 @@ def list_next_steps(
     """Commands that may follow, each with what it does.
 
     Args:
-        found: what the run found; if a uniform plan won on test data, exporting that is a step.
+        found: what the run found; what was tuned can be exported.
     """
     path = str(folder.path)
     quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
@@ -244,13 +306,10 @@ def list_next_steps(
     if not folder.config_file.is_file():
         return steps  # of a Study in Python: the commands that go on need settings
     if isinstance(found, Comparison):
-        if found.change is not None and not found.change.is_lower:
-            steps.append(("export the uniform plan", f"qra export {quoted} --tuning uniform"))
         steps.append(("export it", f"qra export {quoted}"))
     is_tuned = isinstance(found, Comparison) and not found.is_of_another
     if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
-        steps.append(("with the best learning rate", f"qra finetune {quoted} --rates 5e-4,1e-3,2e-3"))
     planned = folder.config().search.evaluations
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

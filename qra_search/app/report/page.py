@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qra_search.app.compare import Comparison
+from qra_search.app.compare import Comparison, list_deployable
 from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.folder import Snapshot
 from qra_search.app.report import formatting, tables
@@ -24,6 +25,8 @@ from qra_search.app.report.charts import (
     get_palette,
     make_ramp,
     plot_front,
+    plot_rates,
+    plot_tuned,
     to_svg,
 )
 from qra_search.app.report.finding import (
@@ -86,12 +89,17 @@ def render_page(run: Snapshot) -> str:
     findings = [
         text for text in list_findings(result, comparison) if text.rstrip(".") != headline.rstrip(".")
     ]
+    foretold, where = run.foretold_rate(), _describe_model_and_task(run)
+    if comparison is not None:
+        own = comparison.chosen.records[0]
+        where.append(f"tunings of {own.steps} steps, {len(own.row_tokens)} test rows")
+    has_curve = comparison is not None and len(list_deployable(comparison.tunings)) > 2
     ramps = {"bits": len(result.space.bits), "rank": len(result.space.ranks), "damage": DAMAGE_STEPS}
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     page = _load_templates().get_template("page.html")
     return page.render(
         name=run.folder.path.resolve().name,
-        where=_describe_model_and_task(run),
+        where=where,
         result=result,
         records=run.records,
         comparison=comparison,
@@ -102,6 +110,9 @@ def render_page(run: Snapshot) -> str:
         facts=_list_key_figures(run, found),
         allocation=result.allocation() if result.memory_budgets else None,
         chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
+        curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
+        rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
+        foretold="" if foretold is None else str(foretold),
         samples=() if comparison is None else comparison.chosen.samples,
         layout=tables.arrange_groups(result.space),
         heats=() if plan is None else make_heat_maps(result.space, plan, result.sensitivities),
@@ -142,7 +153,7 @@ def _describe_model_and_task(run: Snapshot) -> list[str]:
 def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
     """A chart and its words; matplotlib escapes the texts in it."""
     label = str(figure.get_label())
-    return {"svg": Markup(to_svg(figure, theme="page")), "label": f"{label}. {summary}"}  # noqa: S704
+    return {"svg": Markup(to_svg(figure, theme="page", key=label)), "label": f"{label}. {summary}"}  # noqa: S704
 
 
 def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, str, str]]:
@@ -212,7 +223,8 @@ class HeatMap:
 def make_heat_maps(
     space: SearchSpace, plan: Plan, sensitivities: Sensitivities | None = None
 ) -> list[HeatMap]:
-    """Bits and ranks of a plan, and the damage by the sensitivities if they were measured."""
+    """Bits of a plan, its ranks unless nearly all are the same, and the damage by the sensitivities if they were
+    measured."""
     bits, ranks = (levels.tolist() for levels in space.encode(plan))
     shown = [format_level_label(name) for name in plan.bits]
     ranked = [
@@ -222,8 +234,10 @@ def make_heat_maps(
     levels, steps = [*map(str, space.levels)], [f"rank {rank}" for rank in space.ranks]
     maps = [
         HeatMap("bits", "Bits", "of the frozen weights", bits, shown, levels),
-        HeatMap("rank", "Rank", "of the adapter", ranks, ranked, steps),
     ]
+    linears = [rank for group, rank in zip(space.groups, ranks, strict=True) if not group.is_embedding]
+    if max(Counter(linears).values(), default=0) < tables.EQUAL_RANKS_SHARE * len(linears):
+        maps.append(HeatMap("rank", "Rank", "of the adapter", ranks, ranked, steps))
     if sensitivities is not None:
         maps.append(_make_damage_map(space, sensitivities))
     return maps

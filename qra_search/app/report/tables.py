@@ -21,7 +21,7 @@ from qra_search.allocate.solve import (
 )
 from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
 from qra_search.app.intervals import score_interval
-from qra_search.app.report.finding import summarize_comparison, summarize_run
+from qra_search.app.report.finding import make_answer, summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
     format_change_cell,
     format_evaluations,
@@ -44,8 +44,8 @@ WIDTH = 120
 CHANCE_NOTE = "Chance: the interval holds zero."
 BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
-LEAST_RANK_SHARE = 0.9
-"""Share of linears at the space's smallest rank above which a note explains it."""
+EQUAL_RANKS_SHARE = 0.9
+"""Share of linears of one rank above which ranks are not shown layer by layer, and a note explains the smallest."""
 NOTEBOOK_WIDTH = 110
 """Columns in a notebook."""
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
@@ -103,11 +103,16 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     seeds = max(len(t.records) for t in comparison.tunings)
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     titles = [format_metric_name(name) for name in names]
+    notes = []
+    for name, least in comparison.constant_scores.items():
+        score = format_metric(name, least)
+        notes.append(
+            f"{format_metric_name(name).capitalize()}: the most common answer scores {score} as well."
+        )
     titles_by_rows: dict[int, list[str]] = {}
     for name, title in zip(names, titles, strict=True):
         if chosen.metric_interval(name):
             titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
-    notes = []
     if any(changes):
         notes.append(f"Change: of the row's test loss against that of {compared_with}.")
     if "(" in "".join(changes):
@@ -219,7 +224,7 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         notes.append("Shuffled: its choices on other linears of the same shape; --against shuffled tunes it.")
     least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
     ranks = [rank for group, rank in of_groups if not group.is_embedding]
-    if len(space.ranks) > 1 and ranks.count(least) > LEAST_RANK_SHARE * len(ranks):
+    if len(space.ranks) > 1 and ranks.count(least) > EQUAL_RANKS_SHARE * len(ranks):
         notes.append(f"Nearly all ranks are {least}, since predictions hardly tell ranks apart.")
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
@@ -308,8 +313,10 @@ def render_result(result: SearchResult, comparison: Comparison | None = None) ->
 
 
 def render_comparison(comparison: Comparison) -> Group:
-    """A comparison on test data: the finding in a sentence, and every plan that was tuned."""
-    return Group(Text(summarize_comparison(comparison), style="bold"), Text(), make_tuned_table(comparison))
+    """A comparison on test data: what to deploy, what was found, and every plan that was tuned."""
+    answer, findings = make_answer(comparison), summarize_comparison(comparison)
+    lines = [Text(answer, style="bold"), Text(findings.removeprefix(answer).strip())]
+    return Group(*lines, Text(), make_tuned_table(comparison))
 
 
 def render_html(thing: Any) -> str:

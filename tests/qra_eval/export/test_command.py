@@ -19,7 +19,7 @@ from qra_search.app.cli.errors import run_safely
 SMALL = (
     "--model tiny --task arithmetic --ranks 4,8 --memory 12bpw --granularity fused --strategy random "
     "--set evaluation.steps=2 --set training.batch_size=2 --set evaluation.validation_rows=4 "
-    "--set finetune.test_rows=4 --set finetune.steps=2 --set finetune.sample_answers=0"
+    "--set finetune.test_rows=4 --set finetune.steps=2 --set finetune.sample_answers=0 --set training.max_length=64"
 )
 SERVED = {
     "vllm": "--enable-lora --lora-modules tuned=",

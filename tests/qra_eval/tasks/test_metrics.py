@@ -122,4 +122,19 @@ def test_a_task_of_a_file_has_the_splits_of_the_rows_it_reads(slots, tmp_path):
     own, plain = make_task(f"{slots}:SlotsTask", data=tmp_path / "rows.json"), make_task(rows)
     assert own.name == "slots" and all(own.split(split) == plain.split(split) for split in ("train", "test"))
     assert plain.split("test")[0].answer.startswith(' {"people":')
-    assert set(plain.metrics) == {"exact_match", "f1"}
+    assert set(plain.metrics) == {"exact_match", "f1", "field people"}
+
+
+def test_a_json_answer_is_scored_by_field_and_made_of_columns(caplog):
+    rows = [{"said": f"{i} of us", "intent": "book", "words": f"for {i}"} for i in range(20)]
+    task = make_task(rows, columns={"prompt": "said", "answer": ["intent", "words"]})
+    example = task.split("train")[0]
+    number = example.prompt.split()[0]
+    assert example.answer == f' {{"intent":"book","words":"for {number}"}}'
+    answer = '{"intent":"book","words":"for nobody"}'
+    scores = {name: metric(answer, example) for name, metric in task.metrics.items()}
+    assert scores == {"exact_match": 0.0, "f1": 0.5, "field intent": 1.0, "field words": 0.0}
+    assert task.metrics["field intent"]("book", example) == 0.0, "which is no object"
+    assert all(task.metric_digests.values())
+    make_task([{"prompt": f"{i}", "answer": [i, "a"]} for i in range(20)]).split("test")
+    assert "20 answers of jsonl are lists, taken as JSON" in caplog.text

@@ -15,6 +15,7 @@ from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
 from qra_search.app.compare import (
     Comparison,
     TunedPlan,
+    choose_rung,
     compare,
     compare_losses,
     compare_scores,
@@ -96,6 +97,28 @@ def test_only_tunings_with_the_settings_that_are_given_are_compared() -> None:
     assert compare(records, SPACE, HIGH, LIMIT, {"steps": 1}) is None
 
 
+def test_the_smallest_that_is_as_good_as_the_best_is_deployed() -> None:
+    """Of 200 rows the plan has 190 right, 2 bits everywhere as many but for the last ones."""
+    own = {"accuracy": (1.0,) * 190 + (0.0,) * 10}
+    for wrong, tolerance, plan in ((3, None, LOW), (30, None, PLAN), (30, 20.0, LOW), (-3, None, LOW)):
+        right = 190 - wrong
+        other = {"accuracy": (1.0,) * right + (0.0,) * (200 - right)}
+        comparison = compared(
+            record(PLAN, 4.0, rows=200, row_scores=own), record(LOW, 6.0, rows=200, row_scores=other)
+        )
+        found = replace(comparison, tolerance=tolerance).deployed
+        assert found is not None and found.plan == plan, (wrong, tolerance)
+    constant = replace(comparison.chosen.records[0], commonest_scores={"accuracy": 0.95})
+    judged = compared(constant, record(LOW, 6.0, rows=200, row_scores=own))
+    assert judged.judged_by == "" and judged.constant_scores == {"accuracy": 0.95}
+    assert judged.deployed is judged.chosen, "by the loss, as a constant answer is as good"
+    named = replace(compared(record(LOW, 6.0), record(PLAN, 4.0), plan=LOW), is_named=True)
+    assert named.deployed is named.chosen
+    big, sixteen = record(PLAN, 4.0), record(SIXTEEN, 1.0)
+    assert compared(big, sixteen).deployed.plan == PLAN, "16-bit LoRA is beside the budget"  # type: ignore[union-attr]
+    assert compared(record(PLAN, 0.0, failed="diverged")).deployed is None
+
+
 def test_seeds_of_a_plan_are_one_entry_with_a_standard_error() -> None:
     tuned = compared(record(PLAN, 4.01, seed=1), record(PLAN, 4.0)).chosen
     assert [r.test_loss for r in tuned.records] == pytest.approx([4.0, 4.01]) and tuned.loss == pytest.approx(
@@ -133,7 +156,7 @@ def test_a_seed_that_diverged_takes_the_plans_metrics_and_no_sentence_fails() ->
         record(PLAN, 4.0, **scored), record(LOW, 6.0, **scored), record(SIXTEEN, 0.0, **diverged)
     )
     assert sixteen.metric_names == ["exact_match"]
-    assert "16-bit LoRA: diverged" in make_headline(
+    assert "16-bit LoRA diverged" in make_headline(
         search(ToyEvaluator(SPACE), evaluations=1, strategy="random"), sixteen
     )
 
@@ -243,3 +266,19 @@ def test_a_shuffled_plan_has_the_same_choices_on_linears_of_the_same_shape() -> 
     assert shuffle_plan(space, plan) == shuffled != shuffle_plan(space, plan, seed=7)
     with pytest.raises(BadInput, match="cannot be shuffled"):
         shuffle_plan(space, Plan((2, 8) * 4, (4, 8) * 4))
+
+
+@pytest.mark.parametrize("smallest", range(6))
+def test_the_rungs_of_a_ladder_find_the_smallest_that_is_as_good(smallest: int) -> None:
+    """Plans below one lose 10% of the best's loss, those above it nothing."""
+    rungs = [plan for plan in SPACE.uniform_plans() if plan.ranks[0] == 8 or plan.bits[0] == 2]
+    assert len(rungs) == 6
+    records = [record(rungs[2], 4.0 if smallest <= 2 else 4.4)]
+    while True:
+        comparison = compare(records, SPACE, rungs[2], SPACE.memory_bytes(rungs[-1]), {})
+        assert comparison is not None
+        if (plan := choose_rung(rungs, comparison)) is None:
+            break
+        records.append(record(plan, 4.0 if rungs.index(plan) >= smallest else 4.4))
+    assert comparison.deployed is not None and comparison.deployed.plan == rungs[smallest]
+    assert len(records) <= 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fakes import QuietTunable
 from qra_search import Plan, plugins
 from qra_search.app.cli.errors import run_safely
 from qra_search.app.config import RunConfig
+from qra_search.app.tunable import RateTrial
 from qra_search.errors import EvaluationFailed
 from qra_search.schemas import TuningRecord
 
@@ -51,7 +53,14 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     from qra_eval.evaluators.landscape import build
 
     load = plugins.load
-    seen: dict[str, Any] = {"built": 0, "tuned": [], "devices": [], "folders": [], "stops_after": 10**9}
+    seen: dict[str, Any] = {
+        "built": 0,
+        "tuned": [],
+        "devices": [],
+        "folders": [],
+        "tried": [],
+        "stops_after": 10**9,
+    }
     seen |= {"data": "rows", "metric": "its source", "rates": {}, "shift": lambda config: 0.0}
     seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
 
@@ -95,6 +104,21 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
             )
 
+        def set_learning_rate(rate: Any) -> None:
+            nonlocal config
+            training = config.training.model_copy(update={"learning_rate": rate})
+            config = config.model_copy(update={"training": training})
+
+        def try_rate(plan: Plan, rate: float, steps: int, **options: Any) -> RateTrial:
+            """As if the best rate were 0.002 at 600 steps, and a factor of two off cost a tenth of the loss."""
+            if len(seen["tried"]) >= seen["stops_after"]:
+                raise KeyboardInterrupt
+            seen["tried"].append((plan, rate, steps))
+            off = math.log2(rate / 0.002 / (600 / steps) ** 0.5)
+            return RateTrial(rate, steps, steps, math.exp(0.1 * off**2), (1.0,) * 10)
+
+        evaluator.set_learning_rate, evaluator.try_rate = set_learning_rate, try_rate
+        evaluator.tuning_steps = lambda: config.finetune.steps
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         evaluator.estimate = lambda: {"tuning_seconds": 60.0}
         evaluator.metric_digests = lambda: {"exact_match": seen["metric"]}

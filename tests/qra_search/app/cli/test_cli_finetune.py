@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from cli_runner import MIXED, Qra, read_records, write_plan
 
 from qra_search import Plan
+from qra_search.app.compare import list_rungs
 from qra_search.app.folder import RunFolder
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.memory import format_bytes
@@ -128,7 +130,10 @@ def test_a_uniform_plan_is_named_by_its_bits_and_rank_and_exported_after_a_defea
     lost = qra("finetune", planned, "--plan", "uniform2r4")
     assert lost.status == 0 and tuner["tuned"][0][0] == Plan((2,) * 28, (4,) * 28)
     assert "No plan found" in lost.out and "it may be chance" in " ".join(lost.out.split())
-    assert f"qra export {planned} --tuning uniform" in lost.out
+    assert (
+        "Deploy uniform 2 bits, rank 4 (4.5 MiB): 25.0% right, uniform 4 bits, rank 8 25.0% (the same)"
+        in (" ".join(lost.out.split()))
+    )
     found = RunFolder(planned).find_tuning("uniform").record()
     assert found is not None and found.plan == tuner["tuned"][1][0]
 
@@ -189,7 +194,8 @@ def test_two_processes_tune_different_records_of_one_run(
         done = qra(*mixed)
     said = " ".join(done.err.split())
     assert done.status == 0
-    assert f"tuning {record.id} is left for the end, because another process is at it" in said
+    assert f"tuning {record.id} is left for the end: process {os.getpid()} on " in said
+    assert f"waiting for tuning {record.id}, which process {os.getpid()} on " in said
     assert len(tuner["tuned"]) == 1 and tuner["tuned"][0][0] != MIXED
     assert own.record_file.read_bytes() == content
 
@@ -229,3 +235,31 @@ def test_commands_that_are_printed_name_the_folder_whatever_it_is_called(qra: Qr
     done = qra.search(run)
     assert f"qra show '{run}'" in done.out and f"Report: {run}/report.html" in done.out
     assert f"Report: {run}" in qra("report", run).out
+
+
+def test_a_ladder_ends_when_the_smallest_plan_that_is_as_good_is_known(
+    qra: Qra, planned: Path, tuner: dict[str, Any]
+) -> None:
+    """Every answer is right as often, so that the smallest rung is as good as the best."""
+    done = qra("finetune", planned, "--against", "ladder")
+    space = RunFolder(planned).result().space
+    sizes = [space.memory_bytes(plan) for plan, *_ in tuner["tuned"]]
+    assert done.status == 0 and max(sizes) in sizes[:2] and min(sizes) == sizes[-1]
+    assert 3 <= len(sizes) <= 5 < len(
+        list_rungs(space, tuner["tuned"][0][0], RunFolder(planned).result())
+    ) and len(set(sizes)) == len(sizes)
+    smallest = RunFolder(planned).find_tuning().record()
+    assert smallest is not None and smallest.memory_bytes == min(sizes)
+    assert done.out.count("next rung") == 0 and done.err.count("next rung") == len(sizes) - 1
+    count = len(tuner["tuned"])
+    assert qra("finetune", planned, "--against", "ladder").status == 0 and len(tuner["tuned"]) == count
+    tuner["tuned"].clear()
+    assert qra("finetune", planned, "--against", "ladder", "--memory", "uniform3r8", "--seeds", 2).status == 0
+    assert all(space.memory_bytes(plan) <= max(sizes) for plan, *_ in tuner["tuned"])
+    assert {seed for _, seed, _ in tuner["tuned"]} == {0, 1}
+
+
+def test_rungs_that_fail_are_left_out(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
+    tuner["failing"] = True
+    done = qra("finetune", planned, "--against", "ladder")
+    assert done.status == 0 and "a baseline could not be tuned" in done.err

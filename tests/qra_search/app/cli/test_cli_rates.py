@@ -1,4 +1,4 @@
-"""`qra finetune --rates`: the learning rate that the plan's own tunings choose."""
+"""The learning rate of `qra finetune`: foretold from short trials, or chosen by full tunings (`--rates`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from cli_runner import Qra, read_records
+
+from qra_search.app.folder import RunFolder
 
 RATES = ("--rates", "5e-4,1e-3,2e-3")
 
@@ -82,3 +84,32 @@ def test_a_dry_run_counts_the_tunings_of_all_rates(qra: Qra, searched: Path, tun
     shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
     assert "3, of 100 steps each: 1 plan with 1 seed, and the plan at 2 more learning rates" in shown.out
     assert "about 3 min" in shown.out and not tuner["tuned"]
+
+
+def test_trials_foretell_the_rate_once_for_all_plans(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    """The best rate of the stand-in is 0.002 at 600 steps."""
+    tuner["stops_after"] = 2
+    assert qra("finetune", searched, "--steps", 600, "--against", "none").status == 130
+    tuner["stops_after"] = 100
+    done = qra("finetune", searched, "--steps", 600, "--against", "all")
+    assert done.status == 0 and "learning rate 0.002 for 600 steps, foretold from 3 trials of 100" in done.err
+    assert len(tuner["tried"]) == 3, "one that was made is not made again"
+    assert set(list_rates(searched)) == {0.002}, "the trials are no tunings of the run"
+    assert len({plan for plan, *_ in tuner["tried"]}) == 1
+    assert qra("finetune", searched, "--steps", 600, "--plan", "uniform2r4").status == 0
+    assert len(tuner["tried"]) == 3
+    assert "foretold" in RunFolder(searched).report_file.read_text()
+
+
+def test_a_short_tuning_takes_the_rate_of_its_steps(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    done = qra("finetune", searched, "--steps", 150, "--against", "none")
+    assert done.status == 0 and "learning rate 0.002 for 150 steps, foretold from their number" in done.err
+    assert not tuner["tried"] and list_rates(searched) == [0.002]
+    done = qra("finetune", searched, "--steps", 150, "--set", "training.learning_rate=0.003")
+    assert "foretold" not in done.err and list_rates(searched) == [0.002, 0.003]
+
+
+def test_damaged_trials_are_said(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
+    RunFolder(searched).rates_file.write_text("{}\n")
+    refused = qra("finetune", searched, "--steps", 600)
+    assert refused.status == 2 and "rates.jsonl is damaged: delete it" in refused.err

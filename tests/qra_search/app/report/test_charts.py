@@ -12,16 +12,20 @@ import pytest
 from report_runs import EVIL, add_tunings, make_run
 
 from qra_search.app.folder import Snapshot
+from qra_search.app.rates import foretell_rate
 from qra_search.app.report.charts import (
     MIB,
     fit_axis,
     get_palette,
     make_figure,
     plot_front,
+    plot_rates,
+    plot_tuned,
     put_label,
     to_svg,
     use_chart_style,
 )
+from qra_search.app.tunable import RateTrial
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -109,3 +113,18 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
         "assert all(before[name] == matplotlib.rcParams[name] for name in before if name != 'backend')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_was_tuned_and_the_trials_of_rates_have_charts(run: Snapshot) -> None:
+    comparison = run.comparison()
+    assert comparison is not None
+    (axes,) = plot_tuned(comparison).axes
+    places = {tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1}
+    tuned = [t for t in comparison.tunings if t.role in ("plan", "uniform")]
+    wanted = {(t.memory_bytes / MIB, 100 * t.metrics["exact_match"]) for t in tuned}
+    assert {tuple(map(float, place)) for place in places} >= wanted
+    trials = [RateTrial(rate, 100, 100, loss) for rate, loss in ((1e-3, 0.5), (2e-3, 0.4), (4e-3, 0.6))]
+    foretold = foretell_rate(trials, 600)
+    (axes,) = plot_rates(foretold).axes
+    assert f"{foretold.rate:g} for 600 steps" in {note.get_text() for note in axes.texts}
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 0.5], [2, 0.4], [4, 0.6]]

@@ -201,7 +201,9 @@ def test_the_shuffled_plan_stands_beside_the_uniform_ones_by_its_predicted_loss(
 
 def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> None:
     nothing = search(ToyEvaluator(TWO), strategy="random", evaluations=1)
-    assert make_headline(nothing, compared()) == "Test loss 1.432 in 108.0 MiB"
+    assert make_headline(nothing, compared()) == (
+        "Deploy the plan (108.0 MiB): test loss 1.432, uniform 3 bits, rank 8 test loss 1.710 (16.3% worse)"
+    )
     assert make_headline(nothing, compared(untuned=1.2)).startswith("Both models are worse than untuned")
     assert make_headline(nothing).endswith("KiB; it was not evaluated"), (
         "predicted to be better than what was evaluated"
@@ -210,8 +212,10 @@ def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> 
         "16-bit", Plan((16, 16), (8, 8)), [1.2] * 12, 300, row_scores={"accuracy": (1.0,) * 12, "f1": (9.0,)}
     )
     for scores, line in (
-        ({"accuracy": (1.0, 0.0) * 6}, "50.0% right in 108.0 MiB; 16-bit LoRA: 100.0% in 300.0 MiB"),
-        ({"f1": (7.0,)}, "F1 7 in 108.0 MiB; 16-bit LoRA: 9 in 300.0 MiB"),
+        ({"accuracy": (1.0, 0.0) * 6}, "50.0% right, 16-bit LoRA 100.0% (50.0 points better)"),
+        ({"f1": (7.0,)}, "f1 7, 16-bit LoRA f1 9 (2 better)"),
     ):
         comparison = compared(uniform=None, row_scores=scores)
-        assert make_headline(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen))) == line
+        beside = replace(comparison, tunings=(*comparison.tunings, sixteen))
+        line = f"Deploy the plan (108.0 MiB): {line}, a third of its memory"
+        assert make_headline(nothing, beside) == line

@@ -1,0 +1,89 @@
+"""The learning rate that short trials foretell, beside full tunings at a grid of rates: one line each, resumable.
+
+    python -m benchmarks.study.rates --data DIR --task banking77 --steps 300
+
+Uniform 2 bits, rank 8, as `qra finetune` tunes it. The grid lies around the foretold rate by factors of the square root
+of two. Losses are of `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
+from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.app.rates import choose_trial, foretell_rate
+from qra_search.app.tunable import RateTrial
+
+OUT = RESULTS / "study" / "rates.jsonl"
+BITS, RANK = 2, 8
+GRID = (0, 2, -2, 1, -1)
+"""Places of full tunings, in factors of the square root of two from the foretold rate."""
+VALIDATION_ROWS, TEST_ROWS = 64, 500
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with the task's files")
+    parser.add_argument("--task", default="banking77")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    evaluator = QuantizedLoRAEvaluator(
+        {
+            "model": {"name": options.model, "compute": "bfloat16"},
+            "task": {"name": options.task, "data": options.data},
+            "quantization": {"embeddings": BITS},
+            "space": {"bits": [BITS], "ranks": [RANK]},
+            "evaluation": {"validation_rows": VALIDATION_ROWS},
+            "finetune": {"test_rows": TEST_ROWS, "scored_rows": 0, "sample_answers": 0},
+        }
+    )
+    plan = evaluator.space.uniform(BITS, RANK)
+    assert plan is not None
+    model = Path(options.model).stem
+    shared = {"task": options.task, "model": model, "for_steps": options.steps}
+    machine = {"commit": find_commit(), "cpu": find_cpu_name(), "threads": options.threads}
+
+    def read_own(kind: str) -> list[dict[str, Any]]:
+        wanted = {**shared, "kind": kind}
+        return [line for line in read_lines(options.out) if wanted.items() <= line.items()]
+
+    fields = RateTrial.__dataclass_fields__
+    trials = [
+        RateTrial(**{name: line[name] for name in fields} | {"loss": line["loss"] or math.inf})
+        for line in read_own("trial")
+    ]
+    while (chosen := choose_trial(trials, options.steps)) is not None:
+        rate, length = chosen
+        whole = [trial for trial in trials if trial.steps == length == trial.made]
+        beside = min(whole, key=lambda trial: trial.loss, default=None)
+        trials.append(trial := evaluator.try_rate(plan, rate, length, beside=beside))
+        loss = trial.loss if math.isfinite(trial.loss) else None
+        append_lines(options.out, {**shared, "kind": "trial", **vars(trial), "loss": loss, **machine})
+    foretold = foretell_rate(trials, options.steps)
+    print(foretold, flush=True)
+    for place in GRID:
+        line = {**shared, "kind": "tuning", "place": place, "foretold": foretold.rate}
+        if any(line.items() <= known.items() for known in read_own("tuning")):
+            continue
+        rate = foretold.rate * 2 ** (place / 2)
+        evaluator.set_learning_rate(rate)
+        record = evaluator.tune(plan, steps=options.steps)
+        losses = {"validation_loss": record.validation_loss, "failed": record.failed}
+        losses["test_loss"] = record.test_loss if math.isfinite(record.test_loss) else None
+        cost = {"trials_cost": round(foretold.cost, 3), "deviation": round(foretold.deviation, 3)}
+        append_lines(options.out, {**line, "rate": rate, **losses, **cost, **machine})
+        print(f"  {rate:.4g}: test loss {record.test_loss:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

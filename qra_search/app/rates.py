@@ -1,0 +1,168 @@
+"""The learning rate of a full tuning, foretold from short trials: which one is next, and what they say.
+
+The best rate falls as the inverse square root of the steps, by a factor that differs by model (docs/tuning.md).
+Trials at one length, by factors of two until the best has a worse one on either side, give its best rate by a parabola
+in the logarithm; the law carries it to the full length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qra_search.app.tunable import RateTrial
+from qra_search.errors import BadInput
+
+LAW_RATE, LAW_STEPS, LAW_FROM = 1e-3, 600, 60
+"""Best rate after so many steps, the middle of the models that were measured; fewer steps than the last count as these,
+since the best rate is then at the edge of divergence."""
+SLOPE, SLOPE_DEVIATION = -0.5, 0.07
+"""Slope of the best rate over the steps, both in logarithms, and its deviation between models."""
+TRIAL_STEPS, TRIAL_SHARE = 100, 0.1
+"""A trial's steps, at least, and as a share of those of the tuning."""
+LEAST_TRIALS = 3
+NOISE = 0.01
+"""Deviation of a trial's log loss, of trials that see the same rows."""
+WIDE = 0.4
+"""Deviation of the foretold rate, in factors of two, beyond which trials of twice the length are worth their cost."""
+DIVERGED = math.log(2)
+"""What a trial that diverged counts as having lost in log loss."""
+FARTHEST = 6
+"""Factors of two from the first rate to the last that is tried."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """The learning rate for a tuning of so many steps.
+
+    Attributes:
+        deviation: of the rate, in factors of two.
+        trials: that it follows from; empty: from the law alone.
+        is_at_edge: the best of the trials is the lowest or the highest rate, so a better one may lie beyond.
+    """
+
+    rate: float
+    steps: int
+    deviation: float
+    trials: tuple[RateTrial, ...] = ()
+    is_at_edge: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Steps of the trials, in tunings."""
+        return sum(trial.made for trial in self.trials) / self.steps
+
+    def __str__(self) -> str:
+        head = f"learning rate {self.rate:g} for {self.steps} steps, foretold"
+        if not self.trials:
+            return f"{head} from their number alone, as trials would take longer than the tuning"
+        lengths = " and ".join(map(str, sorted({trial.steps for trial in self.trials})))
+        text = f"{head} from {len(self.trials)} trials of {lengths} steps ({self.cost:.0%} of a tuning)"
+        edge = "; warning: the best is at the edge of the rates tried, a better one may lie beyond"
+        return text + edge * self.is_at_edge
+
+
+def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
+    """The best rate of a tuning of so many steps, by its trials, or by the law alone if there are none.
+
+    >>> foretell_rate((), 600).rate, foretell_rate((), 150).rate
+    (0.001, 0.002)
+    """
+    if not trials:
+        return Foretold(_round(_apply_law(steps)), steps, 1.0)
+    *_, (last, best, deviation, is_at_edge) = fits = [
+        (length, *_find_best(_at_length(trials, length))) for length in sorted({t.steps for t in trials})
+    ]
+    slope, variance = SLOPE, SLOPE_DEVIATION**2
+    if len(fits) > 1:
+        first, other, other_deviation, _ = fits[0]
+        apart = math.log2(last / first)
+        own = (deviation**2 + other_deviation**2) / apart**2
+        slope = (slope * own + (best - other) / apart * variance) / (own + variance)
+        variance = own * variance / (own + variance)
+    ahead = math.log2(steps / last)
+    deviation = math.hypot(deviation, math.sqrt(variance) * ahead)
+    return Foretold(_round(2 ** (best + slope * ahead)), steps, deviation, tuple(trials), is_at_edge)
+
+
+def choose_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
+    """Rate and steps of the next trial; None if there are enough, or they would cost more than the tuning."""
+    first = max(TRIAL_STEPS, round(TRIAL_SHARE * steps))
+    length = max([first, *(trial.steps for trial in trials)])
+    known = _at_length(trials, length)
+    left = steps - sum(trial.made for trial in trials)
+    if not known:
+        return (_round(_apply_law(length)), length) if LEAST_TRIALS * length <= steps else None
+    best = min(known, key=lambda t: (t.loss, t.rate))
+    rates = [best.rate / 2] if math.isinf(best.loss) else [best.rate * 2, best.rate / 2]
+    tried = {round(math.log2(trial.rate / known[0].rate)) for trial in known}
+    missing = [rate for rate in rates if round(math.log2(rate / known[0].rate)) not in tried]
+    if missing:
+        is_near = abs(math.log2(missing[0] / known[0].rate)) < FARTHEST + 0.5
+        return (missing[0], length) if is_near and (len(known) < LEAST_TRIALS or length <= left) else None
+    foretold = foretell_rate(trials, 2 * length)
+    is_wide = foretell_rate(trials, steps).deviation > WIDE
+    if length == first and is_wide and LEAST_TRIALS * 2 * length <= left:
+        return foretold.rate, 2 * length
+    return None
+
+
+def _apply_law(steps: int) -> float:
+    return LAW_RATE * (max(steps, LAW_FROM) / LAW_STEPS) ** SLOPE
+
+
+def _at_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
+    return [trial for trial in trials if trial.steps == length]
+
+
+def _find_best(trials: Sequence[RateTrial]) -> tuple[float, float, bool]:
+    """log2 of the best rate of trials of one length, its deviation, and whether it is the lowest or the highest."""
+    losses = {round(math.log2(trial.rate / trials[0].rate)): trial.loss for trial in trials}
+    at = min(losses, key=lambda place: (losses[place], place))
+    middle = math.log2(trials[0].rate) + at
+    if not {at - 1, at + 1} <= losses.keys() or math.isinf(losses[at]):
+        return middle, 1.0, True
+    lower, higher = (min(math.log(losses[place] / losses[at]), DIVERGED) for place in (at - 1, at + 1))
+    bend = lower + higher
+    if bend < NOISE:
+        return middle, 1.0, False
+    off = (lower - higher) / (2 * bend)
+    return middle + off, min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2)), False
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+# -- what is kept ------------------------------------------------------------------------------
+def make_rate_key(settings: Mapping[str, Any]) -> str:
+    """Digest of what a trial follows from beside rate and steps, from the settings of a full tuning."""
+    training = {name: v for name, v in settings.get("training", {}).items() if name != "learning_rate"}
+    content = json.dumps([training, settings.get("evaluator"), settings.get("data")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def read_trials(path: Path, key: str) -> list[RateTrial]:
+    """The trials with a key, in the order they were made; raises BadInput if the file is damaged."""
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        found = [line for line in lines if line.pop("key") == key]
+        return [
+            RateTrial(**{**line, "loss": math.inf if line["loss"] is None else line["loss"]})
+            for line in found
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is damaged: delete it, the trials of learning rates are made anew") from error
+
+
+def append_trial(path: Path, key: str, trial: RateTrial) -> None:
+    loss = trial.loss if math.isfinite(trial.loss) else None
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": key, **asdict(trial), "loss": loss}) + "\n")
