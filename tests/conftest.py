@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -23,6 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
     # A shell starts what runs in the background with SIGINT ignored, and every child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: each collection of garbage would look at all that torch and transformers hold again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

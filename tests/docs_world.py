@@ -18,19 +18,19 @@ from brief_steps import make_brief
 from qra_backends.mixed import CALIBRATED_CHOICE
 
 from qra_search.app import run as runs
-from qra_search.app.config import RunConfig
+from qra_search.app.config import RunConfig, make_config
 from qra_search.app.settings import make_settings
-from qra_search.sections import EvaluationConfig, FinetuneConfig
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
 FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
-SMALL = {"evaluation": EVALUATION, "finetune": FINETUNE}
+SMALL = {"evaluation": EVALUATION, "finetune": FINETUNE, "training": {"max_length": 64}}
 EVALUATIONS = 4
 REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bsmollm2\b(?!\.yaml)", "tiny"),
     (r"\b[\d.]+(MiB|GiB)\b", "165KiB"),  # between the smallest plan of the tiny model and uniform 4 bits
     (r"((?:--evaluations|-n) |\bevaluations=)\d+", rf"\g<1>{EVALUATIONS}"),
     (r"(--seeds )\d+", r"\g<1>1"),
+    (r"(--epochs )[\d.]+", r"\g<1>0.04"),  # two steps of the world's rows
     (r"--against all", "--against best"),
 )
 TAKES_SETTINGS = ("plan", "search", "demo")
@@ -48,16 +48,15 @@ def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The default backend is without trellis codes, which take three times as long to make and have tests of their own.
     """
-    from qra_eval import QuantizedLoRAEvaluator
+    from qra_eval.evaluators import quantized_lora
 
-    def brief(config: Any = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-        fields = {f"{name}.{field}": value for name, own in SMALL.items() for field, value in own.items()}
-        return make_settings(config, fields | dict(overrides or {}))
+    brief = {f"{name}.{field}": value for name, own in SMALL.items() for field, value in own.items()}
 
-    monkeypatch.setattr(runs, "make_settings", brief)
-    defaults = QuantizedLoRAEvaluator.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "evaluation", EvaluationConfig(**EVALUATION))
-    monkeypatch.setitem(defaults, "finetune", FinetuneConfig(**FINETUNE))
+    def make_brief_settings(config: Any = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        return make_settings(config, brief | dict(overrides or {}))
+
+    monkeypatch.setattr(runs, "make_settings", make_brief_settings)
+    monkeypatch.setattr(quantized_lora, "make_config", lambda fields: make_config(fields, brief))
     make_brief(monkeypatch)
     for width in (2, 3, 4, 5):
         monkeypatch.setitem(CALIBRATED_CHOICE, width, "reference-gptq")

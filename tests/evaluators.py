@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,13 @@ from qra_eval.export.tuned import TunedRun
 from qra_search.schemas import Plan
 from qra_search.sections import ModelConfig, SearchConfig, TaskConfig
 from qra_search.space.space import SearchSpace
+
+BRIEF: dict[str, dict[str, Any]] = {
+    "training": {"max_length": 64},
+    "evaluation": {"validation_rows": 8},
+    "finetune": {"sample_answers": 0},
+}
+"""What a test gets that does not say otherwise: time grows with rows, their length and answers, and tells nothing."""
 
 
 def make_evaluator(
@@ -21,7 +28,7 @@ def make_evaluator(
     progress: Any = None,
     **settings: Any,
 ) -> QuantizedLoRAEvaluator:
-    """The evaluator of a model and a task.
+    """The evaluator of a model and a task, brief where the settings leave it open.
 
     Args:
         task: a name, a file, the fields of `TaskConfig`, rows or a `Task`.
@@ -30,7 +37,10 @@ def make_evaluator(
     of_model = {name: settings.pop(name) for name in ModelConfig.model_fields if name in settings}
     of_search = {name: settings.pop(name) for name in SearchConfig.model_fields if name in settings}
     named = {"name": task} if isinstance(task, str) else task if isinstance(task, dict | TaskConfig) else None
-    sections = {"model": {"name": str(model), **of_model}, "search": of_search, **settings}
+    sections = {"model": {"name": str(model), **of_model}, "search": of_search, **BRIEF, **settings}
+    for name, brief in BRIEF.items():
+        if isinstance(sections[name], Mapping):
+            sections[name] = {**brief, **sections[name]}
     config = sections if named is None else {**sections, "task": named}
     return QuantizedLoRAEvaluator(
         config, task=task if named is None else None, weights=weights, progress=progress

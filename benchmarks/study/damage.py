@@ -56,7 +56,7 @@ def measure(options: Namespace) -> Iterator[dict[str, Any]]:
     """A line for each number of tokens, the last one with all levels."""
     name = Path(options.model).name
     known = {
-        (line["asked_tokens"])
+        line["asked_tokens"]
         for line in read_lines(options.out)
         if (line["model"], line["task"]) == (name, options.task)
     }
@@ -175,9 +175,9 @@ def compute_lost_leads(line: dict[str, Any], damage: dict[str, dict[str, float]]
 
 def solve(table: np.ndarray, sizes: np.ndarray, bytes_: int) -> np.ndarray:
     """The level of each linear, (G,), of the least sum of a table (G, B) within so many bytes."""
-    code = knapsack.solve(table[:, :, None], sizes[:, :, None], bytes_)
-    assert code is not None
-    return code[0]
+    solution = knapsack.solve(table[:, :, None], sizes[:, :, None], bytes_)
+    assert solution is not None
+    return solution.code[0]
 
 
 if __name__ == "__main__":

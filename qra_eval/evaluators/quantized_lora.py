@@ -27,6 +27,7 @@ from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.trial import try_rate
@@ -61,6 +62,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     fidelities: tuple[float, ...] = FIDELITIES
     load = staticmethod(load)
+    generate = staticmethod(generate)
 
     def __init__(
         self,

@@ -43,9 +43,14 @@ class Exported:
 
 
 class Exporter(ABC):
-    """One format, registered in the entry-point group `qra.exporters`; its options are those of its constructor."""
+    """One format, registered in the entry-point group `qra.exporters`; its options are those of its constructor.
+
+    Attributes:
+        needs_adapter: whether it writes nothing of a plan that is untuned.
+    """
 
     name: ClassVar[str]
+    needs_adapter: ClassVar[bool] = True
 
     def list_issues(self, run: TunedRun) -> list[str]:
         """Reasons why this run cannot be written, each with its mend; empty if it can. Writes nothing."""
@@ -70,6 +75,8 @@ class Exporter(ABC):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
         tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
         reasons = self.list_issues(tuned)
+        if self.needs_adapter and tuned.adapter_folder is None:
+            reasons = ["it needs an adapter: leave out --untuned, or take gguf, merged or recipe"]
         if getattr(tuned.config, "auto_map", None) and tuned.trusted:
             reasons = ["the model comes with its own code, which is not exported: load it with qra_eval.load"]
         if reasons:

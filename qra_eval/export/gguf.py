@@ -24,6 +24,7 @@ from qra_eval.models.gguf_families import (
     list_family_notes,
 )
 from qra_eval.models.linears import ROUTERS
+from qra_eval.tuning.generate import Generation
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 
@@ -42,6 +43,7 @@ class GGUFExporter(Exporter):
     """
 
     name = "gguf"
+    needs_adapter = False
 
     def __init__(self, pre: str | None = None):
         self.pre = pre
@@ -59,20 +61,21 @@ class GGUFExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         notes = write_model(run, out / MODEL_FILE, self.pre)
-        write_lora(run, out / ADAPTER_FILE)
-        # The prompt as it comes, as in tuning.
-        (out / OLLAMA_FILE).write_text(
-            f"FROM ./{MODEL_FILE}\nADAPTER ./{ADAPTER_FILE}\nTEMPLATE {{{{ .Prompt }}}}\n"
-        )
-        notes += [
-            f"llama-server -m {out / MODEL_FILE} --lora {out / ADAPTER_FILE}",
-            f"ollama create NAME -f {out / OLLAMA_FILE}",
-        ]
+        command, adapter = f"llama-server -m {out / MODEL_FILE}", None
+        ollama = f"FROM ./{MODEL_FILE}\n"
+        if run.adapter_folder is not None:
+            adapter = out / ADAPTER_FILE
+            write_lora(run, adapter)
+            # The prompt as it comes, as in tuning.
+            ollama += f"ADAPTER ./{ADAPTER_FILE}\nTEMPLATE {{{{ .Prompt }}}}\n"
+            command += f" --lora {adapter}"
+        (out / OLLAMA_FILE).write_text(ollama)
+        notes += [command, f"ollama create NAME -f {out / OLLAMA_FILE}"]
         if not llama_cpp.is_installed():
             return Exported(out, (*notes, "not compared: llama.cpp is not installed (llama-cpp-py-sync)"))
         prompts = [ids[0].tolist() for ids in run.input_ids]
         try:
-            logits = llama_cpp.compute_logits(out / MODEL_FILE, out / ADAPTER_FILE, prompts)
+            logits = llama_cpp.compute_logits(out / MODEL_FILE, adapter, prompts)
         except RuntimeError as error:
             if self.pre is None:
                 raise
@@ -81,6 +84,13 @@ class GGUFExporter(Exporter):
             ) from error
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
+
+    @staticmethod
+    def generate(out: Path, prompt: str, **options: Any) -> Generation:
+        """Answer a prompt by an export, in llama.cpp; takes what `llama_cpp.generate` does."""
+        if not llama_cpp.is_installed():
+            raise BadInput("llama.cpp is not installed: pip install llama-cpp-py-sync")
+        return llama_cpp.generate(out / MODEL_FILE, out / ADAPTER_FILE, prompt, **options)
 
 
 def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:

@@ -117,6 +117,7 @@ class MergedExporter(Exporter):
     """
 
     name = "merged"
+    needs_adapter = False
 
     def __init__(self, dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"):
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -308,6 +309,7 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
     B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns a note of
     the bytes that the zeros take, if any.
     """
+    assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
     if not one_rank:
         return []

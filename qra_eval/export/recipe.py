@@ -26,6 +26,7 @@ class RecipeExporter(Exporter):
     """Files for `llama-quantize`, exllamav3 and AutoRound, which then quantize the original model at these bits."""
 
     name = "recipe"
+    needs_adapter = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         widths = read_widths(run)

@@ -36,6 +36,7 @@ class TunedRun:
     Attributes:
         plan: what `plan.json` holds.
         spec: the model, as `load_model` takes it.
+        adapter_folder: None of a plan that is exported untuned.
         trusted: whether code that comes with the model is run.
         base: the model with quantized linears, without adapter, its tables dequantized.
         tables: quantized embeddings and head by path, or the one table of both by the embedding's.
@@ -49,7 +50,8 @@ class TunedRun:
         self.folder = loading.find_tuning(Path(folder))
         self.trusted = is_code_trusted(self.folder)
         self.plan = loading.read_tuned_plan(self.folder)
-        self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER)
+        is_tuned = not self.plan.get(loading.UNTUNED)
+        self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER) if is_tuned else None
         self.spec = str(self.plan["model"])
         self.dtype: torch.dtype = getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
@@ -79,6 +81,8 @@ class TunedRun:
 
     def _compute_tuned_logits(self) -> list[Tensor]:
         """Logits with the adapter on the base, which is then taken off again."""
+        if self.adapter_folder is None:
+            return self.compute_logits(self.base)
         keep_expert_names(self.base)
         with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
             tuned = add_adapter(self.base, self.adapter_folder)
@@ -107,11 +111,14 @@ class TunedRun:
     @cached_property
     def alpha(self) -> float:
         """The adapter's: a linear of rank r computes base(x) + alpha / r · B (A x)."""
+        assert self.adapter_folder is not None, "nothing was tuned"
         return float(json.loads((self.adapter_folder / "adapter_config.json").read_text())["lora_alpha"])
 
     @cached_property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The adapter's A (rank, in) and B (out, rank), as saved, by linear."""
+        """The adapter's A (rank, in) and B (out, rank), as saved, by linear; none if nothing was tuned."""
+        if self.adapter_folder is None:
+            return {}
         tensors = load_file(self.adapter_folder / "adapter_model.safetensors")
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for key, A in tensors.items():

@@ -7,13 +7,16 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import gguf
+import numpy as np
 import torch
 from filelock import FileLock
-from gguf import GGUFReader
 
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_search.errors import BadInput, first_line
@@ -22,13 +25,15 @@ CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
 
 
-class Header(GGUFReader):
+class Header(gguf.GGUFReader):
     """Metadata and table of tensors, read no further than the file goes.
 
     gguf 0.19 reads beyond the end as nothing: where a count is damaged it would loop for ever.
     """
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
+        plain: Any = self.data.view(np.ndarray)  # slices of a memmap take ten times as long
+        self.data = plain
         found = super()._get(offset, dtype, count, *args, **options)
         if len(found) < int(count):
             raise ValueError(f"truncated or broken at byte {int(offset)}")
@@ -64,7 +69,7 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
             header = read_header(path)
-            with _convert_errors(path):
+            with _convert_errors(path), _share_reader(header):
                 model, tokenizer = _read_model(path, header, dtype)
             try:
                 for part in (model, tokenizer):
@@ -115,6 +120,15 @@ def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> 
     if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
         warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
     return config
+
+
+@contextmanager
+def _share_reader(header: Header) -> Iterator[None]:
+    """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
+    tensors for each module, which takes 20 seconds for SmolLM2."""
+    names = cache(gguf.get_tensor_name_map)
+    with patch.multiple("gguf", GGUFReader=lambda path: header, get_tensor_name_map=names):
+        yield
 
 
 @contextmanager

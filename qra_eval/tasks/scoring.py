@@ -161,6 +161,7 @@ def generate_answers(
     batch_size: int = 8,
     stop: Sequence[str] = (),
     ends: Sequence[int] = (),
+    streamer: Any = None,
 ) -> list[str]:
     """Continue each prompt, given as token ids, greedily until an end token, a stop text, or `max_new_tokens`.
 
@@ -168,6 +169,7 @@ def generate_answers(
 
     Args:
         ends: tokens that end an answer, beside those of the tokenizer and the model.
+        streamer: of transformers, which is given the tokens of a single prompt as they come.
     """
     import torch  # seconds, which a task that is refused does without
     from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
@@ -201,6 +203,7 @@ def generate_answers(
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,
                 stopping_criteria=criteria,
+                streamer=streamer,
             )
             texts = tokenizer.batch_decode(
                 out[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False

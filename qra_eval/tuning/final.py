@@ -22,7 +22,7 @@ from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
-from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, load
+from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED, load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -233,20 +233,30 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
     digest = hash_tensors(tensors)
     if any(plan.ranks):
         write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
+    _write_plan(tuner, plan, folder, {BASE_DIGEST: digest})
+
+
+def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: dict[str, Any]) -> None:
+    quantized = tuner.quantized_model
     made_of = {
         "model": quantized.loaded.spec,
         "weights": quantized.loaded.fingerprint,
         "dtype": str(quantized.dtype).removeprefix("torch."),
         "backend": quantized.backend.spec,
-        BASE_DIGEST: digest,
     }
-    write_json(folder / PLAN_NAME, plan_to_dict(space, plan) | made_of)
+    data = plan_to_dict(tuner.space.find_space(plan), plan)
+    write_json(folder / PLAN_NAME, data | made_of | more)
 
 
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
-    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed."""
+    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed.
+
+    In a folder without a tuning, that of the plan untuned, and its `plan.json`.
+    """
     tuner.switcher.quantize_plan(plan)
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
+    if not (folder / PLAN_NAME).is_file():
+        _write_plan(tuner, plan, folder, {BASE_DIGEST: hash_tensors(tensors), UNTUNED: True})
     if (folder / SCALES_FILE).is_file():
         tensors |= load_file(folder / SCALES_FILE)
     if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):

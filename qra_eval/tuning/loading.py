@@ -26,6 +26,8 @@ from qra_search.space.serialization import PLAN_NAME, read_plan_file
 
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
+UNTUNED = "untuned"
+"""Set in the plan of a folder that has a quantized base alone, as `qra export --untuned` makes one to read."""
 NO_ADDRESS = (
     "the base of this adapter is quantized by qra. Load both with qra_eval.load, or write them for "
     "other tools with qra export"
@@ -151,7 +153,10 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    missing = [name for name in (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER) if not (folder / name).exists()]
+    data = read_json(folder / PLAN_NAME)
+    is_untuned = isinstance(data, dict) and bool(data.get(UNTUNED))
+    needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         if (folder / "adapter_config.json").is_file():
             raise BadInput(

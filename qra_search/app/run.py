@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qra_search import plugins
@@ -49,6 +50,8 @@ from qra_search.study.study import Callback, Listener
 
 DEFAULT_FORMAT = "peft"
 """Export format of a run that was searched for no engine."""
+GENERATING = ("transformers", "llama.cpp")
+"""Engines that `generate` has; the first is the default."""
 
 
 def plan(
@@ -348,6 +351,7 @@ class Run:
         out: str | Path | None = None,
         *,
         tuning: str | None = None,
+        untuned: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Write a tuned plan for another tool; see docs/export.md for the formats.
@@ -356,6 +360,7 @@ class Run:
             format: default: that of the engine that the run was searched for, or `peft`.
             out: default: `exports/FORMAT` in the run's folder, with the id of a tuning that is named.
             tuning: as `load` takes it.
+            untuned: write the run's plan without an adapter, as its sensitivities were measured.
             options: of the format.
 
         Returns:
@@ -368,21 +373,34 @@ class Run:
         name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
         if name not in plugins.list_names("exporters"):
             plugins.load("exporters", name)  # which says what there is
-        found = self.folder.check().find_tuning(tuning)
+        if untuned and tuning is not None:
+            raise BadInput("give --tuning or --untuned, not both")
+        run = self.folder.check()
+        found = run.tuning("untuned") if untuned else run.find_tuning(tuning)
         weights = found.adapter / "adapter_model.safetensors"
-        if not weights.is_file():
+        if not weights.is_file() and not untuned:
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
         for file in (found.base_file, weights):
             if file.is_file():
                 read_tensor_names(file)  # before seconds of loading libraries
-        path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if tuning else name))
+        is_named = tuning is not None or untuned
+        path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
             exporter = plugins.load("exporters", name).with_options(given)
+            if untuned:
+                return self._export_untuned(exporter, path)
             self.write_base(found)
             return exporter.export(found.path, path, **self._loaded_objects)
+
+    def _export_untuned(self, exporter: Any, path: Path) -> Any:
+        plan = self.folder.read().require_plan()
+        with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
+            check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
+            self.close()
+            return exporter.export(holder, path, **self._loaded_objects)
 
     def load(
         self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False
@@ -398,11 +416,48 @@ class Run:
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
-            load = getattr(plugins.load("evaluators", self.config.evaluator), "load", None)
-            if load is None:
-                raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
             options = {"device": device, "trust_remote_code": trust_remote_code}
-            return load(found.path, **self._loaded_objects, **options)
+            return self._find_loader("load")(found.path, **self._loaded_objects, **options)
+
+    def generate(
+        self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any
+    ) -> Any:
+        """Answer a prompt by a tuned plan, greedily.
+
+        Args:
+            prompt: as the model gets it, without a chat template.
+            engine: `transformers` or `llama.cpp`, whose export is written if it is not there; default: the run's, or
+                transformers.
+            tuning: as `load` takes it.
+            options: `tokens`, the most of an answer; `on_text`, called with each piece of the answer as it comes.
+
+        Returns:
+            `text`, `tokens`, `tokens_per_second`, and `resident_bytes` beyond those before the model was loaded.
+
+        Raises:
+            BadInput: there is no such tuning, or the engine cannot run it here.
+        """
+        engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
+        if engine not in GENERATING:
+            raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
+        found = self.folder.check().find_tuning(tuning)
+        if engine == "llama.cpp":
+            exported = self.path / "exports" / f"gguf-{found.id}"
+            if not exported.is_dir():
+                self.export("gguf", exported, tuning=found.id)
+            with convert_to_bad_input():
+                return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
+        self.write_base(found)
+        with convert_to_bad_input():
+            generate = self._find_loader("generate")
+            return generate(found.path, prompt, **self._loaded_objects, **options)
+
+    def _find_loader(self, name: str) -> Any:
+        """A function of the run's evaluator that takes the folder of a tuning."""
+        found = getattr(plugins.load("evaluators", self.config.evaluator), name, None)
+        if found is None:
+            raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
+        return found
 
     @property
     def _loaded_objects(self) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class TunableEvaluator(CostedEvaluator):
 
     @abstractmethod
     def write_base(self, plan: Plan, folder: Path) -> None:
-        """Write the quantized base of a tuning that was saved without it."""
+        """Write the quantized base of a tuning that was saved without it; in an empty folder, of the plan untuned."""
 
 
 def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:

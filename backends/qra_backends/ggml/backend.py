@@ -19,7 +19,7 @@ from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div
 
-ADDED_TYPES = ("Q4_0", "Q5_1")
+ADDED_TYPES = ("IQ2_S", "IQ3_S", "Q4_0", "Q5_1")
 DEFAULT_TYPES = tuple(name for name in TYPES if name not in ADDED_TYPES)
 """Of types of the same size, the one of least error with error feedback."""
 

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_backends import kernels
-from qra_backends.ggml.tables import (
-    load_iq4_values,
-    load_vectors,
-    make_shifts,
-    make_sign_table,
-    read_float16,
-)
+from qra_backends.ggml.tables import load_iq4_values, make_shifts, read_float16
 from qra_backends.ggml.types import GGMLType, Plane
 from qra_backends.storage import choose_block_rows
 
@@ -27,21 +21,23 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         from qra_backends.ggml.decode_triton import decode as decode_at_once
 
         return decode_at_once(blocks.contiguous(), kind, dtype)
+    from gguf import GGMLQuantizationType, dequantize
+
     rows, row_bytes = blocks.shape
     columns = row_bytes // kind.block_bytes * kind.block
     weight = torch.empty(rows, columns, dtype=dtype, device=blocks.device)
     at_once = choose_block_rows(columns, blocks.device)
     for start in range(0, rows, at_once):
         some = blocks[start : start + at_once].reshape(-1, kind.block_bytes)
-        offset: Tensor | None = None
-        if kind.planes:
-            scale, offset = read_scales(some, kind)
-            codes = read_codes(some, kind)
-            values = codes.float().sub_(kind.zero)
-            if not kind.even:
-                values = load_iq4_values(some.device)[codes.long()]
-        else:
-            values, scale = _decode_iq3_xxs(some)
+        if not kind.planes:  # vectors of a codebook
+            decoded = torch.from_numpy(dequantize(some.cpu().numpy(), GGMLQuantizationType[kind.name]))
+            weight[start : start + at_once] = decoded.view(-1, columns)
+            continue
+        scale, offset = read_scales(some, kind)
+        codes = read_codes(some, kind)
+        values = codes.float().sub_(kind.zero)
+        if not kind.even:
+            values = load_iq4_values(some.device)[codes.long()]
         grouped = values.view(len(values), scale.shape[1], -1).mul_(scale[..., None])
         if offset is not None:
             grouped.add_(offset[..., None])
@@ -128,15 +124,3 @@ def _unpack_six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.cat([first & 0x3F, (rest & 0xF) | ((first >> 2) & 0x30)], dim=1)
     least = torch.cat([second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)], dim=1)
     return scale, least
-
-
-def _decode_iq3_xxs(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Values float32 (n, 256) of blocks of the one type whose codes are vectors, and their scales (n, 8)."""
-    words = blocks[:, 66:98].contiguous().view(torch.int32)  # signed, so shifts are masked
-    scale = read_float16(blocks) * (0.5 + ((words >> 28) & 0xF).float()) * 0.5
-    shifts = torch.arange(0, 28, 7, dtype=torch.int32, device=blocks.device)
-    indices = (words[..., None] >> shifts) & 0x7F
-    packed = make_sign_table(blocks.device)[indices.long()].reshape(len(blocks), -1)
-    signs = (packed[..., None] >> make_shifts(1, blocks.device)) & 1
-    vectors = load_vectors(blocks.device)[blocks[:, 2:66].long()].reshape(len(blocks), -1)
-    return vectors * (1 - 2 * signs.reshape(len(blocks), -1).float()), scale

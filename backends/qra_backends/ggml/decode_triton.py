@@ -20,7 +20,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     weight = torch.empty(len(blocks), columns, dtype=dtype, device=blocks.device)
     table, signs = blocks, blocks
     if not kind.planes:
-        table, signs = load_vectors(blocks.device), make_sign_table(blocks.device)
+        table, signs = load_vectors(kind.name, blocks.device), make_sign_table(blocks.device)
     elif not kind.even:
         table = load_iq4_values(blocks.device)
     low, high = (*kind.planes, Plane(0, 0, 1, 0), Plane(0, 0, 1, 0))[:2]
@@ -82,7 +82,7 @@ def _decode(  # type: ignore[no-untyped-def]
     here = blocks + block * BYTES
     whole = _load_half(here + SCALE_AT, real)
     if PLANES == 0:
-        found = _load_vector(here, table, signs, w, whole, real)
+        found = _load_vector(here, table, signs, w, whole, real, KIND)
     else:
         code = _load_field(here + START, w, real, CHUNK, BITS)
         if PLANES == 2:
@@ -121,13 +121,36 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load_vector(here, table, signs, w, whole, real):  # type: ignore[no-untyped-def]
-    """Weights of IQ3_XXS, whose codes are vectors of four numbers."""
-    word = _load_word(here + 66 + 4 * (w // 32), real)
-    sign = tl.load(signs + ((word >> (7 * (w // 8 % 4))) & 127), mask=real, other=0).to(tl.int32)
-    scale = whole * (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.5
-    value = tl.load(table + 4 * _load_byte(here + 2 + w // 4, real) + w % 4, mask=real, other=0)
-    return value * (1 - 2 * ((sign >> (w % 8)) & 1)).to(tl.float32) * scale
+def _load_vector(here, table, signs, w, whole, real, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Weights of the types whose codes are vectors of a codebook: 8 numbers at 2 bits, 4 at 3 bits."""
+    eight, group = w // 8, w // 32
+    if KIND == "IQ2_XXS":
+        code = _load_byte(here + 2 + 8 * group + eight % 4, real)
+        word = _load_word(here + 6 + 8 * group, real)
+        sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
+        scale = (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.25
+    elif KIND == "IQ2_XS":
+        both = _load_byte(here + 2 + 2 * eight, real) | (_load_byte(here + 3 + 2 * eight, real) << 8)
+        code = both & 511
+        sign = tl.load(signs + (both >> 9), mask=real, other=0).to(tl.int32)
+        scale = (0.5 + _load_field(here + 66, w // 16, real, 1, 4).to(tl.float32)) * 0.25
+    elif KIND == "IQ2_S":
+        code = _load_byte(here + 2 + eight, real) | (_load_field(here + 66, eight, real, 1, 2) << 8)
+        sign = _load_byte(here + 34 + eight, real)
+        scale = (0.5 + _load_field(here + 74, w // 16, real, 1, 4).to(tl.float32)) * 0.25
+    elif KIND == "IQ3_XXS":
+        code = _load_byte(here + 2 + w // 4, real)
+        word = _load_word(here + 66 + 4 * group, real)
+        sign = tl.load(signs + ((word >> (7 * (eight % 4))) & 127), mask=real, other=0).to(tl.int32)
+        scale = (0.5 + ((word >> 28) & 15).to(tl.float32)) * 0.5
+    else:
+        tl.static_assert(KIND == "IQ3_S")
+        code = _load_byte(here + 2 + w // 4, real) | (_load_field(here + 66, w // 4, real, 1, 1) << 8)
+        sign = _load_byte(here + 74 + eight, real)
+        scale = 1 + 2 * _load_field(here + 106, group, real, 1, 4).to(tl.float32)
+    LENGTH: tl.constexpr = 4 if KIND == "IQ3_XXS" or KIND == "IQ3_S" else 8
+    value = tl.load(table + LENGTH * code + w % LENGTH, mask=real, other=0)
+    return value * (1 - 2 * ((sign >> (w % 8)) & 1)).to(tl.float32) * (whole * scale)
 
 
 @triton.jit

@@ -13,14 +13,14 @@ def read_float16(blocks: Tensor, at: int = 0) -> Tensor:
     return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
 
 
-@lru_cache(maxsize=8)
-def load_vectors(device: torch.device) -> Tensor:
-    """The codebook of IQ3_XXS, float32 (256, 4)."""
-    from gguf.quants import IQ3_XXS
+@lru_cache(maxsize=32)
+def load_vectors(name: str, device: torch.device) -> Tensor:
+    """The codebook of a type, float32 (vectors, 8) at 2 bits and (vectors, 4) at 3."""
+    from gguf import quants
 
-    IQ3_XXS.init_grid()
-    assert IQ3_XXS.grid is not None
-    return torch.from_numpy(IQ3_XXS.grid.reshape(IQ3_XXS.grid_shape).copy()).to(device)
+    kind = getattr(quants, name)
+    kind.init_grid()
+    return torch.from_numpy(kind.grid.reshape(kind.grid_shape).copy()).to(device)
 
 
 @lru_cache(maxsize=8)

@@ -31,7 +31,7 @@ class GGMLType:
         block: weights of a block; rows are whole blocks.
         block_bytes: bytes of a block.
         group: weights that share a scale.
-        planes: where the codes are; empty for IQ3_XXS, whose codes are vectors of a codebook.
+        planes: where the codes are; empty for types whose codes are vectors of a codebook.
         zero: what is taken from a code before it is multiplied by its scale.
         flip: bits of the stored byte that are the other way round in the code (signed bytes).
         offset: whether a group has an offset beside its scale.
@@ -63,8 +63,12 @@ class GGMLType:
 
 
 _ALL = (
+    GGMLType("IQ2_XXS", 2, 256, 66, 32, even=False),
+    GGMLType("IQ2_XS", 2, 256, 74, 16, even=False),
+    GGMLType("IQ2_S", 2, 256, 82, 16, even=False),
     GGMLType("Q2_K", 2, 256, 84, 16, (Plane(16, 80, 32, 2),), offset=True, scale_at=80),
     GGMLType("IQ3_XXS", 3, 256, 98, 32, even=False),
+    GGMLType("IQ3_S", 3, 256, 110, 32, even=False),
     GGMLType(
         "Q3_K", 3, 256, 110, 16, (Plane(32, 96, 32, 2), Plane(0, 32, 32, 1, at=2)), zero=4, scale_at=108
     ),

@@ -54,6 +54,7 @@ ENTRIES = (
     Entry("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
     Entry("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
     Entry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
+    Entry("generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."),
     Entry("report", "look", LOOK, "Write the HTML report of a run."),
     Entry("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
     Entry("strategies", "lists", TOOLS, "List the search strategies with their options."),

@@ -1,13 +1,14 @@
-"""`qra finetune` and `qra export`: a run's plan tuned and compared on test data, and written for another tool."""
+"""`qra finetune`, `export` and `generate`: a run's plan tuned and compared, written for another tool, and asked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from qra_search.app.cli import common
-from qra_search.app.cli.common import option
+from qra_search.app.cli.common import argument, option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.compare import Against, Comparison
 from qra_search.app.finetune import check_reloads, select_tunings
@@ -17,6 +18,7 @@ from qra_search.app.settings import change_settings
 from qra_search.engines import serve_command
 from qra_search.errors import one_line
 from qra_search.space.budgets import check_budget_text
+from qra_search.space.memory import format_bytes
 
 AGAINST = (
     "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
@@ -133,6 +135,9 @@ def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
 def export(
     run: common.RunPath,
     tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    untuned: Annotated[
+        bool, option("--untuned", "The run's plan without an adapter; needs no tuning.")
+    ] = False,
     format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
@@ -147,19 +152,54 @@ def export(
     [bold]Example[/]
 
         qra export runs/a --format gguf
+
+        qra export runs/a --untuned
     """
     given = common.read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
-        done, engine = opened.export(format, out, tuning=tuning, options=given), opened.config.engine
-        exported = opened.folder.find_tuning(tuning).id
+        done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
+        engine = opened.config.engine
+        source = "the plan" if untuned else f"tuning {opened.folder.find_tuning(tuning).id}"
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
-    print(f"tuning {exported}, {done.path}: {_describe_difference(done)}")
+    print(f"{source}, {done.path}: {_describe_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")
-    if engine is not None and format is None:
+    if engine is not None and format is None and not untuned:
         print(f"serve it with: {serve_command(engine, done.path)}")
+
+
+def generate(
+    run: common.RunPath,
+    prompt: Annotated[str, argument("PROMPT", "Text as the model gets it, without a chat template.")],
+    engine: Annotated[
+        str | None, option("--engine transformers|llama.cpp", "Default: that of the run, or transformers.")
+    ] = None,
+    tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    tokens: Annotated[
+        int, option("--tokens N", "Most tokens of the answer.", show_default=True, min=1)
+    ] = 256,
+    as_json: common.Json = False,
+) -> None:
+    """Answer a prompt by a tuned run, with its speed and memory.
+
+    Greedily, and streamed as it is written. Speed and resident memory, beyond that of the libraries, follow on standard
+    error.
+
+    [bold]Example[/]
+
+        qra generate runs/a "User: my card has not arrived\\nIntent:"
+    """
+    on_text = None if as_json else partial(print, end="", flush=True)
+    with open_run(run) as opened:
+        done = opened.generate(prompt, engine=engine, tuning=tuning, tokens=tokens, on_text=on_text)
+    if as_json:
+        common.print_json(vars(done))
+        return
+    print()
+    speed = f"{done.tokens} tokens, {done.tokens_per_second:.1f} per second"
+    common.stderr().print(f"{speed}; {format_bytes(done.resident_bytes)} resident beyond the libraries")
 
 
 def _describe_difference(done: Any) -> str:

@@ -78,7 +78,7 @@ def build(task, **finetune):
         task,
         space={"bits": (4,), "ranks": (4,)},
         training={"max_length": 40, "batch_size": 8},
-        evaluation={"steps": 1},
+        evaluation={"steps": 1, "validation_rows": 64},
         finetune=finetune,
         weights=False,
     )

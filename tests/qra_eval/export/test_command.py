@@ -11,6 +11,7 @@ from cli_runner import Qra
 from qra_backends.ggml import library
 from safetensors.torch import load_file
 
+from qra_eval import load
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
 from qra_search.app.cli.errors import run_safely
@@ -18,7 +19,7 @@ from qra_search.app.cli.errors import run_safely
 SMALL = (
     "--model tiny --task arithmetic --ranks 4,8 --memory 12bpw --granularity fused --strategy random "
     "--set evaluation.steps=2 --set training.batch_size=2 --set evaluation.validation_rows=4 "
-    "--set finetune.test_rows=4 --set finetune.steps=2 --set finetune.sample_answers=0"
+    "--set finetune.test_rows=4 --set finetune.steps=2 --set finetune.sample_answers=0 --set training.max_length=64"
 )
 SERVED = {
     "vllm": "--enable-lora --lora-modules tuned=",
@@ -52,6 +53,39 @@ def test_what_was_searched_for_an_engine_is_exported_for_it(engine: str, folder:
     assert exported.status == 0, exported.err
     assert SERVED[engine] in exported.out
     assert engine != "vllm" or "--max-lora-rank 8" in exported.out
+
+
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp"], indirect=True)
+def test_a_prompt_is_answered_by_the_runs_engine_with_speed_and_memory(
+    engine: str, folder: Path, qra: Qra
+) -> None:
+    """The tiny model is trained on nothing: that both are its greedy answer is what its logits say."""
+    asked = qra("generate", folder, "Question: 1 + 1", "--tokens", "6", "--json")
+    assert asked.status == 0, asked.err
+    assert asked.json["tokens"] == 6 and asked.json["tokens_per_second"] > 0
+    shown = qra("generate", folder, "Question: 1 + 1", "--tokens", "6")
+    assert shown.out == asked.json["text"] + "\n" and "6 tokens" in shown.err
+    model, tokenizer = load(folder)
+    ids = tokenizer("Question: 1 + 1", return_tensors="pt")["input_ids"]
+    wanted = model.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)[
+        0, ids.shape[1] :
+    ]
+    assert tokenizer.decode(wanted, skip_special_tokens=True) == asked.json["text"]
+    assert qra("generate", folder, "x", "--engine", "vllm").status == 2
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"], indirect=True)
+def test_an_untuned_plan_is_exported_with_the_codes_of_the_bank_and_no_adapter(
+    engine: str, folder: Path, qra: Qra, tmp_path: Path
+) -> None:
+    shown = qra("export", folder, "--untuned", "--out", tmp_path / "out", "--json")
+    assert shown.status == 0, shown.err
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["Modelfile", "model.gguf"]
+    assert shown.json["same_next_token"] > 0.9 and "searched weights are copies" in " ".join(
+        shown.json["notes"]
+    )
+    refused = qra("export", folder, "--untuned", "--format", "peft", "--out", tmp_path / "peft")
+    assert refused.status == 2 and "needs an adapter" in refused.err
 
 
 ONE_RUN = pytest.mark.parametrize("engine", ["vllm"], indirect=True)

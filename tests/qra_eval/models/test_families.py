@@ -21,14 +21,15 @@ def built(request, tmp_path):
 
 
 def build(family, tmp_path, **space):
+    layers = 1 if family in ("mixtral", "qwen3_moe") else 2  # a layer of theirs has sixteen linears
     return make_evaluator(
-        save_tiny(family, tmp_path / "model"),
+        save_tiny(family, tmp_path / "model", layers=layers),
         "arithmetic",
         quantization=QuantizationConfig(backend="reference", embeddings=16, cache=str(tmp_path / "bank")),
         space=SpaceConfig(bits=(2, 4), ranks=(0, 4), **space),
-        training={"batch_size": 4, "max_length": 64},
-        evaluation={"steps": 2, "validation_rows": 4},
-        finetune={"test_rows": 4, "steps": 2},
+        training={"batch_size": 2},
+        evaluation={"steps": 1, "validation_rows": 2},
+        finetune={"test_rows": 2, "steps": 2},
     )
 
 
@@ -46,7 +47,7 @@ def test_a_family_is_searched_and_its_best_plan_tuned_and_loaded_back(built, tmp
 def test_experts_that_differ_in_bits_and_rank_are_tuned_together_and_loaded_back(tmp_path):
     evaluator = build("qwen3_moe", tmp_path)
     kinds = [group.kind for group in evaluator.space.groups]
-    assert kinds.count("expert") == 2 * 4 and {len(g.linears) for g in evaluator.space.groups} == {1, 3}
+    assert kinds.count("expert") == 4 and {len(g.linears) for g in evaluator.space.groups} == {1, 3}
     several = range(len(evaluator.space))
     plan = Plan(tuple((2, 4)[i % 2] for i in several), tuple((0, 4)[i // 2 % 2] for i in several))
     assert not evaluator.tune(plan, folder=tmp_path / "run").reload_error

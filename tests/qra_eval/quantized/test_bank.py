@@ -72,6 +72,12 @@ def make_and_build(model, folder, backend, bits=(3, 4), told=None, names=None, *
     return bank
 
 
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """What a calibrated backend makes if nothing goes wrong."""
+    return make_and_build(model, tmp_path_factory.mktemp("whole"), make_backend("reference-gptq"))
+
+
 def assert_same_tensors(one, other, bits=3):
     for name in one.linears:
         expected = other.load_tensors(name, bits)
@@ -157,11 +163,6 @@ def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inpu
     assert sorted(each) == sorted([1, 1, 2, 3] * LAYERS)  # down; o; gate and up; q, k and v
 
 
-@pytest.fixture
-def without_room(monkeypatch):
-    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
-
-
 def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(
     model, tmp_path, monkeypatch
 ):
@@ -179,34 +180,34 @@ def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_com
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed", "index"])
-def test_of_moments_that_are_not_whole_the_rows_pass_again_to_the_same_codes(model, tmp_path, damage):
-    whole = make_and_build(model, tmp_path / "whole", make_backend("reference-gptq"), bits=(3,))
-    folder = tmp_path / "damaged"
-    make_and_build(model, folder, make_backend("reference-gptq"), bits=(4,))
-    path = next(folder.glob("*moments-*q_proj*" if damage != "index" else "*moments.json"))
+def test_of_moments_that_are_not_whole_the_rows_pass_again_to_the_same_codes(model, whole, tmp_path, damage):
+    make_and_build(model, tmp_path, make_backend("reference-gptq"), bits=(4,))
+    path = next(tmp_path.glob("*moments-*q_proj*" if damage != "index" else "*moments.json"))
     content = path.read_bytes()
     path.unlink()
     if damage != "removed":
         path.write_bytes(content[: len(content) // 2])
-    assert_same_tensors(make_and_build(model, folder, make_backend("reference-gptq"), bits=(3,)), whole)
+    assert_same_tensors(make_and_build(model, tmp_path, make_backend("reference-gptq"), bits=(3,)), whole)
 
 
-def test_linears_are_the_same_by_one_thread_and_by_several(model, tmp_path):
-    whole = torch.get_num_threads()
-    banks = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            made, told = make_backend("reference-gptq"), []
-            listen = lambda *figures, to=told: to.append(figures)  # noqa: E731
-            banks.append(make_and_build(model, tmp_path / str(threads), made, told=listen))
-            assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
-            for stage in ("quantize", "pass calibration rows"):
-                done = [done for own, done, _ in told if own == stage]
-                assert done == sorted(done)
-    finally:
-        torch.set_num_threads(whole)
-    assert_same_tensors(*banks)
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_linears_are_the_same_by_one_thread_and_by_several(model, whole, tmp_path):
+    told = []
+    listen = lambda *figures: told.append(figures)  # noqa: E731
+    bank = make_and_build(model, tmp_path, make_backend("reference-gptq"), told=listen)
+    assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
+    for stage in ("quantize", "pass calibration rows"):
+        done = [done for own, done, _ in told if own == stage]
+        assert done == sorted(done)
+    assert_same_tensors(bank, whole)
 
 
 class Killed(BaseException):
@@ -214,9 +215,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(model, tmp_path, room, request):
+def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(
+    model, whole, tmp_path, room, monkeypatch
+):
     if not room:
-        request.getfixturevalue("without_room")
+        monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
     backend = Counting(make_backend("reference-gptq"))
 
     def kill(stage, done, total):
@@ -224,24 +227,22 @@ def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(model, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        make_and_build(model, tmp_path / "broken", backend, told=kill)
-    made = backend.count
-    assert made >= 2 * EACH + 3
-    resumed = make_and_build(model, tmp_path / "broken", backend)
+        make_and_build(model, tmp_path, backend, told=kill)
+    assert backend.count >= 2 * EACH + 3
+    resumed = make_and_build(model, tmp_path, backend)
     assert backend.count == LAYERS * EACH
-    assert_same_tensors(resumed, make_and_build(model, tmp_path / "whole", backend))
+    assert_same_tensors(resumed, whole)
 
 
-def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model, tmp_path):
+def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model, whole, tmp_path):
     def kill(stage, done, total):
         if stage == "pass calibration rows" and done > 0.8 * total:
             raise Killed
 
     with pytest.raises(Killed):
-        make_and_build(model, tmp_path / "broken", make_backend("reference-gptq"), told=kill)
-    assert list((tmp_path / "broken").glob("*moments-*"))
-    resumed = make_and_build(model, tmp_path / "broken", make_backend("reference-gptq"))
-    assert_same_tensors(resumed, make_and_build(model, tmp_path / "whole", make_backend("reference-gptq")))
+        make_and_build(model, tmp_path, make_backend("reference-gptq"), told=kill)
+    assert list(tmp_path.glob("*moments-*"))
+    assert_same_tensors(make_and_build(model, tmp_path, make_backend("reference-gptq")), whole)
 
 
 def test_on_a_full_disk_the_error_is_raised_and_what_was_written_is_whole(
@@ -294,14 +295,6 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
     thread.join(60)
     assert not thread.is_alive() and sorted(second.levels) == [(3, 4), (4,)]
     assert not holder.exists()
-
-
-@pytest.fixture
-def four_threads():
-    whole = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(whole)
 
 
 def test_items_are_worked_on_at_once_and_given_as_they_are_done(four_threads) -> None:

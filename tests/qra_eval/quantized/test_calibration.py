@@ -103,6 +103,13 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
         change = torch.randn(found[name].module.weight.shape, generator=generator)
         expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
         assert moments.estimate_damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+        weight = found[name].module.weight.detach()
+        change = (
+            weight.norm(dim=1, keepdim=True) * change[:1]
+        )  # as large as the weight's rows: some tell of all
+        rows = torch.arange(0, len(weight), 3)
+        some = moments.estimate_damage(name, change[rows], rows, weight)
+        assert some == pytest.approx(moments.estimate_damage(name, change), rel=1e-3)
         tokens = (squares[name].sum(1) * norms).sum()
         assert moments.gradient_squares[name] == pytest.approx(float(tokens), rel=1e-3)
 
@@ -178,7 +185,9 @@ def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
 def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, family, is_padded):
     """An expert's tokens come without their places, so that padding would count."""
     evaluator = make_evaluator(
-        save_tiny(family, tmp_path / "m"), quantization={"cache": str(tmp_path / "bank")}
+        save_tiny(family, tmp_path / "m"),
+        quantization={"cache": str(tmp_path / "bank")},
+        training={"max_length": 512},
     )
     model = evaluator.tuner.quantized_model
     longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qra_eval.tasks import SPLITS
+from qra_eval.tasks import SPLITS, arithmetic
 from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_eval.tasks.published import extract_answer
 from qra_search.errors import BadInput
@@ -71,7 +71,8 @@ def test_problems_are_distinct_and_follow_the_seed(task):
         ),
     ],
 )
-def test_options_that_nothing_can_be_drawn_by_are_refused(options, why):
+def test_options_that_nothing_can_be_drawn_by_are_refused(options, why, monkeypatch):
+    monkeypatch.setattr(arithmetic, "PATIENCE", 500)
     with pytest.raises(BadInput, match=why):
         ArithmeticTask(**options).split("train")
 

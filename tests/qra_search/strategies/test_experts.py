@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,12 @@ def state():
     return StudyState(space, trials, landscape.sensitivities(), (space.memory_bytes(plans[7]) + 10**8,))
 
 
-@pytest.mark.parametrize("trials", [0, 10])
-def test_a_proposal_for_every_expert_fits_and_takes_no_matrix_of_groups_by_groups(state, trials):
+def test_a_proposal_for_every_expert_fits_and_takes_no_matrix_of_groups_by_groups(state):
     groups = len(state.space)
     assert groups == 48 * (128 + 4)
     tracemalloc.start()
     try:
-        (proposal,) = QRAStrategy().propose(replace(state, trials=state.trials[:trials]), 1)
+        (proposal,) = QRAStrategy().propose(state, 1)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -55,7 +55,12 @@ def test_a_misspelt_model_or_task_is_refused_before_the_libraries_of_a_command_a
         "print([m for m in ('numpy', 'torch', 'transformers', 'peft') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},  # asks no hub
     )
     assert done.stdout.splitlines() == [str([2] * len(MISSPELT)), "[]"], done.stderr
     assert "did you mean arithmetic?" in done.stderr and "did you mean smollm2?" in done.stderr
