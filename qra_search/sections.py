@@ -102,7 +102,7 @@ Width = StrictInt | StrictFloat
 class QuantizationConfig(Section):
     """How weights are stored at each bit-width."""
 
-    backend: str | dict[str, Any] | dict[Width, Any] = "mixed-calibrated"
+    backend: str | dict[str | Width, Any] = "mixed-calibrated"
     """a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each bit-width,
     `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice"""
     embeddings: Literal["auto"] | tuple[Width, ...] = "auto"

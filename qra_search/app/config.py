@@ -189,7 +189,7 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
     """Raises ConfigError if what is chosen beside an engine is nothing that it has."""
     engine, space, fault = ENGINES[name], config.space, ""
     given, embeddings = config.quantization.backend, config.quantization.embeddings
-    backend = given.get("name") if isinstance(given, dict) else given  # type: ignore[call-overload]
+    backend = given.get("name") if isinstance(given, dict) else given
     if not f"{backend}-".startswith(f"{engine.backend}-"):
         fault = f"quantization.backend is {shorten(given)}: engine {name} runs what backend {engine.backend} stores"
     elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
