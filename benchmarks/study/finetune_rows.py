@@ -14,6 +14,7 @@ from benchmarks.study.finetune_plans import choose_plan, uniform_plan
 from benchmarks.study.finetune_settings import Row
 from benchmarks.study.qlora import dequantize_model, tune_qlora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.export import export
 from qra_eval.tasks.batches import measure_row_losses
 from qra_eval.tasks.encoding import IGNORED, Encoded
 from qra_eval.tasks.sources import read_folder_rows
@@ -48,11 +49,19 @@ def measure_row(
     Args:
         folder: of checkpoints; the row's tuning resumes from the last one there.
     """
+    if row.kind == "merged":
+        options, row = merge_lora(options, row, seed, settings, folder)
     evaluator = make_evaluator(options, row, settings)
     space, tuner, model = evaluator.space, evaluator.tuner, evaluator.tuner.model
     trained_rows = settings["steps"] * settings["batch_size"]
     line: dict[str, Any] = {"rows": tuner.rows.hash(train=trained_rows, test=None)}
-    if row.kind in ("untuned", "qlora"):
+    if row.kind == "quantized":
+        plan = uniform_plan(space, row.bits, 0)
+        tuner.switcher.put_plan(plan, seed)
+        test_rows = tuner.rows("test", settings["loss_rows"])
+        losses, tokens = measure_row_losses(model, test_rows, 2 * settings["batch_size"], tuner.device)
+        line |= describe_plan(space, plan)
+    elif row.kind in ("untuned", "qlora"):
         plan = uniform_plan(space, UNQUANTIZED_BITS if row.kind == "untuned" else 4, row.rank or 0)
         if row.kind == "qlora":
             model = tune_qlora(evaluator, seed, row.rank or 0, folder)
@@ -82,6 +91,20 @@ def measure_row(
         "text_loss": round(general, 5),
         **score_answers(evaluator, model, settings),
     }
+
+
+def merge_lora(
+    options: Namespace, row: Row, seed: int, settings: dict[str, Any], folder: Path
+) -> tuple[Namespace, Row]:
+    """The options and the row that quantize a model of its own: 16-bit LoRA, tuned and merged into its weights."""
+    merged = folder / "merged"
+    if not merged.is_dir():
+        lora = make_evaluator(options, Row("lora", rank=row.rank), settings)
+        plan = uniform_plan(lora.space, UNQUANTIZED_BITS, row.rank or 0)
+        lora.tune(plan, seed=seed, folder=folder / "lora")
+        lora.close()
+        export(folder / "lora", "merged", merged)
+    return Namespace(**{**vars(options), "model": str(merged)}), Row("quantized", bits=row.bits, rank=0)
 
 
 def make_evaluator(options: Namespace, row: Row, settings: dict[str, Any]) -> QuantizedLoRAEvaluator:

@@ -25,7 +25,8 @@ class Row:
     Attributes:
         kind: one of `RIVALS`, or `uniform`, `plan` (of the sensitivities), `first-wider` (a uniform plan, with the
             next wider bits in the first layers), `search` (the plan of a search, whose evaluations are those of the
-            setting `search`) or `peer` (the bits that another tool chose, in `peer_plans.jsonl`).
+            setting `search`), `peer` (the bits that another tool chose, in `peer_plans.jsonl`), or `merged` (16-bit
+            LoRA merged into the weights, and then quantized: `quantized` is the row of that model).
         bits: of a uniform plan.
         rank: of all adapters; None: of a plan, which chooses ranks too.
         budget: such as `34.5MiB`.
@@ -47,6 +48,8 @@ class Row:
             return RIVALS[self.kind]
         if self.kind == "peer":
             return f"{self.tool} at {self.bits} bits, rank {self.rank}"
+        if self.kind == "merged":
+            return f"16-bit LoRA, rank {self.rank}, merged, then {self.bits}-bit"
         if self.kind == "uniform":
             return f"uniform {self.bits}-bit, rank {self.rank}"
         shuffled = "" if self.shuffle is None else f", shuffled {self.shuffle}"

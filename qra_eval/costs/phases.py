@@ -20,7 +20,7 @@ from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import LABELS, SEGMENT
+from qra_eval.quantized.calibration import LABELS, choose_segment
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
@@ -291,11 +291,12 @@ class _Run:
         change = self.count_moment_bytes() + 3 * 4 * self.largest
         outside = self.count_cast_table_bytes(self.passed)
         outside += 0 if self.gpu else self.count_cast_bytes(self.passed)
-        tokens = sum(batch.input_ids.numel() for batch in batches)
-        hidden = tokens * self.width * self.passed
-        segments, within = ceil_div(self.layers, SEGMENT) - 1, min(SEGMENT, self.layers)
+        positions = sum(batch.input_ids.numel() for batch in batches)
+        hidden = positions * self.width * self.passed
+        segment = choose_segment(positions)
+        segments, within = ceil_div(self.layers, segment) - 1, min(segment, self.layers)
         waiting = 2 * hidden + (segments + within) * hidden * self.stored // self.passed
-        return 8 * tokens + max(outside + head, both, change), waiting + self.count_pinned_bytes()
+        return 8 * positions + max(outside + head, both, change), waiting + self.count_pinned_bytes()
 
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """The pass of the plan's rows, with probes of every linear; then some of these in place, in float32."""

@@ -156,17 +156,25 @@ class LayerMoments:
         weights = self._shrink_to_mean(name, self._get_mean_squares)
         return None if weights is None else weights.pow(self._weighting.power)
 
-    def estimate_damage(self, name: str, change: Tensor) -> float:
+    def estimate_damage(
+        self, name: str, change: Tensor, rows: Tensor | None = None, weight: Any = None
+    ) -> float:
         """Half the mean squared change of the log-likelihood of a label, if a weight changes by so much, (out, in).
 
-        Of the gradients at the outputs only mean squares are known, those of tokens and those of outputs.
+        Of the gradients at the outputs only mean squares are known, those of tokens and those of outputs. If the
+        change (n, in) is that of some `rows` (n,) alone, others suffer in proportion to the squares of their `weight`.
         """
         if name not in self._squares:
             return 0.0
         moment, squares = self._moments[self.find_owner(name)], self._squares[name]
         change = change.to(squares.device)
+        share = 1.0
         errors = (change @ self.compute_hessian(name).to(change.device)).mul_(change).sum(1)
-        return 0.5 * float(errors @ squares) / (moment.mean_weight * self._labelled)
+        if rows is not None:
+            powers = weight.to(squares.device).float().square().sum(1).mul_(squares)
+            share = float(powers[rows].sum() / powers.sum().clamp(min=1e-30))
+            squares = squares[rows]
+        return 0.5 * float(errors @ squares) / max(share * moment.mean_weight * self._labelled, 1e-30)
 
     def _get_second_moment(self, name: str) -> Tensor | None:
         return self._moments[name].compute_hessian() if name in self._moments else None
@@ -208,10 +216,17 @@ def get_expert_kind(name: str) -> str:
 
 SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
+FEW_POSITIONS = 8192
+"""Of so many positions at most, every layer's input waits: about as much as those of the segments that calibrate."""
 BACKWARD_WORK = 4
 """Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
+
+
+def choose_segment(positions: int) -> int:
+    """Layers of which one's input waits while so many positions, padding among them, pass."""
+    return SEGMENT if positions > FEW_POSITIONS else 1
 
 
 def pass_layers(
@@ -225,10 +240,10 @@ def pass_layers(
 ) -> Iterator[tuple[int, LayerMoments]]:
     """The moments of the layers asked for, from the last to the first: one pass forward and backward.
 
-    The input of every `SEGMENT`th layer waits on the host, in the dtype that the model is stored in; those between are
-    made again when it is their turn. Backward, a layer is run again from its input with gradients, which are taken at
-    its linears, and passed on at its input: in memory is one layer, and a batch's activations in it. Between two layers
-    no weight is in place.
+    The input of every layer, or of each segment's first, waits on the host, in the dtype that the model is stored in;
+    those between are made again when it is their turn. Backward, a layer is run again from its input with gradients,
+    which are taken at its linears, and passed on at its input: in memory is one layer, and a batch's activations in it.
+    Between two layers no weight is in place.
 
     Args:
         linears: of a layer, by name, as they stand in the model.
@@ -238,6 +253,7 @@ def pass_layers(
     generator = torch.Generator().manual_seed(0)
     labelled = max(1, sum(len(batch.targets) for batch in batches))
     first, depth = min(layers), len(blocks)
+    segment = choose_segment(sum(batch.input_ids.numel() for batch in batches))
     inputs: dict[int, list[Tensor]] = {}
     done, total = 0, len(batches) * (depth + BACKWARD_WORK * (1 + depth - first))
 
@@ -258,7 +274,7 @@ def pass_layers(
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
     for layer in range(depth):
-        advance(layer, layer % SEGMENT == 0 and layer + SEGMENT > first, work=1)
+        advance(layer, layer % segment == 0 and layer + segment > first, work=1)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
@@ -274,7 +290,7 @@ def pass_layers(
     if depth in layers:
         yield depth, of_tables
     for layer in reversed(range(first, depth)):
-        start = layer // SEGMENT * SEGMENT
+        start = layer // segment * segment
         if layer not in inputs:
             for flow, hidden in zip(flows, inputs[start], strict=True):
                 flow.hidden = hidden.to(blocks.compute)

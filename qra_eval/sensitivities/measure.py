@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qra_eval.models.linears import make_linear
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import find_modules, visit_linears
@@ -40,6 +41,10 @@ from qra_search.space.space import SearchSpace
 SAMPLED_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Most train rows, and about how many tokens, on which groups are degraded for real."""
+OUTPUT_RUNS, RUN = 12, 16
+"""Runs of so many neighbouring outputs of a linear that are probed, unless it is degraded for real: by the squares of
+their weights they tell what the others suffer. Damage of SmolLM2's linears then differs by 0.034 in logarithms from
+that by all outputs; by as many single ones by 0.08, as a path's errors go where its neighbours count little."""
 UNSEEN = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3
@@ -142,13 +147,22 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
             linear, own = bank.linears[name], []
             storable = [level for level in levels if can_store(backend, level, linear)]
+            sample = linear
+            rows: Tensor | None = None
+            if not is_table and name not in wanted and linear.out_features > OUTPUT_RUNS * RUN:
+                some = choose_outputs(linear.out_features).to(linear.weight.device)
+                part = make_linear(linear.weight.detach()[some])
+                if all(can_store(backend, level, part) for level in storable):
+                    sample = part
+                    rows = some
+                    weights = None if weights is None else weights.to(some.device)[some]
             for module, ratios in backend.probe_levels(
-                linear, storable, hessian=hessian, output_weights=weights
+                sample, storable, hessian=hessian, output_weights=weights
             ):
                 damage = 0.0
                 if not is_table:
-                    change = backend.dequantize(module).float() - linear.weight.float()
-                    damage = moments.estimate_damage(name, change)
+                    change = backend.dequantize(module).float() - sample.weight.float()
+                    damage = moments.estimate_damage(name, change, rows, linear.weight)
                 kept = module.cpu() if is_table or wanted.get(name) in ratios else None
                 own.append(LevelProbe(kept, damage, ratios))
             probes[name] = own
@@ -176,6 +190,12 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     for layer, moments in passed:
         probe_layer(layer, moments)
     return probes, squares
+
+
+def choose_outputs(count: int) -> Tensor:
+    """Indices (`OUTPUT_RUNS` * `RUN`,) of those that are probed of so many outputs, from the first to the last."""
+    starts = torch.linspace(0, count - RUN, OUTPUT_RUNS).long()
+    return (starts[:, None] + torch.arange(RUN)).flatten()
 
 
 def list_damage(probes: Sequence[LevelProbe], levels: Sequence[LevelName]) -> np.ndarray:

@@ -242,7 +242,7 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> No
     _write_plan(tuner, plan, folder, {BASE_DIGEST: digest})
 
 
-def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: Mapping[str, Any]) -> None:
+def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: dict[str, Any]) -> None:
     quantized = tuner.quantized_model
     made_of = {
         "model": quantized.loaded.spec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search.app.config import ConfigError, make_config
-from qra_search.engines import ENGINES, fit_rank, unsupported_reason
+from qra_search.engines import ENGINES, estimate_resident_bytes, fit_rank, unsupported_reason
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -54,6 +54,19 @@ def test_models_that_an_engine_cannot_run_are_refused():
     assert unsupported_reason("llama.cpp", "llama") is None and unsupported_reason("vllm", "qwen3") is None
     assert "this model is gpt2" in str(unsupported_reason("llama.cpp", "gpt2"))
     assert "this model is gpt2" in str(unsupported_reason("vllm", "gpt2"))
+
+
+def test_the_estimate_of_resident_memory_is_within_a_tenth_of_what_was_measured():
+    weights, mib, codes = 134_479_872, 1 << 20, {"backend": "mixed-calibrated"}
+    for engine, files, own, measured in (  # benchmarks/results/serving
+        ("transformers", 34.6, codes, 106),
+        ("transformers", 34.6, {"backend": "reference"}, 351),
+        ("llama.cpp", 258.3, {"backend": "gguf"}, 291.1),
+        ("llama.cpp", 93.8, {"backend": "gguf"}, 126.7),
+    ):
+        estimate = estimate_resident_bytes(engine, int(files * mib), weights=weights, **own)
+        assert abs(estimate - measured * mib) < 0.1 * measured * mib
+    assert estimate_resident_bytes("vllm", mib, weights=weights, **codes) is None
 
 
 def test_fit_rank_an_adapter_is_the_smallest_that_the_engine_can_be_told():

@@ -16,7 +16,7 @@ from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.dry_run import describe_rows, format_cost
 from qra_search.app.evaluator import build_evaluator, check_can_tune
 from qra_search.app.finetune import Tunings
-from qra_search.app.report.formatting import format_engine, format_time
+from qra_search.app.report.formatting import format_engine, format_resident, format_time
 from qra_search.app.settings import check_task
 from qra_search.app.tracking import find_trackers
 from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
@@ -152,6 +152,8 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
     yield "largest plan", format_size(facts["largest_bytes"])
     yield "budget", ", ".join(map(format_size, budgets)) or "none: the whole front"
     yield "will run", format_engine(config)
+    if budgets and (resident := format_resident(config, budgets[-1], weights)):
+        yield "memory", resident
     for name, least in facts["estimate"].get("engines", {}).items():
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"

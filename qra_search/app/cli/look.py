@@ -122,7 +122,8 @@ def show(
         console.print(f"\nSelected: tuning {snapshot.selected.id}, with what was tuned beside it.")
         console.print(f"Exported and loaded: tuning {snapshot.find_tuning().id}.")
     if snapshot.config is not None:
-        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}.", soft_wrap=True)
+        resident = formatting.format_resident(snapshot.config, space.memory_bytes(plan), space.weights)
+        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 
 def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:

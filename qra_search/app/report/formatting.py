@@ -7,8 +7,9 @@ from collections import Counter
 
 from qra_search.app.config import RunConfig
 from qra_search.app.intervals import Interval
-from qra_search.engines import ENGINES
+from qra_search.engines import ENGINES, estimate_resident_bytes
 from qra_search.schemas import Plan, format_level
+from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange
 
@@ -113,6 +114,16 @@ def format_time(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_resident(config: RunConfig, plan_bytes: int, weights: int) -> str:
+    """Memory while a plan generates in the engine that it is meant for, as a sentence; empty if it is not known."""
+    given, engine = config.quantization.backend, config.engine or "transformers"
+    backend = given if isinstance(given, str) else str(given.get("name", ""))
+    resident = estimate_resident_bytes(engine, plan_bytes, backend=backend, weights=weights)
+    if resident is None:
+        return ""
+    return f"While it generates, {engine} holds about {format_bytes(resident)} beyond its libraries."
 
 
 def format_engine(config: RunConfig) -> str:

@@ -6,13 +6,12 @@ import json
 
 import pytest
 import torch
-from evaluators import make_evaluator
+from evaluators import make_evaluator, mixed_plan
 from safetensors.torch import load_file, save_file
 
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tuning.loading import load, load_base
-from qra_search import Plan
 from qra_search.errors import BadInput
 from qra_search.sections import QuantizationConfig, SpaceConfig
 
@@ -51,14 +50,6 @@ def build(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluator(build):
     return build()
-
-
-def mixed_plan(space):
-    n = len(space)
-    return Plan(
-        tuple(space.bits[i % len(space.bits)] for i in range(n)),
-        tuple(space.ranks[i % len(space.ranks)] for i in range(n)),
-    )
 
 
 def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):

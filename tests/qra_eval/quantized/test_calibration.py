@@ -103,6 +103,13 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
         change = torch.randn(found[name].module.weight.shape, generator=generator)
         expected = ((change @ hessian * change).sum(1) * squares[name].sum(0)).sum() / weights.sum() / 2 / 5
         assert moments.estimate_damage(name, change) == pytest.approx(float(expected), rel=1e-3)
+        weight = found[name].module.weight.detach()
+        change = (
+            weight.norm(dim=1, keepdim=True) * change[:1]
+        )  # as large as the weight's rows: some tell of all
+        rows = torch.arange(0, len(weight), 3)
+        some = moments.estimate_damage(name, change[rows], rows, weight)
+        assert some == pytest.approx(moments.estimate_damage(name, change), rel=1e-3)
         tokens = (squares[name].sum(1) * norms).sum()
         assert moments.gradient_squares[name] == pytest.approx(float(tokens), rel=1e-3)
 
