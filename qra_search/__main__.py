@@ -1,4 +1,4 @@
-"""`python -m qra_search` is `qra`: launchers such as `torchrun` start a module."""
+"""`python -m qra_search` is `qra`."""
 
 from qra_search.app.cli import main
 

@@ -15,7 +15,6 @@ from pydantic import (
     field_validator,
 )
 
-from qra_search.errors import shorten
 from qra_search.plugins import DEFAULT_EVALUATOR as DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
@@ -97,38 +96,13 @@ class TaskConfig(Section):
     _several = field_validator("metrics", mode="before")(_wrap_single)
 
 
-BackendSpec = str | dict[str, Any]
 Width = StrictInt | StrictFloat
-BACKEND_FORMS = (
-    "the name of a backend, or one for each bit-width, is needed; with options {name: trellis, L: 14}"
-)
-
-
-def _check_backend_spec(given: Any) -> Any:
-    """One backend: a name, or a mapping of a name and options; raises ValueError otherwise."""
-    name = given.get("name") if isinstance(given, dict) else given
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{BACKEND_FORMS}; {shorten(given)} is none of these")
-    if isinstance(given, dict) and not all(isinstance(option, str) for option in given):
-        raise ValueError(f"the options of backend {name!r} must be strings, got {shorten(list(given))}")
-    return given
-
-
-def _parse_width(key: Any) -> Width | None:
-    """The bits that a key stands for, a number or its text; None if it is neither."""
-    try:
-        bits = float(key)
-    except (TypeError, ValueError):
-        return None
-    if isinstance(key, bool) or not 1 <= bits <= UNQUANTIZED_BITS:
-        return None
-    return int(bits) if bits.is_integer() else bits
 
 
 class QuantizationConfig(Section):
     """How weights are stored at each bit-width."""
 
-    backend: BackendSpec | dict[Width, BackendSpec | list[BackendSpec]] = "mixed-calibrated"
+    backend: str | dict[str, Any] | dict[Width, Any] = "mixed-calibrated"
     """a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each bit-width,
     `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice"""
     embeddings: Literal["auto"] | tuple[Width, ...] = "auto"
@@ -145,20 +119,18 @@ class QuantizationConfig(Section):
 
     @field_validator("backend", mode="before")
     @classmethod
-    def _check_backend(cls, given: Any) -> Any:
+    def _read_widths(cls, given: Any) -> Any:
+        """Widths as numbers, which in JSON are texts; `make_backend` checks what is given for each."""
         if not isinstance(given, dict) or "name" in given:
-            return _check_backend_spec(given)
-        if not given or None in map(_parse_width, given):
-            raise ValueError(f"{BACKEND_FORMS}; a mapping has the key `name`, or bit-widths as keys")
-        several = {_parse_width(bits): specs for bits, specs in given.items()}
-        if len(several) < len(given):
-            raise ValueError("a bit-width is given twice")
-        for bits, specs in several.items():
-            if specs == []:
-                raise ValueError(f"the list of backends for {bits} bits is empty: name one or more")
-            for spec in specs if isinstance(specs, list) else [specs]:
-                _check_backend_spec(spec)
-        return several
+            return given
+        try:
+            widths = [float(key) for key in given]
+        except ValueError:
+            raise ValueError("a mapping has the key `name`, or bit-widths as keys") from None
+        return {
+            int(bits) if bits.is_integer() else bits: specs
+            for bits, specs in zip(widths, given.values(), strict=True)
+        }
 
 
 class SpaceConfig(Section):

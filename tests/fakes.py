@@ -100,9 +100,6 @@ class QuietTunable(TunableEvaluator):
     def tuning_data(self):
         return ""
 
-    def serve_tunings(self):
-        raise NotImplementedError
-
     def measure_untuned(self):
         return None
 

@@ -14,7 +14,6 @@ from typing import Any
 from fakes import AdditiveEvaluator, make_space
 
 from qra_search import Evaluation, Plan, SearchSpace
-from qra_search.app.tunable import CostedEvaluator, RowCount
 
 WRONG: dict[str, Callable[[], Any]] = {
     "nan": lambda: Evaluation(float("nan"), 1),
@@ -33,7 +32,7 @@ def small_space() -> SearchSpace:
     return make_space(**SMALL)
 
 
-class Misbehaving(AdditiveEvaluator, CostedEvaluator):
+class Misbehaving(AdditiveEvaluator):
     """Does to plans of given mean bits what its name says; all others are evaluated as usual.
 
     `notes` is a folder in which every build and every evaluation leaves a file.
@@ -43,15 +42,6 @@ class Misbehaving(AdditiveEvaluator, CostedEvaluator):
         super().__init__(small_space(), with_sensitivities=False)
         self.deed, self.notes, self.seconds, self.victims = deed, notes, seconds, victims
         self.note("built")
-
-    def sensitivity_cost(self) -> float:
-        return 1.5
-
-    def evaluation_seconds(self) -> float:
-        return 2.5
-
-    def row_counts(self) -> dict[str, RowCount]:
-        return {"train": RowCount(9, 5, cut=2, longest=300)}
 
     def note(self, what: str) -> None:
         if self.notes:

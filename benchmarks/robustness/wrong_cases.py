@@ -102,7 +102,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --memory uniform5r8", "its bits are 2, 3, 4, 8"),
     (f"plan {LAND} --out new", "say with --memory"),
     (f"search {LAND} --out new --evaluations 0", "input should be greater than 0"),
-    # strategies, evaluators, workers, trackers
+    # strategies, evaluators, workers
     (f"search {LAND} --out new --strategy addtive", "did you mean additive"),
     (f"search {LAND} --out new --strategy random --set search.options.popsize=3", "it takes none"),
     (f"search {LAND} --out new --strategy nsga2 --set search.options.population=many", "population"),
@@ -111,7 +111,6 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --set options.layers=4", "it takes none"),
     (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
     (f"search {LAND} --out new --gpus-per-worker 1", "give the number of workers with --workers"),
-    (f"search {LAND} --out new --track tensorbord", "did you mean tensorboard"),
     # configs
     ("search none.yaml", "`qra schema --example` prints one to start from"),
     ("search unyaml.yaml", "cannot be read as YAML: line 1"),
@@ -154,7 +153,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune tiny --against some", "is not one of 'best', 'all', 'shuffled', 'none'"),
     ("finetune tiny --device cuda", "use --device cpu"),
     ("finetune tiny --set finetune.patience=3", "set finetune.evaluate_every too"),
-    ("finetune tiny --track tensorbord", "did you mean tensorboard"),
     # what is tuned, elsewhere
     ("export", "Missing argument 'RUN'"),
     ("export tiny --format peft", "run `qra finetune tiny`"),

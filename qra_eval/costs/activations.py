@@ -7,25 +7,21 @@ tokens. Beside that there are, for a moment, the gradients of the widest part, a
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
-from qra_backends import Backend
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from qra_eval.models.attention import LONGEST_ROW, NAME
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import EXPERT, find_fused_kind
 from qra_eval.tasks.batches import CHUNK
-from qra_search.schemas import LevelName
 
 DEQUANTIZE_BYTES = 5
 """Bytes for each weight while it is dequantized, beside the result: its code, and its value in float32."""
+GPU_DEQUANTIZE_BYTES = 1
+"""The same on a GPU: its code, by torch's operations; our kernels, which need a compiler, take none."""
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk")
 """What configs call the number of experts that a token passes."""
 
@@ -39,8 +35,7 @@ class Activations:
         rank: of the adapters, 0 for none, whose inputs have `dropout` in training.
         checkpointing: whether layers compute their activations again in the backward pass.
         tables: whether embeddings and head are quantized.
-        decoding: bytes of dequantizing a weight of a shape, beside the result; `DEQUANTIZE_BYTES` of a shape that is
-            not there.
+        decoding: bytes for each weight while it is dequantized, beside the result.
     """
 
     def __init__(
@@ -55,7 +50,7 @@ class Activations:
         dropout: float = 0.0,
         checkpointing: bool = False,
         tables: bool = False,
-        decoding: Mapping[tuple[int, int], int] | None = None,
+        decoding: int = DEQUANTIZE_BYTES,
     ):
         self.text = config.get_text_config()
         self.attention = config._attn_implementation
@@ -69,15 +64,11 @@ class Activations:
         self.vocabulary = self.text.vocab_size
         self.adapters = rank * sum(m.in_features + m.out_features for m in linears.values())
         shapes = {(m.out_features, m.in_features) for m in linears.values()}
-        decoding = decoding or {}
-        self.weight = max(rows * columns for rows, columns in shapes) * self.wide
-        self.decoding = max(decoding.get(s, DEQUANTIZE_BYTES * s[0] * s[1]) for s in shapes)
-        head = (self.vocabulary, self.hidden)
-        rows = min(ROWS, self.vocabulary)
-        self.head_rows = 0
-        if tables:
-            work = decoding.get(head, DEQUANTIZE_BYTES * rows * self.hidden)
-            self.head_rows = rows * self.hidden * self.wide + work
+        largest = max(rows * columns for rows, columns in shapes)
+        self.weight = largest * self.wide
+        self.decoding = largest * decoding
+        rows = min(ROWS, self.vocabulary) if tables else 0
+        self.head_rows = rows * self.hidden * (self.wide + decoding)
         keys = getattr(self.text, "num_key_value_heads", None) or self.heads
         width = getattr(self.text, "head_dim", None) or self.hidden // self.heads
         self.rotated = (self.heads + keys) * width
@@ -217,65 +208,3 @@ def _select_one_expert(linears: Mapping[str, Any]) -> dict[str, Any]:
             first.setdefault(expert[1].rpartition(".")[0], expert[1])
     chosen = set(first.values())
     return {n: m for n, m in linears.items() if not (e := EXPERT.fullmatch(n)) or e[1] in chosen}
-
-
-class MemoryCounter(TorchDispatchMode):
-    """Bytes of all tensors that operations make within the context, each storage once, until it is freed.
-
-    Tensors that were there before do not count, nor do views of them; `peak` is the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._known: set[int] = set()
-        self._before: list[Any] = []
-
-    def exclude(self, *tensors: Tensor) -> None:
-        """Do not count these tensors, which were allocated before."""
-        self._before += [tensor.untyped_storage() for tensor in tensors]
-        self._known |= {storage._cdata for storage in self._before[-len(tensors) :]}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
-                self.exclude(leaf)
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if not isinstance(leaf, Tensor):
-                continue
-            storage = leaf.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._known:
-                self._known.add(key)
-                self.bytes += size
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._record_freed, key, size)
-        return out
-
-    def _record_freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.bytes -= size
-
-
-@lru_cache
-def count_decoding_bytes(
-    backend: Backend, levels: tuple[LevelName, ...], out_features: int, in_features: int, rows: int = 0
-) -> int:
-    """Bytes that dequantizing takes beside the weight that it gives, at the level that takes most.
-
-    Of a GPU, by torch's own operations: our kernels, which need a compiler, take none. Of a table so many `rows` are
-    asked for at once; 0 is all of them.
-    """
-    sizes = [0] if levels else [DEQUANTIZE_BYTES * (rows or out_features) * in_features]
-    for bits in levels:
-        if backend.unsupported_reason(bits, out_features, in_features) is not None:
-            continue
-        form = backend.list_tensor_specs(bits, out_features, in_features)
-        tensors = {name: torch.empty(s, dtype=dtype, device="meta") for name, (s, dtype) in form.items()}
-        module = backend.from_tensors(tensors, bits=bits, out_features=out_features, in_features=in_features)
-        with MemoryCounter() as meter, torch.no_grad():
-            at = torch.empty(rows, dtype=torch.long, device="meta")
-            made: Tensor = backend.dequantize_rows(module, at) if rows else backend.dequantize(module)
-        sizes.append(meter.peak - made.nbytes)
-    return max(sizes)

@@ -15,7 +15,7 @@ import torch
 from qra_backends.storage import ceil_div
 from torch import nn
 
-from qra_eval.costs.activations import Activations, count_decoding_bytes
+from qra_eval.costs.activations import DEQUANTIZE_BYTES, GPU_DEQUANTIZE_BYTES, Activations
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
@@ -117,13 +117,6 @@ class _Run:
         self.layer = max(range(len(sizes)), key=sizes.__getitem__)
         self.layer_weights = sizes[self.layer]
         self.alike = -(-sum(sizes) // self.layer_weights)  # layers of the largest one's size
-        tables = {(m.out_features, m.in_features) for m in model.tables.values()}
-        work = {shape: count_decoding_bytes(model.backend, model.levels, *shape) for shape in {*self.shapes}}
-        for rows, columns in tables:
-            work[rows, columns] = count_decoding_bytes(
-                model.backend, model.table_levels, rows, columns, rows=min(ROWS, rows)
-            )
-        self.decoding = work if self.gpu else {}
         looked_up = bool(model.tables) and (gpu is not None or not model.keeps_dequantized)
         self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
         self.bare = self.make_activations(passing)
@@ -170,7 +163,7 @@ class _Run:
             dropout=self.settings.dropout,
             checkpointing=self.settings.gradient_checkpointing,
             tables=tables,
-            decoding=self.decoding,
+            decoding=GPU_DEQUANTIZE_BYTES if self.gpu else DEQUANTIZE_BYTES,
         )
 
     def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
@@ -204,14 +197,6 @@ class _Run:
         if self.gpu:
             return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
-
-    def count_reordered_weight_bytes(self, item: int) -> int:
-        """A CPU with matrix units (AMX) copies a product's weight into another order: the head's is the largest."""
-        # Where torch does not say what a CPU has, it may have them.
-        has_units = not hasattr(torch.cpu, "get_capabilities") or torch.cpu.get_capabilities().get("amx_bf16")
-        if self.gpu or item != 2 or not has_units:
-            return 0
-        return max(self.largest, self.vocabulary * self.width) * item
 
     def count_placed_layer_bytes(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
@@ -324,7 +309,7 @@ class _Run:
         rows = self.tuner.rows(split, held_out)
         measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
-        return self.count_resident_bytes() + highest + self.count_reordered_weight_bytes(self.wide)
+        return self.count_resident_bytes() + highest
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""

@@ -1,19 +1,17 @@
-"""What a search will take in time, from a layer and a few quantizations that are timed before anything is spent."""
+"""What a search will take in time: a layer and the quantization of one linear, timed, times the tokens and weights."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
+from qra_backends import Backend
 from torch import nn
 
-from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
@@ -21,27 +19,19 @@ from qra_eval.quantized.build import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
-from qra_eval.tasks.encoding import Encoded
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
 from qra_search.schemas import LevelName
 
-SCALES, ROW_SCALES = 1.5, 0.4
-"""Forward passes that a trained token costs more if scales are trained along: the product that gives the gradient of
-the whole weight, its sums by group, and dequantizing at every step; or, beside weights that are kept ready, of rows."""
 CALIBRATION_FACTOR = 3.5
 """Times what its tokens say that the pass of the calibration rows takes: layers are run again backward, and moments and
 the gradient at the head are computed. Measured on SmolLM2 and two cores: 219 s, for 63 s by the tokens."""
-NEW_LINEARS = 0.1
-"""Share of a plan's linears that no earlier plan of a search had at their levels: 8 and 31% of the recorded search of a
-1.5B model after two uniform plans, below 1% late in that of SmolLM2 (benchmarks/results/study/trials-*.jsonl)."""
-PASSES = 2
-"""Times that a layer is timed after once to warm up; the quickest counts."""
+REPEATS = 3
+"""Times that something is timed; the quickest counts, as the first warms up."""
 TIMED_TOKENS = 16384
 """Largest vocabulary of the random model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
-"""Rows and columns of a made-up linear whose quantization is timed on a CPU, at most; larger ones are extrapolated. A
-GPU, where the launches of kernels take time of their own, quantizes it in full."""
+"""Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are extrapolated."""
 
 
 def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, Any]:
@@ -52,10 +42,10 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
 
     Returns:
         `setup_seconds` (the pass of calibration rows, and quantizing one plan) and `sensitivities_seconds`, both 0 if
-        the cache has them, `evaluation_seconds` (one at full fidelity, with what its plan quantizes anew),
-        `tuning_seconds` (one in full), rough: within a half or so of the truth. `phases`, with the peak of each in
-        bytes of `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of
-        the moments, and `engines` (see `qra_eval.costs.cards`).
+        the cache has them, `evaluation_seconds` (one at full fidelity) and `tuning_seconds` (one in full, but for the
+        answers that it writes), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
+        `device` and `host` (see `qra_eval.costs.phases`), and `disk_bytes` of one plan at the widest levels and of the
+        moments.
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
@@ -69,70 +59,40 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     if not model.is_quantized():
         calibrating = count_pass_tokens(model.calibration_batches()) if model.backend.calibrated else 0.0
         setup = quantizing + CALIBRATION_FACTOR * pace * calibrating
-    held_out = tuner.rows("validation", tuner.evaluation.validation_rows)
-    evaluation = _count_passes(tuner, tuner.get_batches(tuner.evaluation.steps, 0), held_out)
-    phases = estimate_peaks(tuner, budget)
-    storage = model.backend.storage
-    shapes = _count_shapes(tuner).items()
-    plan_bytes = sum(n * storage(levels[-1]).bytes(*shape) for (shape, levels), n in shapes if levels)
+    tuned = count_pass_tokens(tuner.get_final_batches(tuner.finetune_steps, 0))
+    tested = sum(map(len, tuner.rows("test", tuner.finetune.test_rows)))
+    plan_bytes = sum(
+        model.backend.storage(levels[-1]).bytes(linear.out_features, linear.in_features)
+        for linear, levels in _list_quantized(tuner)
+    )
     moments = KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
-        "evaluation_seconds": pace * evaluation + NEW_LINEARS * quantizing,
-        "tuning_seconds": _estimate_tuning_seconds(tuner, pace),
-        "phases": {name: asdict(peak) for name, peak in phases.items()},
+        "evaluation_seconds": pace * tuner.count_evaluation_tokens(),
+        "tuning_seconds": pace * (tuned + tested),
+        "phases": {name: asdict(peak) for name, peak in estimate_peaks(tuner, budget).items()},
         "disk_bytes": plan_bytes + moments,
-        "engines": list_engine_bytes(model),
     }
 
 
-def _count_passes(tuner: FineTuner, batches: Sequence[Batch], measured: Sequence[Encoded]) -> float:
-    """Tokens of training on batches, with its scales, and of measuring rows, in units of one forward pass."""
-    model = tuner.quantized_model
-    shapes = {(m.out_features, m.in_features) for m in model.linears.values()}
-    trained = (model.count_trained(b, *shape) / shape[0] for b in model.levels for shape in shapes)
-    most = max(trained, default=0)
-    scales = 0.0 if not most else ROW_SCALES if most <= 1 and model.keeps_dequantized else SCALES
-    return (1 + BACKWARD + scales) * sum(batch.tokens for batch in batches) + sum(map(len, measured))
-
-
-def _estimate_tuning_seconds(tuner: FineTuner, pace: float) -> float:
-    """Seconds of a full tuning: its steps, its looks at validation rows, test losses, and answers token by token."""
-    finetune = tuner.finetune
-    task = tuner.rows.task
-    steps = tuner.finetune_steps
-    looks, count = steps // (finetune.evaluate_every or steps + 1), tuner.evaluation.validation_rows
-    measured = [*looks * tuner.rows("validation", count), *tuner.rows("test", finetune.test_rows)]
-    seconds = pace * _count_passes(tuner, tuner.get_final_batches(steps, 0), measured)
-    if not task.metrics or tuner.tokenizer is None:
-        return seconds
-    scored = min(finetune.scored_rows, finetune.test_rows)
-    if finetune.monitor == "task":
-        scored += looks * count
-    longest = tuner.count_answer_tokens(task.split("test")[: finetune.test_rows])
-    return seconds + scored * longest * measure_seconds_per_token(tuner, one_by_one=True)
-
-
-def _count_shapes(tuner: FineTuner) -> Counter[tuple[tuple[int, int], tuple[LevelName, ...]]]:
-    """How many linears and tables there are of each shape, with the levels at which they are quantized."""
+def _list_quantized(tuner: FineTuner) -> list[tuple[nn.Linear, Sequence[LevelName]]]:
+    """Every linear and table that is quantized, with the levels that store its shape."""
     model = tuner.quantized_model
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
-    shapes = (((m.out_features, m.in_features), levels) for m, levels in modules)
-    return Counter(
-        (s, tuple(b for b in levels if model.backend.unsupported_reason(b, *s) is None))
-        for s, levels in shapes
-    )
+    return [(m, some) for m, levels in modules if (some := _select_levels(model.backend, m, levels))]
 
 
-def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> float:
+def _select_levels(backend: Backend, linear: nn.Linear, levels: Sequence[LevelName]) -> list[LevelName]:
+    shape = linear.out_features, linear.in_features
+    return [bits for bits in levels if backend.unsupported_reason(bits, *shape) is None]
+
+
+def measure_seconds_per_token(tuner: FineTuner) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
     If the model has no weights here, the layer is one of made-up weights.
-
-    Args:
-        one_by_one: a pass has one token of each row, as in generating.
     """
     model = tuner.quantized_model
     vocabulary = tuner.model.config.get_text_config().vocab_size
@@ -140,11 +100,6 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
     size = 2 * tuner.settings.batch_size
     batch = make_batches(tuner.rows("validation", size), size)[-1]  # of the longest rows
     batch = replace(batch, input_ids=batch.input_ids.clamp(max=timed - 1))
-    if one_by_one:
-        first = torch.arange(len(batch.input_ids))
-        batch = replace(
-            batch, input_ids=batch.input_ids[:, :1], positions=first, targets=first, tokens=len(first)
-        )
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         with blocks.place_layer(0):
@@ -155,15 +110,14 @@ def measure_seconds_per_token(tuner: FineTuner, *, one_by_one: bool = False) -> 
 
 
 def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    return min(_measure_seconds(work, device) for _ in range(1 + PASSES))
-
-
-def _measure_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
@@ -184,43 +138,33 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
 
 
 def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
-    """Seconds to quantize everything at one level, and to probe it: of each shape one made-up linear is timed."""
+    """Seconds to quantize everything at one level, and to probe it: a part of the first linear is timed."""
     model = tuner.quantized_model
-    counts = _count_shapes(tuner)
-    total = np.zeros(2)
-    least, _ = min(counts)
-    # The first call imports libraries and makes kernels.
-    _time_quantization(tuner, min(least[0], 64), least[1], model.levels)
-    for ((out_features, in_features), levels), count in counts.items():
-        rows, columns = out_features, in_features
-        if model.device.type == "cpu":
-            rows = min(rows, TIMED_OUT)
-            while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
-                columns //= 2
-        seconds = _time_quantization(tuner, rows, columns, levels)
-        # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
-        power = 2 if model.backend.calibrated else 1
-        total += count * seconds * (out_features / rows) * (in_features / columns) ** power
-    return total[0].item(), total[1].item()
-
-
-def _time_quantization(tuner: FineTuner, rows: int, columns: int, levels: Sequence[LevelName]) -> np.ndarray:
-    """Seconds (2,) to quantize a made-up linear at the middle one of some levels, and to probe it."""
-    model = tuner.quantized_model
-    levels = [b for b in levels if model.backend.unsupported_reason(b, rows, columns) is None]
-    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype)
-    linear.requires_grad_(False)
-    hessian = torch.eye(columns, device=model.device) if model.backend.calibrated else None
-    backend, middle = model.backend, levels[len(levels) // 2 :][:1]
-    works = (
-        lambda: backend.quantize_levels(linear, middle, hessian=hessian),
-        lambda: backend.probe_levels(linear, levels, hessian=hessian),
+    backend, quantized = model.backend, _list_quantized(tuner)
+    first = quantized[0][0]
+    rows, columns = min(first.out_features, TIMED_OUT), first.in_features
+    while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
+        columns //= 2
+    linear = nn.Linear(columns, rows, bias=False, device=model.device, dtype=model.dtype).requires_grad_(
+        False
     )
-    return np.array([_measure_seconds(work, model.device) for work in works])
+    hessian = torch.eye(columns, device=model.device) if backend.calibrated else None
+    levels = _select_levels(backend, linear, model.levels)
+    middle = levels[len(levels) // 2 :][:1]
+    quantizing = _measure_min_seconds(
+        lambda: backend.quantize_levels(linear, middle, hessian=hessian), model.device
+    )
+    probing = _measure_min_seconds(
+        lambda: backend.probe_levels(linear, levels, hessian=hessian), model.device
+    )
+    # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
+    power = 2 if backend.calibrated else 1
+    times = sum((m.out_features / rows) * (m.in_features / columns) ** power for m, _ in quantized)
+    return times * quantizing, times * probing
 
 
 def count_pass_tokens(batches: Sequence[Batch]) -> float:
-    """Tokens of the pass of rows forward and backward, in units of one forward pass."""
+    """Tokens of passes forward and backward, in units of one forward pass."""
     return (1 + BACKWARD) * sum(batch.tokens for batch in batches)
 
 

@@ -72,8 +72,8 @@ class Landscape(Evaluator):
         """Noise-free loss at full fidelity."""
         return float(self.tables.compute_losses(self.space.encode(plan)[None])[0])
 
-    def find_reference_front(self, budgets: tuple[int, ...], cache: str | None = None) -> Reference:
-        return find_reference_front(self.tables, self.space, budgets, cache=cache)
+    def find_reference_front(self, budgets: tuple[int, ...]) -> Reference:
+        return find_reference_front(self.tables, self.space, budgets)
 
     def sensitivities(self) -> Sensitivities | None:
         return self._sensitivities

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from qra_backends import make_backend
@@ -32,14 +29,12 @@ from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
-from qra_eval.tuning.processes import LaunchedProcesses
 from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.trial import try_rate
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
-from qra_search.launched import get_rank_and_size
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 
@@ -272,12 +267,16 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         What is saved with its base is loaded by `qra_eval.load(folder)`.
         """
         self.space.find_space(plan).encode(plan)
-        folder = None if folder is None else Path(folder)
-        shared: dict[str, Any] = dict(plan=plan, seed=seed, steps=steps, folder=folder, save_base=save_base)
-        if get_rank_and_size()[1] == 1:
-            return tune(self.tuner, **shared, on_step=on_step, progress=progress)
-        with self._launched.lead_request(shared, self.tuner.settings.rows_a_step):
-            return tune(self.tuner, **shared, on_step=on_step, progress=progress, processes=self._launched)
+        return tune(
+            self.tuner,
+            plan,
+            seed=seed,
+            steps=steps,
+            folder=None if folder is None else Path(folder),
+            save_base=save_base,
+            on_step=on_step,
+            progress=progress,
+        )
 
     def write_base(self, plan: Plan, folder: Path) -> None:
         write_base(self.tuner, plan, folder)
@@ -308,16 +307,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             for example in self.task.split(split)[: counts.get(split)]:
                 digest.update(repr(example).encode())
         return digest.hexdigest()[:16]
-
-    def serve_tunings(self) -> NoReturn:
-        for asked in self._launched.receive_requests():
-            with suppress(EvaluationFailed):  # all fail alike; the first process says so
-                tune(self.tuner, **asked, processes=self._launched)
-        sys.exit()
-
-    @cached_property
-    def _launched(self) -> LaunchedProcesses:
-        return LaunchedProcesses(self.tuner.device)
 
     def measure_untuned(self) -> TuningRecord | None:
         return measure_untuned(self.tuner)

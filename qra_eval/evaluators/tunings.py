@@ -101,7 +101,7 @@ class TuningsLandscape(Evaluator):
         first, last = (resolve_budget(self.space, budget) for budget in BUDGETS)
         return first, (first + last) // 2, last
 
-    def find_reference_front(self, budgets: Sequence[int], cache: str | None = None) -> Reference:
+    def find_reference_front(self, budgets: Sequence[int]) -> Reference:
         """The best plans under these budgets: knapsacks over weighted damage, at every price of rank and every rate."""
         plain = self.space.without_extra
         weights = self.formula.weights[[list_kinds(plain).index(group.kind) for group in plain.groups]]

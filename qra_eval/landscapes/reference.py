@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from qra_eval.landscapes.families import Tables
 from qra_search.allocate import knapsack
-from qra_search.files import write_json
 from qra_search.schemas import Plan
 from qra_search.space.space import SearchSpace
 
@@ -33,34 +29,15 @@ class Reference:
     exact: bool
 
 
-def find_reference_front(
-    tables: Tables, space: SearchSpace, budgets: Sequence[int], *, cache: str | Path | None = None
-) -> Reference:
-    """Best known plan under each budget (bytes), by the noise-free loss; results are kept in `cache`.
+def find_reference_front(tables: Tables, space: SearchSpace, budgets: Sequence[int]) -> Reference:
+    """Best known plan under each budget (bytes, ascending), by the noise-free loss; raises BudgetTooSmall.
 
     Additive tables are one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
     around its solution while that helps, then one- and two-exchange descent on the true loss from there and from the
     optima of the other budgets, until nothing improves.
     """
-    budgets = tuple(sorted(int(b) for b in budgets))
-    # Of all that a reference follows from: equal landscapes share theirs.
-    content = [space.signature, budgets, [np.asarray(value).tobytes() for value in vars(tables).values()]]
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:20]
-    path = None if cache is None else Path(cache) / f"{digest}.json"
-    if path is not None and path.is_file():
-        data = json.loads(path.read_text())
-        plans = tuple(map(Plan.from_dict, data["plans"]))
-        return Reference(plans, tuple(data["losses"]), data["exact"])
     for budget in budgets:
         space.memory.check_budget(budget)
-    found = _solve(tables, space, budgets)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**vars(found), "plans": [plan.to_dict() for plan in found.plans]})
-    return found
-
-
-def _solve(tables: Tables, space: SearchSpace, budgets: tuple[int, ...]) -> Reference:
     problems = [Problem(tables, space, budget) for budget in budgets]
     best = [problem.solve() for problem in problems]
     if not tables.is_additive:

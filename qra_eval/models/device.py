@@ -34,24 +34,12 @@ def resolve_devices(text: str) -> list[torch.device]:
     found = [resolve_device(part) for part in text.split(",")]
     if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
         raise BadInput(f"device is {shorten(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
-    if len(found) > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise BadInput(
-            f"device is {shorten(text)}: processes of a launcher have one GPU each: use --device cuda"
-        )
     return found
 
 
 def resolve_device(text: str) -> torch.device:
     """The device that a text names; `auto` is a GPU if torch sees one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if count and beside > 1 and text in ("auto", "cuda"):
-        if beside > count:
-            raise BadInput(
-                f"the launcher started {beside} processes on this machine, but torch sees {count} CUDA devices. "
-                "Start as many processes as devices"
-            )
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     form = _FORM.fullmatch(text)
     if form is None:
         raise BadInput(f"device is {shorten(text)}: {FORMS} is needed")

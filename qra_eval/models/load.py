@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
-from qra_eval.models.linears import Experts, normalise
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
 from qra_search.app.config import make_in_memory_name
@@ -94,14 +93,10 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
             raise BadInput(f"{source} is quantized already: the search needs the unquantized weights")
         if not weights:
             return _read_shapes(source, config, dtype, **options)
-        model = read_mixture(source, config, dtype, **options)
-        missing = []
-        if model is None:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
-            model = loaded[0]
-            missing = sorted(loaded[1]["missing_keys"])
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except BadInput:
         raise
@@ -130,57 +125,6 @@ def _read_shapes(source: str, config: Any, dtype: torch.dtype, **options: Any) -
     with torch.device("meta"):
         trusted = options["trust_remote_code"]
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted), tokenizer
-
-
-def read_mixture(source: str, config: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """A mixture with its experts apart; None if it is none, or the files have other names for them.
-
-    transformers 5 stacks the experts of a layer when it loads them, which copies them all; taken apart again, as a
-    search needs them, that is the whole model twice in memory. Here each expert's weights stay mapped from the file;
-    those that are stored in another dtype are copied.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
-    text = config.get_text_config()
-    counts = ("num_experts", "num_local_experts", "n_routed_experts")
-    if not any(getattr(text, name, None) for name in counts):
-        return None
-    with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed
-        trusted = options.get("trust_remote_code", False)
-        whole: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
-        model: Any = normalise(whole)
-    if not any(isinstance(module, Experts) for module in model.modules()):
-        return None
-    optional = {
-        **options,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **optional)
-    if index is None:
-        shards = [cached_file(source, SAFE_WEIGHTS_NAME, **options)]
-    else:
-        local = options.get("local_files_only", False)
-        shards, _ = get_checkpoint_shard_files(source, index, local_files_only=local)
-    opened = [safe_open(shard, framework="pt") for shard in shards]
-    files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    names = [name for name, _ in model.named_parameters()]
-    if set(names) - files.keys() - ({"lm_head.weight"} if text.tie_word_embeddings else set()):
-        return None
-    for name in files.keys() & set(names):
-        parent, _, child = name.rpartition(".")
-        tensor = files[name].get_tensor(name).to(dtype)
-        setattr(model.get_submodule(parent), child, nn.Parameter(tensor, requires_grad=False))
-    for name, buffer in model.named_buffers():
-        if name in files:
-            buffer.copy_(files[name].get_tensor(name))
-    model.tie_weights()
-    if cached_file(source, GENERATION_CONFIG_NAME, **optional) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(source, **options)
-    return model
 
 
 def _make_load_error(source: str, error: BaseException) -> BadInput:

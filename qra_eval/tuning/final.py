@@ -23,7 +23,6 @@ from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED, load
-from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -60,7 +59,6 @@ def tune(
     save_base: bool = True,
     on_step: Callable[[int, StepFigures], None] | None = None,
     progress: Progress | None = None,
-    processes: Processes = ALONE,
 ) -> TuningRecord:
     """Tune a plan on the training split, measure it on the test split, and save it if a folder is given.
 
@@ -69,21 +67,19 @@ def tune(
     """
     start = time.perf_counter()
     finetune = tuner.finetune
-    leads = processes.rank == 0
     steps = tuner.finetune_steps if steps is None else steps
     size = tuner.space.find_space(plan).memory_bytes(plan)
     batches = tuner.get_final_batches(steps, seed)
     rows = tuner.evaluation.validation_rows
     task = tuner.rows.task
-    keeps = folder is not None and save_base and leads
+    keeps = folder is not None and save_base
     samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
     options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
     def validate() -> dict[str, float]:
-        figures = {"validation_loss": tuner.measure_loss("validation", rows, processes)}
+        figures = {"validation_loss": tuner.measure_loss("validation", rows)}
         if finetune.monitor == "task":
-            own = processes.run_together(lambda: leads and tuner.measure_objective("validation", rows))
-            (figures["validation_objective"],) = processes.sum_values(own)
+            figures["validation_objective"] = tuner.measure_objective("validation", rows)
         tuner.model.train()
         return figures
 
@@ -93,8 +89,8 @@ def tune(
         return task.answer_examples(tuner.model, tuner.tokenizer, samples, SAMPLE_TOKENS, **options)
 
     def work() -> TuningRecord:
-        processes.run_together(lambda: tuner.switcher.put_plan(plan, seed))
-        before = processes.run_together(answer_samples)
+        tuner.switcher.put_plan(plan, seed)
+        before = answer_samples()
         identity = _make_identity(tuner, plan, seed, steps, batches)
 
         def finish_step(step: int, figures: StepFigures) -> None:
@@ -104,25 +100,27 @@ def tune(
                 resumed = f", resumed after step {full.resumed_after}" if full.resumed_after else ""
                 progress(f"tune{resumed}", step, steps)
 
-        full = FullTuning(finetune, validate, identity, folder, finish_step, processes)
+        full = FullTuning(finetune, validate, identity, folder, finish_step)
         with full.save_on_interrupt():
-            tuner.train(steps, seed, callback=full, batches=batches, processes=processes)
-        nats, tokens = _measure_test_rows(tuner, processes)
+            tuner.train(steps, seed, callback=full, batches=batches)
+        nats, tokens = _measure_test_rows(tuner)
         if not math.isfinite(sum(nats)):
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
-        validation_loss = tuner.measure_loss("validation", rows, processes)
-        after = processes.run_together(answer_samples)
-        scores = processes.run_together(lambda: score_test_rows(tuner) if leads else {})
-        error = _save(tuner, plan, folder, save_base) if folder is not None and leads else ""
+        validation_loss = tuner.measure_loss("validation", rows)
+        after = answer_samples()
+        scores = score_test_rows(tuner)
+        error = _save(tuner, plan, folder, save_base) if folder is not None else ""
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = []
         for example, old, new in zip(samples, before, after, strict=True):
             prompt = task.make_prompt(example, tuner.tokenizer)
             shown.append({"prompt": prompt, "wanted": example.answer, "before": old, "after": new})
-        figures: dict[str, Any] = {"validation_loss": validation_loss, "reload_error": error}
-        if leads:
-            figures["commonest_scores"] = task.score_commonest(task.split("test")[: tuner.scored_rows])
-            figures["metric_digests"] = task.metric_digests
+        figures: dict[str, Any] = {
+            "validation_loss": validation_loss,
+            "reload_error": error,
+            "commonest_scores": task.score_commonest(task.split("test")[: tuner.scored_rows]),
+            "metric_digests": task.metric_digests,
+        }
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
@@ -144,7 +142,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
 
     def work() -> TuningRecord:
         with tuner.switcher.use_unquantized():
-            nats, tokens = _measure_test_rows(tuner, ALONE)
+            nats, tokens = _measure_test_rows(tuner)
             scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
         unscored = ""
         if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
@@ -190,15 +188,11 @@ def _make_identity(
     }
 
 
-def _measure_test_rows(tuner: FineTuner, processes: Processes) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Summed loss and labelled tokens of each test row, rank r of n passing rows r, r + n, ..."""
+def _measure_test_rows(tuner: FineTuner) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Summed loss and labelled tokens of each test row."""
     rows = tuner.rows("test", tuner.finetune.test_rows)
-    own = slice(processes.rank, None, processes.size)
-    together = 2 * tuner.device_batch_size
-    found = processes.run_together(lambda: measure_row_losses(tuner.model, rows[own], together, tuner.device))
-    nats, tokens = ([0.0] * len(rows) for _ in found)
-    nats[own], tokens[own] = found
-    return tuple(processes.sum_values(*nats)), tuple(map(int, processes.sum_values(*tokens)))
+    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.device_batch_size, tuner.device)
+    return tuple(nats), tuple(tokens)
 
 
 def select_samples(tuner: FineTuner, count: int) -> list[Example]:

@@ -22,7 +22,6 @@ from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_b
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
-from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.app.tunable import RowCount
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
@@ -125,7 +124,6 @@ class FineTuner:
         callback: training.TrainerCallback | None = None,
         batches: Sequence[Batch] | None = None,
         learning_rate: float | None = None,
-        processes: Processes = ALONE,
     ) -> training.Trained:
         """Tune the adapters in place for `steps` steps, and scales if they are to be, then round to what is saved.
 
@@ -145,22 +143,17 @@ class FineTuner:
                 device=self.device,
                 rows=self.device_batch_size if self.halvings else None,
                 callback=callback,
-                processes=processes,
             )
         for factor in adapters.get_named_factors(self.switcher.wrapped).values():
             factor.data = factor.data.to(ADAPTER_DTYPE).to(factor.dtype)  # as they are saved
         return trained
 
-    def measure_loss(self, split: SplitName, rows: int, processes: Processes = ALONE) -> float:
-        """Loss in nats a labelled token on the first rows of a split, of which each process passes its part."""
-        batches = processes.select_own(make_batches(self.rows(split, rows), 2 * self.device_batch_size))
-        loss = processes.run_together(lambda: measure_loss(self.model, batches, self.device))
+    def measure_loss(self, split: SplitName, rows: int) -> float:
+        """Loss in nats a labelled token on the first rows of a split."""
+        batches = make_batches(self.rows(split, rows), 2 * self.device_batch_size)
+        loss = measure_loss(self.model, batches, self.device)
         release_freed_memory(self.device)
-        if processes.size == 1:
-            return loss
-        own = sum(len(batch.targets) for batch in batches)
-        nats, labels = processes.sum_values(loss * own, own)
-        return nats / labels
+        return loss
 
     def measure_objective(self, split: SplitName, rows: int) -> float:
         """The task's own measure on the first rows of a split, lower is better: the loss that the task is judged by,

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qra_eval.quantized.bank import open_tensors, write_tensors
-from qra_eval.tuning.processes import ALONE, Processes
 from qra_eval.tuning.training import Training
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
@@ -45,7 +44,6 @@ class FullTuning:
             model in training mode.
         identity: what the training depends on, as plain data; the checkpoint of another one is not resumed.
         folder: of checkpoint and curve; None: neither is written.
-        processes: that tune together: all read the checkpoint, the first writes it.
 
     Attributes:
         resumed_after: the step of the checkpoint that it was resumed from; 0: it began anew.
@@ -58,14 +56,12 @@ class FullTuning:
         identity: Mapping[str, Any],
         folder: Path | None = None,
         on_step: Callable[[int, StepFigures], None] | None = None,
-        processes: Processes = ALONE,
     ):
         self.settings = settings
         self.validate = validate
         self.identity = identity
         self.folder = folder
         self.on_step = on_step
-        self.processes = processes
         self.best: dict[str, Tensor] = {}
         self.best_value = float("inf")
         self.best_step: int | None = None
@@ -87,15 +83,9 @@ class FullTuning:
             vars(self).update({name: more[name] for name in RESUMED})
             self.resumed_after = training.step
         self.earlier_seconds = training.earlier_seconds
-        if self.processes.sum_values(training.step) != [training.step * self.processes.size]:
-            raise RunFailed(
-                f"the processes of this tuning found different checkpoints in {self.folder}: put the run on a disk "
-                "that all of them share"
-            )
-        if self.processes.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Steps after the checkpoint are made again.
-            write_text(self.folder / CURVE_FILE, "".join(self.curve))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Steps after the checkpoint are made again.
+        write_text(self.folder / CURVE_FILE, "".join(self.curve))
 
     def on_step_end(self, training: Training) -> bool:
         """After a step: look at validation rows and write a checkpoint, if it is time. Returns whether to stop."""
@@ -115,12 +105,12 @@ class FullTuning:
         self._write_step(step, figures)
         stop = bool(settings.patience) and self.stale >= settings.patience
         # What comes while this waits is for the next step.
-        interrupted = self.processes.any_process(self._interrupted)
+        interrupted = self._interrupted
         needed = is_last or stop or interrupted
         due = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
         minutes = (time.monotonic() - self._written) / 60
         due = needed or due or 0 < settings.checkpoint_minutes <= minutes
-        if self.folder is not None and due and self.processes.rank == 0:
+        if self.folder is not None and due:
             training.stopped = stop and not is_last
             more = {name: getattr(self, name) for name in RESUMED}
             try:
@@ -149,7 +139,7 @@ class FullTuning:
                 parameter.data.copy_(self.best[name])
 
     def _write_step(self, step: int, figures: dict[str, float]) -> None:
-        if self.folder is not None and self.processes.rank == 0:
+        if self.folder is not None:
             self.curve.append(json.dumps({"step": step, **figures}) + "\n")
             try:
                 with (self.folder / CURVE_FILE).open("a") as file:

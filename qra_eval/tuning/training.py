@@ -14,7 +14,6 @@ from torch import nn
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch, LabelledHead, compute_batch_loss, wrap_head
-from qra_eval.tuning.processes import ALONE, Processes
 from qra_search.sections import Schedule, TrainingConfig
 
 MAX_GRADIENT_NORM = 1.0
@@ -52,16 +51,11 @@ class Training:
         settings: TrainingConfig,
         steps: int,
         device: torch.device,
-        *,
-        seed: int = 0,
-        processes: Processes = ALONE,
     ):
         self.groups = groups
         self.settings = settings
         self.steps = steps
         self.device = device
-        self.seed = seed
-        self.processes = processes
         self.losses: list[float] = []
         self.tokens = 0
         self.stopped = False
@@ -95,22 +89,12 @@ class Training:
         """
         begun = time.perf_counter()
         labels = sum(len(batch.targets) for batch in batches)
-        processes = self.processes
-
-        def run_passes() -> float:
-            value = 0.0
-            for own in processes.select_own(batches):
-                for part in own.split_rows(rows) if rows else [own]:
-                    loss = compute_batch_loss(model, head, part.to(self.device), "sum") / labels
-                    loss.backward()
-                    value += float(loss.detach())
-            return value
-
-        if processes.size > 1:
-            # Each process draws its own dropout, and none that a checkpoint of the first would lack.
-            torch.manual_seed((self.seed * self.steps + self.step) * processes.size + processes.rank)
-        (value,) = processes.sum_values(processes.run_together(run_passes))
-        processes.sum_gradients([p for group in self.groups for p in group.parameters.values()])
+        value = 0.0
+        for batch in batches:
+            for part in batch.split_rows(rows) if rows else [batch]:
+                loss = compute_batch_loss(model, head, part.to(self.device), "sum") / labels
+                loss.backward()
+                value += float(loss.detach())
         self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
@@ -145,17 +129,13 @@ def train(
     device: torch.device,
     rows: int | None = None,
     callback: TrainerCallback | None = None,
-    processes: Processes = ALONE,
 ) -> Trained:
-    """AdamW, gradients clipped by group, linear warm-up and the scheduled fall; `settings.accumulation` batches a step.
-
-    The processes share the rows of each step; see `Training.make_step`.
-    """
+    """AdamW, gradients clipped by group, linear warm-up, then the schedule; `settings.accumulation` batches a step."""
     if not groups or not batches:
         return Trained(float("nan"), 0, 0.0, 0.0)
     size = settings.accumulation
     torch.manual_seed(seed)
-    training = Training(groups, settings, len(batches) // size, device, seed=seed, processes=processes)
+    training = Training(groups, settings, len(batches) // size, device)
     model.train()
     try:
         with wrap_head(model) as head:

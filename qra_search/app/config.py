@@ -30,7 +30,6 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_YAML_DEPTH, MAX_YAML_WORD, MAX_YAML_TEXT = 32, 2000, 20_000
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
 MANY_FIELDS = 16
 """More than these are not named in an error."""
@@ -123,32 +122,16 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 
 def read_yaml(text: str) -> Any:
-    """The plain data of a YAML text; raises ValueError, in one line, if it is none, too long, or nested too deep.
-
-    Aliases are refused: `<<: [*a, *a]` in a row expand a few hundred bytes to gigabytes, whatever size is allowed.
-    """
+    """The plain data of a YAML text; raises ValueError, in one line, if it is none, or too long."""
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
     try:
-        depth = 0
-        for event in yaml.parse(text):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_YAML_DEPTH:
-                raise _Fault(None, None, f"values are nested deeper than {MAX_YAML_DEPTH}", event.start_mark)
-            if isinstance(event, yaml.AliasEvent):
-                problem = f"*{str(event.anchor)[:40]} is an alias: write the value out"
-                raise _Fault(None, None, problem, event.start_mark)
-            if isinstance(event, yaml.ScalarEvent):
-                most = MAX_YAML_TEXT if " " in event.value else MAX_YAML_WORD  # a number has no spaces
-                if len(event.value) > most:
-                    problem = f"a value has {len(event.value)} characters, at most {most} are read"
-                    raise _Fault(None, None, problem, event.start_mark)
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or str(error)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(one_line(place + problem, 500)) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 500)) from None
 
 
@@ -156,7 +139,15 @@ _Fault: Any = yaml.constructor.ConstructorError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which yaml keeps the last."""
+    """Refuses a mapping that has a key twice, of which yaml keeps the last, and aliases: `<<: [*a, *a]` in a row expand
+    a few hundred bytes to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            problem = f"*{event.anchor[:40]} is an alias: write the value out"
+            raise _Fault(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -11,10 +11,17 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.app.config import RunConfig
-from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator, make_remote_evaluator
+from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator, Progress
-from qra_search.executors import Executor, ProcessExecutor, RayExecutor, WorkerExecutor, devices
+from qra_search.executors import (
+    Executor,
+    ProcessExecutor,
+    RayExecutor,
+    RemoteEvaluator,
+    WorkerExecutor,
+    devices,
+)
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.study import Listener
@@ -128,6 +135,6 @@ def start_workers(
     with executor:
         listener.progress(stage, 0, 1)
         with convert_to_bad_input():
-            evaluator = make_remote_evaluator(executor)
+            evaluator = RemoteEvaluator(executor)
         listener.progress(stage, 1, 1)
         yield evaluator, executor

@@ -24,7 +24,6 @@ from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
-from qra_search.launched import get_rank_and_size
 from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
 from qra_search.space.budgets import parse_uniform, resolve_budget
@@ -201,9 +200,6 @@ def tune_missing(
     evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
     report_rows(evaluator, listener)
-    processes = get_rank_and_size()[1]
-    if processes > 1:
-        listener.say(f"{processes} processes share the rows of each step")
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
@@ -324,7 +320,7 @@ def foretell_rate_by_trials(
     space = evaluator.space
     plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
     trials = read_trials(file, key)
-    while get_rank_and_size()[1] == 1 and (chosen := choose_trial(trials, steps)) is not None:
+    while (chosen := choose_trial(trials, steps)) is not None:
         rate, length = chosen
         alike = [
             trial for trial in trials if trial.steps == length and len(trial.curve) and trial.made == length
@@ -355,10 +351,6 @@ def choose_rate(
     Raises:
         RunFailed: the plan cannot be tuned at any of the rates.
     """
-    if get_rank_and_size()[1] > 1:
-        raise BadInput(
-            "--rates needs a single process: run it without torchrun, then set training.learning_rate"
-        )
     fields = config.model_dump(mode="json")
     # A rate is refused before any is tuned.
     configs = {rate: make_config(fields, {"training.learning_rate": rate}) for rate in rates}

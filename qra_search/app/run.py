@@ -15,6 +15,7 @@ from qra_search.app.compare import Against, Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
+    StepListener,
     check_reloads,
     choose_rate,
     foretell_rate_by_trials,
@@ -35,15 +36,13 @@ from qra_search.app.settings import (
     make_folder_name,
     make_settings,
 )
-from qra_search.app.tracking import find_trackers, open_trackers
-from qra_search.app.tunable import StepFigures, TunableEvaluator
+from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import read_tensor_names
-from qra_search.launched import is_follower
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
 from qra_search.study.result import SearchResult
@@ -272,7 +271,7 @@ class Run:
         seeds: int = 1,
         against: Against = "best",
         settings: Mapping[str, Any] | None = None,
-        track: str | Sequence[str] = (),
+        on_step: StepListener | None = None,
         with_16_bit: bool = False,
         rates: Sequence[float] | None = None,
         tolerance: float | None = None,
@@ -282,8 +281,7 @@ class Run:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
         Only tunings without a record are made. The comparison becomes the one that is shown, unless one of more steps
-        is: its `is_selected` tells. Its `deployed` is what `export` and `load` take. Of processes that `torchrun`
-        started, all but the first help it, and end in here.
+        is: its `is_selected` tells. Its `deployed` is what `export` and `load` take.
 
         Args:
             plan: another than the run's own: an object, a `plan.json`, a run's folder, or a uniform one (`uniform3r8`).
@@ -295,7 +293,7 @@ class Run:
                 the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
                 bits, of any size without `memory`, as far as they tell how small a plan may be.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
-            track: a tracker of accelerate, or several, such as `tensorboard` or `mlflow`.
+            on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
                 loss is kept for all else.
@@ -308,7 +306,6 @@ class Run:
             RunFailed: the plan cannot be tuned, or a saved adapter does not load back as it was tuned.
         """
         run = self.folder.check().read()
-        find_trackers(track)  # before a model is loaded for nothing
         known = self.folder.config()
         config = change_settings(known, steps=steps, epochs=epochs, rates=rates, settings=settings)
         tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
@@ -321,14 +318,7 @@ class Run:
                     tunable = check_can_tune(evaluator, config)
                     config = foretell_rate_by_trials(tunable, config, listener, tunings)
                     evaluator = self.evaluator(listener, config)
-                if is_follower():
-                    check_can_tune(evaluator, config).serve_tunings()
-                with open_trackers(track, self.path, config) as log:
-
-                    def send(id: str, step: int, figures: StepFigures) -> None:
-                        log({f"{id}/{name}": value for name, value in figures.items()}, step)
-
-                    comparison = tune_missing(evaluator, config, listener, tunings, on_step=send)
+                comparison = tune_missing(evaluator, config, listener, tunings, on_step=on_step)
                 run = select_answer(run, comparison, listener, tolerance)
                 write_deployed_base(run, evaluator)
             except RunFailed:
@@ -337,7 +327,7 @@ class Run:
                 raise
             finally:
                 self._snapshot = replace(run, records=tuple(self.folder.records()))
-                if self._snapshot.records and not is_follower():
+                if self._snapshot.records:
                     write_report(self._snapshot)
         if check:
             check_reloads(comparison, self.folder)

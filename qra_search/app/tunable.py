@@ -6,10 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from qra_search.evaluator import Evaluator, Progress
-from qra_search.executors import RemoteEvaluator, WorkerExecutor
 from qra_search.schemas import Plan, TuningRecord
 
 StepFigures = Mapping[str, float]
@@ -82,9 +81,8 @@ class TunableEvaluator(CostedEvaluator):
     def estimate(self) -> Mapping[str, Any]:
         """What a run will take; `--dry-run` prints it.
 
-        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; `phases`:
-        of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak; and `engines`: of each engine by
-        name, the bytes of the smallest plan that it holds, or why it takes none.
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; and
+        `phases`: of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
         """
 
     @abstractmethod
@@ -160,10 +158,6 @@ class TunableEvaluator(CostedEvaluator):
         """Identifies all rows that a full tuning may see, and those of its test; empty if that is not known."""
 
     @abstractmethod
-    def serve_tunings(self) -> NoReturn:
-        """In all but the first of the processes that a launcher started: share in its tunings, then leave."""
-
-    @abstractmethod
     def measure_untuned(self) -> TuningRecord | None:
         """Test figures of the model as it was loaded, as a plan of `space.unquantized`; None if it cannot say."""
 
@@ -180,33 +174,3 @@ def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:
 def render_row(evaluator: Evaluator) -> Sequence[tuple[str, bool]]:
     """One row of tuning as the model sees it; empty if there is none."""
     return (evaluator.render_row() or ()) if isinstance(evaluator, TunableEvaluator) else ()
-
-
-class RemoteCostedEvaluator(RemoteEvaluator, CostedEvaluator):
-    """Stands for the evaluators of workers that know their costs."""
-
-    def __init__(self, executor: WorkerExecutor, costs: tuple[Mapping[str, RowCount], float, float]):
-        super().__init__(executor)
-        self._row_counts, self._sensitivity_cost, self._evaluation_seconds = costs
-
-    def row_counts(self) -> Mapping[str, RowCount]:
-        return self._row_counts
-
-    def sensitivity_cost(self) -> float:
-        return self._sensitivity_cost
-
-    def evaluation_seconds(self) -> float:
-        return self._evaluation_seconds
-
-
-def make_remote_evaluator(executor: WorkerExecutor) -> RemoteEvaluator:
-    """What stands for the evaluators of an executor's workers."""
-    costs = executor.call(describe_costs).result()
-    return RemoteEvaluator(executor) if costs is None else RemoteCostedEvaluator(executor, costs)
-
-
-def describe_costs(evaluator: Evaluator) -> tuple[Mapping[str, RowCount], float, float] | None:
-    """In a worker: rows, and cost and seconds of its evaluator; None if that does not know them."""
-    if not isinstance(evaluator, CostedEvaluator):
-        return None
-    return evaluator.row_counts(), evaluator.sensitivity_cost(), evaluator.evaluation_seconds()

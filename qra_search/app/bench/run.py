@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
 
 RAW = "raw.jsonl"
-REFERENCES = "references"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", DISTRIBUTION)
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is judged, as at its end."""
@@ -82,7 +82,7 @@ def run_benchmark(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}
-    # Cells of one landscape lie together, so that its reference is found once and then read.
+    # Cells of one landscape lie together, so that each process finds its reference once.
     cells = {(task, labels[s], seed): (task, s, seed) for task in tasks for seed in seeds for s in strategies}
     wanted = list(cells.values())  # one that is named twice runs once
     todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
@@ -93,8 +93,7 @@ def run_benchmark(
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = describe_environment()
-        rest = (float(evaluations), str(folder / REFERENCES))
-        flying = [pool.submit(_run_cell, *cell, *rest) for cell in todo]
+        flying = [pool.submit(_run_cell, *cell, float(evaluations)) for cell in todo]
         try:
             for done, future in enumerate(as_completed(flying), start=1):
                 row = future.result() | {"environment": stamp}
@@ -150,13 +149,11 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _run_cell(
-    task: str, strategy: str, seed: int, evaluations: float, references: str | None
-) -> dict[str, Any]:
+def _run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[str, Any]:
     """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
     key = {"task": task, "strategy": make_strategy_label(strategy), "seed": seed, "evaluations": evaluations}
     try:
-        row = run_cell(task, strategy, seed, evaluations, reference_cache=references)
+        row = run_cell(task, strategy, seed, evaluations)
     except Exception as error:  # a strategy under test may raise anything: its cell counts as failed
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -184,16 +181,11 @@ def _format_row(row: dict[str, Any], done: int, total: int) -> str:
     return f"{name}: {row['seconds']:.1f} s{losses}"
 
 
-def run_cell(
-    task: str, strategy: str, seed: int, evaluations: float, *, reference_cache: str | None = None
-) -> dict[str, Any]:
+def run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[str, Any]:
     """Run one search and judge it at every checkpoint and at its end; returns a row of plain data.
 
     At a checkpoint the log is cut to what had been spent then, and the strategy's best plan by it (`SearchResult.best`)
     is taken at its noise-free loss.
-
-    Args:
-        reference_cache: folder where reference optima are kept between processes.
     """
     with closing(build_task(task, seed)) as landscape:
         space = landscape.space
@@ -201,7 +193,7 @@ def run_cell(
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
         smallest = space.decode(AdjacentSteps(space).smallest)
         fitting = [space.uniform_plans(budget) or [smallest] for budget in grid]
-        reference = landscape.find_reference_front(tuple(grid), cache=reference_cache)
+        reference = find_reference(task, seed, tuple(grid))
         study = Study(
             landscape,
             strategy=parse_strategy(strategy),
@@ -229,6 +221,13 @@ def run_cell(
             "trials": len(state.trials),
             "failed": sum(trial.status == "failed" for trial in state.trials),
         }
+
+
+@lru_cache(maxsize=1)
+def find_reference(task: str, seed: int, budgets: tuple[int, ...]) -> Any:
+    """The best plans known of a task's landscape; see `qra_eval.landscapes.reference`."""
+    with closing(build_task(task, seed)) as landscape:
+        return landscape.find_reference_front(budgets)
 
 
 def list_checkpoints(evaluations: float) -> list[float]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,143 +58,118 @@ class Pair(NamedTuple):
     p: float
 
 
-Cell = str | int | float | Interval | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, the names of the columns, and rows of as many cells."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[Cell]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What tasks of one size, granularity and kind of sensitivities say.
-
-    Attributes:
-        medians: of every strategy at each of its checkpoints, (evaluations, share left).
-    """
-
-    kind: str
-    notes: list[str]
-    tables: list[Table]
-    medians: dict[str, list[tuple[float, float]]]
-
-
 def write_tables(out: str | Path) -> dict[str, Any]:
-    """Write a benchmark's `tables.json` and `tables.md`; returns what the first holds."""
+    """Write a benchmark's `tables.md`; returns the medians of `collect_medians` by kind of task, as plain data."""
     folder = Path(out)
     rows = read_rows(folder)
     if not rows:
         raise ValueError(f"{folder} holds no finished cell: run the benchmark first")
-    settings = make_settings(rows)
-    data = {"rows": len(rows), "settings": [asdict(setting) for setting in settings]}
-    (folder / "tables.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-    (folder / "tables.md").write_text(to_markdown(rows, settings))
-    return data
+    kinds = group_by_kind(rows)
+    (folder / "tables.md").write_text(to_markdown(rows))
+    medians = {kind: collect_medians(own) for kind, own in kinds.items()}
+    return {"rows": len(rows), "medians": medians}
 
 
-def make_settings(rows: Sequence[Row]) -> list[Setting]:
-    """The rows by kind of task (layers, granularity, sensitivities), each with its tables."""
+def group_by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by size, granularity and kind of sensitivities of their task."""
     by_kind: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: str(row["task"])):
         parts = row["task"].split("-")
         kind = "-".join(parts[1:]) if len(parts) > 3 and parts[1].isdigit() else row["task"]
         by_kind.setdefault(kind, []).append(row)
-    return [_make_setting(kind, chosen) for kind, chosen in sorted(by_kind.items())]
+    return dict(sorted(by_kind.items()))
 
 
-def _make_setting(kind: str, rows: list[Row]) -> Setting:
+def collect_medians(rows: Sequence[Row]) -> dict[str, dict[float, float]]:
+    """Median share left of every strategy at each of its checkpoints; those of failed cells are left out."""
+    found: dict[str, dict[float, float]] = {}
     best = find_best_known(rows)
-    points = sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
-    shares = {point: collect_regrets(rows, point, best) for point in points}
-    medians = {
-        name: {point: bootstrap_median(own[name].T) for point, own in shares.items() if name in own}
-        for name in sorted({name for own in shares.values() for name in own})
-    }
-    # The best first, at the last checkpoint that all have.
-    common = [point for point, own in shares.items() if len(own) == len(medians)] or points[:1]
-    order = sorted(
-        medians, key=lambda name: medians[name][common[-1]].median if common[-1] in medians[name] else np.inf
+    for point in list_points(rows):
+        for name, shares in collect_regrets(rows, point, best).items():
+            median = bootstrap_median(shares.T).median
+            found.setdefault(name, {}).update({point: median} if math.isfinite(median) else {})
+    return found
+
+
+def list_points(rows: Sequence[Row]) -> list[float]:
+    """The checkpoints at which a search of these rows was judged."""
+    return sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    made = [row["environment"] for row in rows if "environment" in row]
+    commits = ", ".join(sorted({environment["commit"] for environment in made}))
+    versions = ", ".join(
+        f"{name} {version}" for name, version in (made[0]["versions"] if made else {}).items()
     )
-    tables = [_make_summary_table(points, order, shares, medians)] if points else []
-    for point in common[-1:]:
-        last = {name: shares[point][name] for name in order if name in shares[point]}
-        tables += _make_checkpoint_tables(point, rows, last)
+    parts = [HEADING.format(rows=len(rows), commits=commits, versions=versions)]
+    for kind, own in group_by_kind(rows).items():
+        parts += [f"## {kind}", *_describe_kind(own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_kind(rows: list[Row]) -> Iterator[str]:
+    """What tasks of one kind say: notes, all tasks together, each task, and strategies in pairs."""
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
-    notes = [f"{len(tasks)} tasks, {len(seeds)} seeds.", _describe_reference(rows, best)]
+    best, points = find_best_known(rows), list_points(rows)
+    shares = {point: collect_regrets(rows, point, best) for point in points}
+    yield f"{len(tasks)} tasks, {len(seeds)} seeds."
+    yield _describe_reference(rows, best)
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
-        notes.append("Failures: " + "; ".join(errors))
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for name in order:
-        finite = {at: one.median for at, one in medians[name].items() if np.isfinite(one.median)}
-        curves[name] = list(finite.items())
-    return Setting(kind, notes, tables, curves)
-
-
-def _make_summary_table(
-    points: list[float],
-    order: list[str],
-    shares: dict[float, dict[str, np.ndarray]],
-    medians: dict[str, dict[float, Interval]],
-) -> Table:
-    """All tasks together, a strategy a line."""
-    body: list[list[Cell]] = []
-    for name in order:
-        last = shares[max(medians[name])][name]
-        known = last[~np.isnan(last)]
-        worst = float(known.max()) if known.size else None
-        body.append(
-            [
-                name,
-                known.size,
-                *(_make_score_cell(medians[name].get(point)) for point in points),
-                FAILED if worst == FAILED_SHARE else worst,
-                int((last > 1.0 + TIE).sum()),
-            ]
-        )
-    columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
-    caption = (
-        "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
+        yield "Failures: " + "; ".join(errors)
+    if not points:
+        return
+    names = list(dict.fromkeys(name for own in shares.values() for name in own))
+    # The best first, at the last checkpoint that all have.
+    last = next((point for point in reversed(points) if len(shares[point]) == len(names)), points[0])
+    names.sort(
+        key=lambda name: bootstrap_median(shares[last][name].T).median if name in shares[last] else np.inf
     )
-    return Table(caption, columns, body)
-
-
-def _make_checkpoint_tables(point: float, rows: list[Row], shares: dict[str, np.ndarray]) -> list[Table]:
-    """Tables by task, and of strategies in pairs, after `point` evaluations."""
-    names = list(shares)
-    body: list[list[Cell]] = []
-    for i, task in enumerate(sorted({row["task"] for row in rows})):
-        own = [shares[name][i] for name in names]
-        if not all(np.isnan(values).all() for values in own):
-            body.append([task, *(_make_score_cell(bootstrap_median(x)) for x in own)])
-    tables = [Table(f"By task, after {point:g} evaluations:", ["task", *names], body)]
-    if pairs := compare_pairs(np.column_stack([own.ravel() for own in shares.values()]), names):
-        caption = (
-            f"Win/tie/loss of the row against the column after {point:g} evaluations, over the tasks and seeds that "
+    yield "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
+    columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
+    yield _format_table(columns, [_summarize_strategy(name, shares) for name in names])
+    judged = {name: shares[last][name] for name in names if name in shares[last]}
+    yield f"By task, after {last:g} evaluations:"
+    body = [
+        [task, *(_format_score(bootstrap_median(own[i])) for own in judged.values())]
+        for i, task in enumerate(sorted(tasks))
+    ]
+    yield _format_table(["task", *judged], [row for row in body if any(row[1:])])
+    if pairs := compare_pairs(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
+        yield (
+            f"Win/tie/loss of the row against the column after {last:g} evaluations, over the tasks and seeds that "
             f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
         )
-        tables.append(Table(caption, ["", *names], _make_pair_matrix(pairs, names)))
-    return tables
+        yield _format_table(["", *judged], _make_pair_matrix(pairs, list(judged)))
 
 
-def _make_score_cell(interval: Interval | None) -> Cell:
-    """An interval as a cell: `failed` if a cell that it is of failed."""
-    if interval is None or np.isnan(interval.median):
-        return None
-    return FAILED if np.isinf(interval.median) else interval
+def _summarize_strategy(name: str, shares: dict[float, dict[str, np.ndarray]]) -> list[str]:
+    last = [own[name] for own in shares.values() if name in own][-1]
+    known = last[~np.isnan(last)]
+    scores = [_format_score(bootstrap_median(own[name].T)) if name in own else "" for own in shares.values()]
+    worst = f"{known.max():.3f}" if known.size else ""
+    return [name, f"{known.size}", *scores, worst.replace("inf", FAILED), f"{(last > 1.0 + TIE).sum()}"]
 
 
-def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[Cell]]:
+def _format_score(interval: Interval) -> str:
+    if math.isnan(interval.median):
+        return ""
+    if math.isinf(interval.median):
+        return FAILED
+    return f"{interval.median:.3f} ({interval.low:.3f}–{interval.high:.3f})"
+
+
+def _format_table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *body))
+
+
+def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[str]]:
     cells: dict[tuple[str, str], str] = {}
     for pair in pairs:
         star = "*" if pair.p < 0.05 else ""
         cells[pair.first, pair.second] = f"{pair.win}/{pair.tie}/{pair.loss}{star}"
         cells[pair.second, pair.first] = f"{pair.loss}/{pair.tie}/{pair.win}{star}"
-    return [[row, *(cells.get((row, column)) for column in names)] for row in names]
+    return [[row, *(cells.get((row, column), "") for column in names)] for row in names]
 
 
 def _describe_reference(rows: list[Row], best: Best) -> str:
@@ -208,32 +181,6 @@ def _describe_reference(rows: list[Row], best: Best) -> str:
         f"The reference was beaten on {beaten} of {len(margins)} landscapes, by at most {by:.2g} nats; the better plan "
         "then counts as the best known."
     )
-
-
-def to_markdown(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
-    made = [row["environment"] for row in rows if "environment" in row]
-    commits = ", ".join(sorted({environment["commit"] for environment in made}))
-    versions = ", ".join(
-        f"{name} {version}" for name, version in (made[0]["versions"] if made else {}).items()
-    )
-    lines = [HEADING.format(rows=len(rows), commits=commits, versions=versions)]
-    for setting in settings:
-        lines += ["", f"## {setting.kind}"]
-        for note in setting.notes:
-            lines += ["", note]
-        for table in setting.tables:
-            lines += ["", table.caption, ""]
-            body = [[_format_cell(cell) for cell in row] for row in table.rows]
-            lines += [
-                "| " + " | ".join(row) + " |" for row in (table.columns, ["---"] * len(table.columns), *body)
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _format_cell(cell: Cell) -> str:
-    if isinstance(cell, Interval):
-        return f"{cell.median:.3f} ({cell.low:.3f}–{cell.high:.3f})"
-    return "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
 def find_best_known(rows: Sequence[Row]) -> Best:

@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.launched import get_rank_and_size
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -132,11 +131,6 @@ def root(
         raise typer.Exit()
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif get_rank_and_size()[1] > 1 and context.invoked_subcommand != "finetune":
-        raise BadInput(
-            f"qra {context.invoked_subcommand} runs in one process, but a launcher started {get_rank_and_size()[1]}: "
-            "use torchrun for qra finetune only, and --workers for qra search"
-        )
 
 
 for _entry in ENTRIES:  # what is called is loaded by `LazyGroup`

@@ -18,7 +18,6 @@ from qra_search.app.evaluator import build_evaluator, check_can_tune
 from qra_search.app.finetune import Tunings
 from qra_search.app.report.formatting import format_engine, format_resident, format_time
 from qra_search.app.settings import check_task
-from qra_search.app.tracking import find_trackers
 from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input
 from qra_search.evaluator import Evaluator
@@ -36,7 +35,6 @@ def print_dry_run(
     config: RunConfig,
     view: Listener,
     *,
-    track: Sequence[str] = (),
     tunings: Tunings | None = None,
     rates: Sequence[float] = (),
     is_plan: bool = False,
@@ -46,13 +44,11 @@ def print_dry_run(
     """Build the evaluator, spend nothing, and print what a command would do.
 
     Args:
-        track: trackers, which have to be installed; none of them is begun.
         tunings: what would be tuned in full, and no plan searched; None: a search.
         rates: learning rates at which the plan would be tuned first.
         is_plan: a plan, without a search.
         evaluations: full evaluations that a search may still spend; None: as the config says.
     """
-    find_trackers(track)
     check_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)
@@ -154,12 +150,6 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
     yield "will run", format_engine(config)
     if budgets and (resident := format_resident(config, budgets[-1], weights)):
         yield "memory", resident
-    for name, least in facts["estimate"].get("engines", {}).items():
-        if isinstance(least, str):
-            yield f"in {name}", f"not this model: {least}"
-        else:
-            fits = ": fits the budget" if least <= max(budgets, default=0) else ": more than the budget"
-            yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
 
 
 def _list_tuning_costs(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -15,10 +14,8 @@ import typer
 
 from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app, check_names
 from qra_search.errors import BadInput, RunFailed, TornLine, describe
-from qra_search.launched import is_follower
 
 TRACEBACK = "QRA_TRACEBACK"
-GRACE = 30.0
 
 
 def run_safely(arguments: list[str]) -> int:
@@ -74,9 +71,5 @@ def _report_torn_lines() -> Iterator[None]:
 
 
 def _print_line(message: str, status: int) -> int:
-    if is_follower() and status == BAD_INPUT:
-        # The first process refuses it as well, in one line, and the launcher then ends this one.
-        time.sleep(GRACE)
-    if status in (FAILED, BAD_INPUT) or not is_follower():
-        print(f"qra: {' '.join(message.split())}", file=sys.stderr)
+    print(f"qra: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -17,7 +17,6 @@ from qra_search.app.run import Run, open_run
 from qra_search.app.settings import change_settings
 from qra_search.engines import serve_command
 from qra_search.errors import one_line
-from qra_search.launched import is_follower
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
@@ -30,7 +29,6 @@ TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss i
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
-TRACK = "Follow it in `tensorboard`, `mlflow`, `wandb` or other trackers of accelerate; may be given several times."
 SAMPLE = 220
 """Characters of a prompt or an answer that are shown."""
 
@@ -77,14 +75,13 @@ def finetune(
     dry_run: Annotated[
         bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
     ] = False,
-    track: Annotated[list[str] | None, option("--track TOOL", TRACK)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
 
     Each tuning gets a folder of its own in RUN/tunings, with its adapter and its figures, and is never made twice:
     another plan, budget, seed or setting adds tunings. If it is interrupted, the same command continues from the last
-    checkpoint. On several GPUs: `torchrun --nproc-per-node 4 -m qra_search finetune RUN`.
+    checkpoint.
 
     [bold]Example[/]
 
@@ -95,19 +92,17 @@ def finetune(
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
     changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
     asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    view = common.make_view(quiet=as_json or is_follower())
+    view = common.make_view(quiet=as_json)
     with open_run(run) as opened:
         if dry_run:
             settings = change_settings(opened.config, **changes)
             tunings = select_tunings(opened.folder.read(), plan, **asked)
-            if not is_follower():
-                tried = chosen_from or ()
-                print_dry_run(
-                    settings, view, track=track or (), tunings=tunings, rates=tried, as_json=as_json
-                )
+            tried = chosen_from or ()
+            print_dry_run(settings, view, tunings=tunings, rates=tried, as_json=as_json)
             return
-        more: dict[str, Any] = {"track": track or (), "tolerance": tolerance, "progress": view}
-        comparison = opened.finetune(plan, **asked, **changes, **more, check=False)
+        comparison = opened.finetune(
+            plan, **asked, **changes, tolerance=tolerance, progress=view, check=False
+        )
     if as_json:
         common.print_json(comparison.to_dict())
     else:

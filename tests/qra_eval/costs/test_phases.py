@@ -10,11 +10,12 @@ import pytest
 import torch
 from cli_runner import Qra
 from evaluators import make_evaluator
+from memory_counter import MemoryCounter
 from qra_backends import make_backend, storage
 from qra_backends.reference import gptq
 from tiny_families import tiny_config, tiny_config_model
 
-from qra_eval.costs.activations import Activations, MemoryCounter
+from qra_eval.costs.activations import Activations
 from qra_eval.costs.cards import CARDS, list_cards
 from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, estimate_peaks
 from qra_eval.models.attention import NAME as FAST
@@ -94,8 +95,8 @@ def test_activations_are_within_15_percent_of_what_a_training_step_takes(
     )
     layers = model.get_submodule(find_decoder_layers(model))
     options = {"layers": len(layers), "rank": rank, "dropout": dropout}
-    decoding = {(m.out_features, m.in_features): 0 for m in linears.values()}  # of weights as they are
-    sums = Activations(layers[0], linears, model.config, model.dtype, **options, decoding=decoding)
+    # Weights as they are take nothing to decode.
+    sums = Activations(layers[0], linears, model.config, model.dtype, **options, decoding=0)
     with MemoryCounter() as meter, wrap_head(model) as head:
         meter.exclude(*model.parameters(), *model.buffers())
         compute_batch_loss(model.train(), head, batch).backward()

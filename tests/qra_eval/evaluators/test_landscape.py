@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from qra_eval.evaluators.landscape import PRIORS, Landscape, build, make_landscape
-from qra_eval.landscapes import reference
 from qra_eval.landscapes.families import FAMILIES, KINDS
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.app.config import make_config
@@ -172,19 +171,6 @@ def test_references_equal_brute_force_on_small_spaces(family: str, seed: int) ->
     for plan, budget in zip(reference.plans, budgets, strict=True):
         assert landscape.space.memory_bytes(plan) <= budget
     assert reference.exact == (family == "additive")
-
-
-def test_references_are_kept_on_disk(tmp_path, monkeypatch) -> None:
-    landscape = make_landscape("interaction", 4, seed=11)
-    budgets, cache = (landscape.space.memory_bytes(landscape.space.uniform(3, 8)),), str(tmp_path)
-    first = landscape.find_reference_front(budgets, cache=cache)
-    monkeypatch.setattr(reference, "_solve", None)
-    assert (
-        make_landscape("interaction", 4, seed=11, sensitivities="none").find_reference_front(budgets, cache)
-        == first
-    )
-    with pytest.raises(TypeError):
-        make_landscape("interaction", 4, seed=12).find_reference_front(budgets, cache=cache)
 
 
 def test_a_config_names_a_landscape() -> None:

@@ -93,7 +93,7 @@ def test_what_is_refused_leaves_no_folder_and_what_failed_keeps_it(
 def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_the_first(
     tmp_path: Path,
 ) -> None:
-    """Of a tracker that cannot begin once the log has, and of two that begin at once."""
+    """Of a callback that cannot begin once the log has, and of two that begin at once."""
 
     class Unreachable(Callback):
         def on_start(self, study: Any) -> None:

@@ -16,7 +16,6 @@ import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT, has_ended  # noqa: E402
 
 from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
-from qra_search.app.tunable import make_remote_evaluator  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     InProcessExecutor,
     ProcessExecutor,
@@ -188,14 +187,9 @@ def test_a_worker_on_the_cpu_gets_its_share_of_the_threads_and_sees_no_gpu():
 
 def test_an_evaluator_in_a_worker_stands_for_one_here():
     with ProcessExecutor(workers.factory(), 1) as executor:
-        remote, local = make_remote_evaluator(executor), workers.Misbehaving()
+        remote, local = RemoteEvaluator(executor), workers.Misbehaving()
         assert remote.space.signature == local.space.signature
         assert (remote.fidelities, remote.describe()) == (local.fidelities, local.describe())
-        assert (remote.row_counts(), remote.sensitivity_cost(), remote.evaluation_seconds()) == (
-            local.row_counts(),
-            local.sensitivity_cost(),
-            local.evaluation_seconds(),
-        )
         assert remote.sensitivities() is None
         result = search(remote, strategy="random", evaluations=5, executor=executor, batch=2)
     assert [t.loss for t in result.trials] == [local.evaluate(t.plan).loss for t in result.trials]

@@ -11,7 +11,7 @@ import pytest
 
 from qra_search.app import bench
 from qra_search.app.bench.run import _run_cell, truncate_state
-from qra_search.app.bench.tables import compute_regret, find_best_known, make_settings
+from qra_search.app.bench.tables import collect_medians, compute_regret, find_best_known, to_markdown
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.schemas import Proposal
@@ -41,10 +41,8 @@ def test_a_look_back_equals_a_search_that_ended_there() -> None:
 
 def test_a_search_shorter_than_the_first_checkpoint_is_judged_when_it_ends() -> None:
     row = bench.run_cell(TASK, "additive", 0, 0.5)
-    (setting,) = make_settings([{"task": TASK, "strategy": "additive", "seed": 0, "evaluations": 0.5} | row])
-    assert [at for at, _ in setting.medians["additive"]] == [0.5] and len(
-        row["checkpoints"][0]["handed"]
-    ) == 5
+    medians = collect_medians([{"task": TASK, "strategy": "additive", "seed": 0, "evaluations": 0.5} | row])
+    assert list(medians["additive"]) == [0.5] and len(row["checkpoints"][0]["handed"]) == 5
 
 
 def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
@@ -97,7 +95,7 @@ def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
 
 
 def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
-    row = _run_cell(TASK, "Repeating", 0, 30.0, None)
+    row = _run_cell(TASK, "Repeating", 0, 30.0)
     assert (
         row["error"].startswith("StudyFailed: the strategy repeated an evaluation")
         and "checkpoints" not in row
@@ -192,45 +190,36 @@ def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
         {k: make_row("bad", [])[k] for k in ("task", "strategy", "seed", "evaluations")},
     ]
     rows[1]["error"] = "StudyFailed: so it went"
-    (setting,) = make_settings(rows)
-    pooled = {row[0]: row[2] for row in setting.tables[0].rows}
-    assert setting.medians["bad"] == [] and pooled["bad"] == "failed" and pooled["good"] != "failed"
-    assert "Failures: bad: StudyFailed: so it went" in setting.notes
+    text = to_markdown(rows)
+    assert collect_medians(rows)["bad"] == {} and "| bad | 1 | failed | failed | 1 |" in text
+    assert "| good | 1 | 0.000" in text and "Failures: bad: StudyFailed: so it went" in text
 
 
 def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
-    (setting,) = json.loads((small / "tables.json").read_text())["settings"]
-    assert setting["kind"] == "4-layer-measured" and "2 tasks, 3 seeds." in setting["notes"]
-    best = find_best_known(bench.read_rows(small))
-    mine = [
-        compute_regret(r, 10, best[r["task"], r["seed"]])
-        for r in bench.read_rows(small)
-        if r["strategy"] == "random"
-    ]
-    assert setting["medians"]["random"][0] == [10, pytest.approx(np.median(mine))]
-    pooled = {row[0]: row for row in setting["tables"][0]["rows"]}
-    assert pooled["random"][2][0] == pytest.approx(np.median(mine)) and pooled["random"][1] == 6
+    rows = bench.read_rows(small)
+    best = find_best_known(rows)
+    mine = [compute_regret(r, 10, best[r["task"], r["seed"]]) for r in rows if r["strategy"] == "random"]
+    (medians,) = bench.write_tables(small)["medians"].values()
+    assert medians["random"][10] == pytest.approx(np.median(mine))
     text = (small / "tables.md").read_text()
-    for needed in ("random", "additive", TASK, "Win/tie/loss", "lost to uniform"):
+    for needed in ("## 4-layer-measured", "2 tasks, 3 seeds.", TASK, "Win/tie/loss", "lost to uniform"):
         assert needed in text
-    assert f"{np.median(mine):.3f} (" in text
+    assert f"| random | 6 | {np.median(mine):.3f} (" in text and "| additive | 6 |" in text
 
 
 def test_searches_of_different_lengths_stand_in_one_table() -> None:
     long = make_row("long", [1.0] * 5) | {"evaluations": 20.0}
     long["checkpoints"] = [*long["checkpoints"], long["checkpoints"][0] | {"at": 20, "handed": [0.8] * 5}]
     again = make_row("long", [1.5] * 5)
-    (setting,) = make_settings([long, again, make_row("short", [2.0] * 5)])
+    rows = [long, again, make_row("short", [2.0] * 5)]
     # Of two searches that reached a checkpoint the shorter one counts; one that ended before has no figure.
-    assert setting.medians["long"] == [
-        (10, pytest.approx((1.5 - 0.8) / (2.0 - 0.8))),
-        (20, pytest.approx(0.0)),
-    ]
-    assert setting.medians["short"] == [(10, pytest.approx(1.0))]
-    pooled = {row[0]: row for row in setting.tables[0].rows}
-    assert pooled["short"][3] is None
+    assert collect_medians(rows) == {
+        "long": {10: pytest.approx((1.5 - 0.8) / (2.0 - 0.8)), 20: pytest.approx(0.0)},
+        "short": {10: pytest.approx(1.0)},
+    }
+    assert "| short | 1 | 1.000 (1.000–1.000) |  | 1.000 | 0 |" in to_markdown(rows)
     odd = make_row("odd", [2.0] * 5) | {"evaluations": 16.0}
     odd["checkpoints"] = [*odd["checkpoints"], odd["checkpoints"][0] | {"at": 16}]
-    (setting,) = make_settings([long, odd])
-    assert [at for at, _ in setting.medians["long"]] == [10, 20]  # it was not looked at after 16
-    assert [at for at, _ in setting.medians["odd"]] == [10, 16]
+    medians = collect_medians([long, odd])
+    assert list(medians["long"]) == [10, 20]  # it was not looked at after 16
+    assert list(medians["odd"]) == [10, 16]

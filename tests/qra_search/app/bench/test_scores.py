@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from qra_search.app.bench import tables as scores
-from qra_search.app.bench.tables import make_settings
 
 
 def test_holm_equals_the_textbook_example() -> None:
@@ -61,12 +60,11 @@ def test_a_seed_at_which_every_strategy_failed_is_a_failure_of_each() -> None:
     rows = [make_row("a", 0), make_row("a", 1, error="KeyError", checkpoints=[])]
     shares = scores.collect_regrets(rows, 10.0, scores.find_best_known(rows))
     assert shares["a"].tolist() == [[pytest.approx(1 / 3), np.inf]]
-    (setting,) = make_settings(rows)
-    assert setting.tables[0].rows[0][2:] == ["failed", "failed", 1]
+    assert "| a | 2 | failed | failed | 1 |" in scores.to_markdown(rows)
 
 
 def test_a_task_with_nothing_to_gain_over_uniform_has_no_share() -> None:
     rows = [make_row(name, seed, uniform=[0.9] * 3, reference=[0.9] * 3) for name in "ab" for seed in (0, 1)]
     assert np.isnan(scores.collect_regrets(rows, 10.0, scores.find_best_known(rows))["a"]).all()
-    (setting,) = make_settings(rows)
-    assert [row[1:] for row in setting.tables[0].rows] == [[0, None, None, 0]] * 2
+    text = scores.to_markdown(rows)
+    assert "| a | 0 |  |  | 0 |" in text and "| b | 0 |  |  | 0 |" in text

@@ -73,7 +73,7 @@ def test_a_strategy_may_be_the_one_class_of_a_file_named_as_a_module_of_others(t
     path.write_text(OWN)
     strategy = bench.parse_strategy(f"{path}?depth=3")
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
-    row = _run_cell(TASK, f"{path}?depth=3", 0, 6.0, None)
+    row = _run_cell(TASK, f"{path}?depth=3", 0, 6.0)
     assert (
         row["strategy"].startswith("json.py@") and row["strategy"].endswith("?depth=3") and "error" not in row
     )

@@ -67,7 +67,7 @@ CASES = [
     ((*SEARCH, "--bits", "two"), "--bits is 'two': expected numbers separated by commas"),
     (
         (*SEARCH, "--backend", "two=gguf"),
-        "quantization.backend is {'two': 'gguf'}: the name of a backend, or",
+        "quantization.backend is {'two': 'gguf'}: a mapping has the key",
     ),
     ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a name and a value are needed"),
     ((*SEARCH, "--set", "search.seed=1", "--set", "search.seed=2"), "--set search.seed is given twice: give"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cli_runner import Qra, read_records
 
 from qra_search.app.folder import RunFolder
@@ -64,9 +63,7 @@ def test_a_rate_that_diverges_is_said_and_left_out(qra: Qra, searched: Path, tun
     )
 
 
-def test_rates_that_cannot_be_compared_are_refused(
-    qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rates_that_cannot_be_compared_are_refused(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     assert qra("finetune", searched, "--rates", "fast").status == 2
     assert qra("finetune", searched, "--rates", ",").status == 2
     refused = qra("finetune", searched, "--rates", "1e-3,0")
@@ -74,10 +71,6 @@ def test_rates_that_cannot_be_compared_are_refused(
     tuner["rates"] = {5e-4: None}
     done = qra("finetune", searched, *RATES)
     assert done.status == 2 and "measures no validation loss, which --rates compares" in done.err
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = qra("finetune", searched, *RATES)
-    assert done.status == 2 and "without torchrun" in done.err
 
 
 def test_a_dry_run_counts_the_tunings_of_all_rates(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
