@@ -11,7 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qra_eval.models.linears import keep_expert_names, normalise
-from qra_eval.tuning.loading import install_weights
+from qra_eval.tuning.loading import install_quantized_weights
 
 NEEDED_IMPORT = (
     "these weights are stored by qra-toolkit: `import qra_eval.pretrained` before `from_pretrained`"
@@ -68,5 +68,5 @@ class QRAQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         model.all_tied_weights_keys, config = self.tied, self.quantization_config
         model.tie_weights()
-        install_weights(model, config.backend, config.levels, self.files, model.device)
+        install_quantized_weights(model, config.backend, config.levels, self.files, model.device)
         keep_expert_names(model)

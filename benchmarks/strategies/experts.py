@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qra_eval.evaluators.landscape import Landscape
-from qra_eval.landscapes.families import Tables
+from qra_eval.landscapes.families import LandscapeNumbers
 from qra_search.schemas import Group, Linear, Sensitivities
 from qra_search.space.space import SearchSpace
 
@@ -54,7 +54,7 @@ def expert_landscape(layers: int = LAYERS, experts: int = EXPERTS, seed: int = 0
     weight = rng.lognormal(0.0, 0.4, groups)
     gain = GAIN * (weight / weight.sum())[:, None] * ranks / (ranks + 2.0)
     left = (1.0 + ranks) ** -rng.lognormal(np.log(0.4), 0.25, (groups, 1, 1))
-    tables = Tables(
+    tables = LandscapeNumbers(
         damage=damage,
         left=np.broadcast_to(left, (groups, len(space.bits), len(ranks))),
         gain=gain,

@@ -198,7 +198,7 @@ class _Run:
             return self.tables * item
         return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
 
-    def count_placed_layer_bytes(self) -> int:
+    def count_layer_copy_bytes(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
         return 0 if not self.gpu and self.passed == self.stored else self.layer_weights * self.passed
 
@@ -270,7 +270,7 @@ class _Run:
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
         both = self.bare.count_calibration_bytes(*find_largest_batch(batches), self.model.linears.values())
-        both += self.count_moment_bytes() + self.count_placed_layer_bytes()
+        both += self.count_moment_bytes() + self.count_layer_copy_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
@@ -334,7 +334,7 @@ class _Run:
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
         forward = self.bare.count_layer_bytes(*find_largest_batch(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
-        highest = max(self.count_placed_layer_bytes() + forward, logits)
+        highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest
 
     def count_reload_bytes(self) -> int:

@@ -11,7 +11,7 @@ from qra_eval.landscapes.families import (
     FAMILIES,
     SEED_NOISE,
     Family,
-    Tables,
+    LandscapeNumbers,
     draw_tables,
     make_generator,
     make_space,
@@ -40,7 +40,7 @@ class Landscape(Evaluator):
 
     def __init__(
         self,
-        tables: Tables,
+        tables: LandscapeNumbers,
         space: SearchSpace,
         *,
         sensitivities: Sensitivities | None = None,
@@ -133,7 +133,7 @@ def build(config: RunConfig) -> Landscape:
 
 
 def _make_sensitivities(
-    kind: str, traits: Family, tables: Tables, space: SearchSpace, rng: np.random.Generator
+    kind: str, traits: Family, tables: LandscapeNumbers, space: SearchSpace, rng: np.random.Generator
 ) -> Sensitivities | None:
     if kind == "none":
         return None

@@ -129,7 +129,7 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Tables:
+class LandscapeNumbers:
     """The drawn numbers of one landscape.
 
     Attributes:
@@ -175,7 +175,7 @@ class Tables:
         """float (G, B, R): each choice's own share of the loss; exact where the loss is additive."""
         return self.damage[:, :, None] * self.left - self.gain[:, None, :]
 
-    def lower_fidelity(self, fidelity: float, rng: np.random.Generator) -> Tables:
+    def lower_fidelity(self, fidelity: float, rng: np.random.Generator) -> LandscapeNumbers:
         """The landscape that a cheaper evaluation sees: less gain, less repair, other damage. Biased, correlated."""
         if fidelity >= 1.0:
             return self
@@ -218,8 +218,10 @@ def make_space(
     return SearchSpace(groups=tuple(groups), bits=bits, ranks=ranks)
 
 
-def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.random.Generator) -> Tables:
-    """Tables of a landscape of this family on a space of `make_space`.
+def draw_tables(
+    family: Family, space: SearchSpace, granularity: str, rng: np.random.Generator
+) -> LandscapeNumbers:
+    """The numbers of a landscape of this family on a space of `make_space`.
 
     Some numbers are drawn and not used, as recorded rows are of landscapes that follow from the order of draws.
     """
@@ -234,7 +236,7 @@ def draw_tables(family: Family, space: SearchSpace, granularity: str, rng: np.ra
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
     gain = (weight / weight.sum())[:, None] * (GAIN * ranks / (ranks + GAIN_RANK))
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
-    return Tables(
+    return LandscapeNumbers(
         damage=damage,
         left=np.broadcast_to(left, (groups, len(space.bits), len(ranks))),
         gain=gain,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_eval.landscapes.families import Tables
+from qra_eval.landscapes.families import LandscapeNumbers
 from qra_search.allocate import knapsack
 from qra_search.schemas import Plan
 from qra_search.space.space import SearchSpace
@@ -29,7 +29,7 @@ class Reference:
     exact: bool
 
 
-def find_reference_front(tables: Tables, space: SearchSpace, budgets: Sequence[int]) -> Reference:
+def find_reference_front(tables: LandscapeNumbers, space: SearchSpace, budgets: Sequence[int]) -> Reference:
     """Best known plan under each budget (bytes, ascending), by the noise-free loss; raises BudgetTooSmall.
 
     Additive tables are one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
@@ -53,7 +53,7 @@ def find_reference_front(tables: Tables, space: SearchSpace, budgets: Sequence[i
 class Problem:
     """A landscape under one budget; a move is one group at one choice, an index into (G, B, R)."""
 
-    def __init__(self, tables: Tables, space: SearchSpace, budget: int):
+    def __init__(self, tables: LandscapeNumbers, space: SearchSpace, budget: int):
         self.tables = tables
         memory = space.memory
         self.allowed = memory.allowed

@@ -211,4 +211,6 @@ def get_cache_root() -> Path:
 
 
 def make_cache_error(folder: Path, error: OSError) -> BadInput:
-    return BadInput(f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE")
+    return BadInput(
+        f"cannot write to the cache {folder} ({error.strerror}): set QRA_CACHE to a folder that you can write to"
+    )

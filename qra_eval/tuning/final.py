@@ -245,7 +245,7 @@ def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: dict[str, Any]
         "backend": quantized.backend.spec,
     }
     data = plan_to_dict(tuner.space.find_space(plan), plan)
-    write_json(folder / PLAN_NAME, data | made_of | more)
+    write_json(folder / PLAN_NAME, {**data, **made_of, **more})
 
 
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:

@@ -127,10 +127,10 @@ class FullTuning:
     def save_on_interrupt(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
 
-        def interrupt() -> None:
+        def request_interrupt() -> None:
             self._interrupted = True
 
-        return nullcontext() if self.folder is None else on_interrupt(interrupt)
+        return nullcontext() if self.folder is None else on_interrupt(request_interrupt)
 
     def on_train_end(self, training: Training) -> None:
         """Put the best parameters in place, if there are any."""

@@ -135,7 +135,9 @@ def load_base(
     place_embeddings(
         model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS}
     )
-    install_weights(model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights)
+    install_quantized_weights(
+        model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights
+    )
     return model, loaded.tokenizer
 
 
@@ -200,7 +202,7 @@ def read_levels(plan: Mapping[str, Any]) -> dict[str, LevelName]:
     return {name: group["bits"] for group in plan["groups"] for name in group["linears"]}
 
 
-def install_weights(
+def install_quantized_weights(
     model: Any,
     spec: Any,
     levels: Mapping[str, LevelName],

@@ -240,7 +240,9 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
     # Without an interval nothing tells a gain from chance.
     if change is None or change.interval is None or change.may_be_chance or not change.is_lower:
         amount = f" ({format_change(change)})" if change else ""
-        listener.say(f"no plan of the search beats {name} by more than chance{amount}: the tuned plan stays")
+        listener.say(
+            f"no plan of the search beats {name} by more than chance{amount}. What was tuned stays selected"
+        )
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "

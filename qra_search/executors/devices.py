@@ -122,7 +122,8 @@ def make_environment(device: str, workers: int, sharing: int = 1) -> dict[str, s
         known = [name.strip() for name in given.split(",") if name.strip()]
         if max(indices) >= len(known):
             raise ValueError(
-                f"device {device!r}: this process was given {len(known)} GPUs (CUDA_VISIBLE_DEVICES={given})"
+                f"device {device!r} does not exist: this process was given {len(known)} GPUs "
+                f"(CUDA_VISIBLE_DEVICES={given}), which are numbered from 0"
             )
         names = [known[i] for i in indices]
     shown = {"CUDA_VISIBLE_DEVICES": ",".join(names)}

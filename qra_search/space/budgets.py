@@ -115,8 +115,8 @@ def _find_uniform(space: SearchSpace, bits: LevelName, rank: int, what: str) -> 
     if plan is None:
         widths = dict.fromkeys(format_level_label(level) for level, _ in space.uniform_by_choice())
         raise BadInput(
-            f"{what} needs the uniform plan of {format_level(bits)} and rank {rank}, which the space does not have: "
-            f"its bits are {', '.join(widths)}, its ranks {', '.join(map(str, space.uniform_ranks))}"
+            f"{what} needs the uniform plan of {format_level(bits)} and rank {rank}, which the space does not have. "
+            f"Its bits are {', '.join(widths)}, its ranks {', '.join(map(str, space.uniform_ranks))}: choose of these"
         )
     return plan
 

@@ -140,12 +140,11 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     with convert_to_bad_input():
         data = read_json(file)
     if not isinstance(data, dict):
-        raise BadInput(
-            f"{file} {'does not exist' if data is None else 'is not a plan'}: give a plan.json or a run"
-        )
+        fault = "does not exist" if data is None else "is not a plan"
+        raise BadInput(f"{file} {fault}: give the folder of a run, or a plan.json that qra wrote")
     if data.get("format") != PLAN_FORMAT:
         raise BadInput(
-            f"{file} is not a plan: plan format is {shorten(data.get('format'))}, {PLAN_FORMAT!r} is needed"
+            f"{file} has plan format {shorten(data.get('format'))}, but {PLAN_FORMAT!r} is needed: make the plan anew"
         )
     return data
 

@@ -168,7 +168,9 @@ class BitsAndBytesBackend(Backend):
         if bits == 8:
             half = weight.to(torch.float16)
             if not half.isfinite().all():
-                raise ValueError("a weight is above 65504, the largest value that int8 quantization takes")
+                raise ValueError(
+                    "a weight is above 65504, the most that 8 bits take here: use 4 bits, or another backend"
+                )
             codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"codes": codes, "scale": row_scale}
         packed, state = quantize_4bit(

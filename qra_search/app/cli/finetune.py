@@ -21,8 +21,9 @@ from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
 AGAINST = (
-    "Baselines to tune as well: the best uniform plan that fits; all that fit, and the plan shuffled over linears of "
-    "the same shape; that one alone; or a ladder from 1 to 4 bits, to see how small the model may be."
+    "Baselines to tune as well. best: the best uniform plan that fits. all: every uniform plan that fits, and the plan "
+    "shuffled over linears of the same shape. shuffled: only the shuffled plan. ladder: uniform plans from 1 to 4 bits "
+    "and plans between, to see how small the model may be. none: no baseline."
 )
 TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: what is to be deployed."
 TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss if it has none (default 2)."

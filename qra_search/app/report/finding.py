@@ -224,7 +224,7 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
         f"choosing by layer {'brings' if change.is_lower else 'does not pay here,'} {format_change(change)}"
     )
     if change.interval is None or change.may_be_chance:
-        says = explain_chance(change)
+        says = explain_inconclusive(change)
     yield f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}: {says}."
 
 
@@ -241,7 +241,7 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     own, other = format_pair(found.chosen.loss, found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
-        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_chance(change)}."
+        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_inconclusive(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
@@ -271,7 +271,7 @@ def _describe_next_uniform(
     yield f"{text}. Before tuning it is predicted {gain} than the plan{chance}."
 
 
-def explain_chance(change: LossChange) -> str:
+def explain_inconclusive(change: LossChange) -> str:
     """Why a difference may be chance."""
     if change.interval is None:
         return "one seed and too few rows, so nothing says whether the difference is chance"

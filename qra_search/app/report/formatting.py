@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 from qra_search.app.config import RunConfig
 from qra_search.app.intervals import Interval
@@ -118,8 +119,9 @@ def format_time(seconds: float) -> str:
 
 def format_resident(config: RunConfig, plan_bytes: int, weights: int) -> str:
     """Memory while a plan generates in the engine that it is meant for, as a sentence; empty if it is not known."""
-    given, engine = config.quantization.backend, config.engine or "transformers"
-    backend = given if isinstance(given, str) else str(given.get("name", ""))
+    given: Any = config.quantization.backend
+    backend = str(given.get("name", "")) if isinstance(given, dict) else given
+    engine = config.engine or "transformers"
     resident = estimate_resident_bytes(engine, plan_bytes, backend=backend, weights=weights)
     if resident is None:
         return ""

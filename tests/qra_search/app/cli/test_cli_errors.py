@@ -104,7 +104,7 @@ CASES = [
     (("report", "a", "--out", "empty"), "empty is a folder: say which file to write, such as"),
     (("show", "damaged"), "damaged/trials.jsonl"),
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
-    (("show", "a", "none.json"), "none.json does not exist: give a plan.json or a run"),
+    (("show", "a", "none.json"), "none.json does not exist: give the folder of a run, or a plan.json"),
     (("show", "a", "torn.json"), "torn.json is not JSON"),
     (("show", "a", "other.json"), "other.json is not a plan"),
     # tuning and the rest

@@ -146,7 +146,11 @@ def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than
         )
         assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
     else:
-        assert folder.plan() == tuned and "by more than chance" in text and "the tuned plan stays" in text
+        assert (
+            folder.plan() == tuned
+            and "by more than chance" in text
+            and "What was tuned stays selected" in text
+        )
 
 
 def test_a_run_is_read_once_for_a_command(qra: Qra, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
