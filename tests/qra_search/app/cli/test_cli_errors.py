@@ -106,7 +106,7 @@ CASES = [
     (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
     (("show", "a", "none.json"), "none.json does not exist: give the folder of a run, or a plan.json"),
     (("show", "a", "torn.json"), "torn.json is not JSON"),
-    (("show", "a", "other.json"), "other.json is not a plan"),
+    (("show", "a", "other.json"), "other.json has plan format"),
     # tuning and the rest
     (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a has no selected tuning (tunings: none): run `qra finetune a`"),
