@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
+from qra_backends import make_backend
 
 from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
+from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.gguf_families import list_family_issues
-from qra_eval.models.linears import EXPERT
-from qra_eval.quantized.model import count_free_bytes
+from qra_eval.models.linears import EXPERT, Granularity
+from qra_eval.quantized.model import QuantizedModel, count_free_bytes
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_search.engines import ENGINES, unsupported_reason
 from qra_search.errors import BadInput
+from qra_search.sections import SpaceConfig
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.memory import format_bytes
+from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 
 CARDS = {f"{gib} GB": gib for gib in (8, 12, 16, 24, 32, 48, 80, 141)}
 """Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
@@ -112,3 +115,22 @@ def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granula
         )
     if reason is not None:
         raise ValueError(reason)
+
+
+def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
+    """Bytes of the smallest plan that each engine holds, at the ranks of the model's space; or why it takes none."""
+    least: dict[str, int | str] = {}
+    for name, engine in ENGINES.items():
+        granularity = cast(Granularity, engine.granularity or model.granularity)
+        if engine.experts_together and granularity in APART:
+            granularity = "fused"
+        config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
+        try:
+            check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
+            tables = find_embeddings(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
+            backend = make_backend(engine.backend)
+            space = model.make_space(config, backend, granularity, tables, engine.embeddings)
+            least[name] = space.memory.minimum
+        except (ValueError, ImportError) as error:
+            least[name] = str(error)
+    return least

@@ -12,6 +12,7 @@ import torch
 from qra_backends import Backend
 from torch import nn
 
+from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.blocks import Blocks
@@ -44,8 +45,8 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         `setup_seconds` (the pass of calibration rows, and quantizing one plan) and `sensitivities_seconds`, both 0 if
         the cache has them, `evaluation_seconds` (one at full fidelity) and `tuning_seconds` (one in full, but for the
         answers that it writes), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
-        `device` and `host` (see `qra_eval.costs.phases`), and `disk_bytes` of one plan at the widest levels and of the
-        moments.
+        `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of the
+        moments, and `engines` (see `qra_eval.costs.cards`).
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
@@ -73,6 +74,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         "tuning_seconds": pace * (tuned + tested),
         "phases": {name: asdict(peak) for name, peak in estimate_peaks(tuner, budget).items()},
         "disk_bytes": plan_bytes + moments,
+        "engines": list_engine_bytes(model),
     }
 
 

@@ -148,6 +148,12 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
     yield "largest plan", format_size(facts["largest_bytes"])
     yield "budget", ", ".join(map(format_size, budgets)) or "none: the whole front"
     yield "will run", format_engine(config)
+    for name, least in facts["estimate"].get("engines", {}).items():
+        if isinstance(least, str):
+            yield f"in {name}", f"not this model: {least}"
+        else:
+            fits = ": fits the budget" if least <= max(budgets, default=0) else ": more than the budget"
+            yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
     if budgets and (resident := format_resident(config, budgets[-1], weights)):
         yield "memory", resident
 

@@ -77,7 +77,8 @@ def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     run: tuple[str, ...], runs: Runs, tmp_path: Path
 ) -> None:
     rounded = export(runs(*run), "merged", tmp_path / "rounded")  # to bfloat16
-    assert 0 < rounded.largest_logit_difference < 0.1 * rounded.largest_logit
+    # The mean, as rounding may send a token to another expert.
+    assert 0 < rounded.mean_logit_difference < 0.01 * rounded.largest_logit
     done = export(runs(*run), "merged", tmp_path / "out", dtype="float32")
     tuned, _ = qra_eval.load(runs(*run).folder, device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)

@@ -86,14 +86,10 @@ def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path)
 
 
 def test_settings_that_could_not_be_read_back_are_refused(tmp_path: Path) -> None:
-    config = make_settings(SETTINGS, {"task.options": {"system": "x" * 2500}})
+    config = make_settings(SETTINGS, {"task.options": {"system": "be brief. " * 110_000}})
     with (
-        pytest.raises(BadInput, match="cannot be saved: .* a value has 2500 characters"),
+        pytest.raises(BadInput, match="cannot be saved: it has .* characters"),
         begin_run(config, RunFolder(tmp_path / "a")),
-    ):
-        pass
-    with begin_run(
-        make_settings(SETTINGS, {"task.options": {"system": "be brief. " * 250}}), RunFolder(tmp_path / "a")
     ):
         pass
 

@@ -71,7 +71,7 @@ def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
 
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
     with pytest.raises(
-        ValueError, match=r"5 bits and rank 8.*its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
+        ValueError, match=r"5 bits and rank 8.*Its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
     ):
         resolve_budgets(space(), "uniform5r8")
     with pytest.raises(ValueError, match="4 bits and rank 16"):
