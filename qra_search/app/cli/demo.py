@@ -32,7 +32,7 @@ and of 1.5 bits. States of 10 bits quantize four times as fast as the usual 12."
 
 STEPS = """\
 qra demo: {model} on the task {task}, within {memory}.
-1. quantize every linear at every bit-width, and measure how sensitive each is
+1. measure how sensitive each linear is, by one short probe of it
 2. plan: choose bits and rank of every linear, exactly, by these sensitivities
 3. tune the plan, the best uniform plan that fits, 16-bit LoRA, and the plan shuffled over linears of one shape; compare
    them on test data"""
