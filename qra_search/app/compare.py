@@ -180,7 +180,8 @@ def measure_lead(tuned: TunedPlan, other: TunedPlan, metric: str) -> tuple[float
 
 
 def is_as_good(tuned: TunedPlan, best: TunedPlan, metric: str, tolerance: float | None = None) -> bool:
-    """Whether one is worse than the best by chance, or by no more than the tolerance.
+    """Whether one is worse than the best by no more than the tolerance, or by chance: of a metric as well as of the
+    loss, which differs for certain where a metric of few rows does not.
 
     Args:
         metric: that both are judged by; empty: the loss.
@@ -195,7 +196,10 @@ def is_as_good(tuned: TunedPlan, best: TunedPlan, metric: str, tolerance: float 
         (TOLERANCE_POINTS if metric and is_share else TOLERANCE_LOSS) if tolerance is None else tolerance
     )
     scale = 1.0 if is_share else abs(best.metrics[metric])
-    return lead >= -allowed / 100 * scale or (interval is not None and interval[1] >= 0)
+    if lead >= -allowed / 100 * scale:
+        return True
+    may_be_chance = interval is not None and interval[1] >= 0
+    return may_be_chance and (not metric or is_as_good(tuned, best, ""))
 
 
 def list_deployable(tunings: Iterable[TunedPlan]) -> list[TunedPlan]:

@@ -100,14 +100,21 @@ def test_only_tunings_with_the_settings_that_are_given_are_compared() -> None:
 def test_the_smallest_that_is_as_good_as_the_best_is_deployed() -> None:
     """Of 200 rows the plan has 190 right, 2 bits everywhere as many but for the last ones."""
     own = {"accuracy": (1.0,) * 190 + (0.0,) * 10}
-    for wrong, tolerance, plan in ((3, None, LOW), (30, None, PLAN), (30, 20.0, LOW), (-3, None, LOW)):
+    cases = (
+        (3, 4.05, None, LOW),
+        (3, 6.0, None, PLAN),
+        (30, 4.05, None, PLAN),
+        (30, 6.0, 20.0, LOW),
+        (-3, 6.0, None, LOW),
+    )
+    for wrong, loss, tolerance, plan in cases:
         right = 190 - wrong
         other = {"accuracy": (1.0,) * right + (0.0,) * (200 - right)}
         comparison = compared(
-            record(PLAN, 4.0, rows=200, row_scores=own), record(LOW, 6.0, rows=200, row_scores=other)
+            record(PLAN, 4.0, rows=200, row_scores=own), record(LOW, loss, rows=200, row_scores=other)
         )
         found = replace(comparison, tolerance=tolerance).deployed
-        assert found is not None and found.plan == plan, (wrong, tolerance)
+        assert found is not None and found.plan == plan, (wrong, loss, tolerance)
     constant = replace(comparison.chosen.records[0], commonest_scores={"accuracy": 0.95})
     judged = compared(constant, record(LOW, 6.0, rows=200, row_scores=own))
     assert judged.judged_by == "" and judged.constant_scores == {"accuracy": 0.95}
