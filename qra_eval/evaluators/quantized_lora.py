@@ -27,6 +27,7 @@ from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_eval.tuning.trial import try_rate
@@ -61,6 +62,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     fidelities: tuple[float, ...] = FIDELITIES
     load = staticmethod(load)
+    generate = staticmethod(generate)
 
     def __init__(
         self,
@@ -120,13 +122,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             )
         self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
         check_fit(self.tuner, self.budget)
-
-    @staticmethod
-    def generate(folder: str | Path, prompt: str, **options: Any) -> Any:
-        """The `Generation` of a tuned run and a prompt, as `qra_eval.tuning.generate.generate` takes options."""
-        from qra_eval.tuning.generate import generate  # imports transformers
-
-        return generate(folder, prompt, **options)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
         """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""

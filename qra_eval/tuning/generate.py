@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import TextStreamer
 
 from qra_eval.tasks.encoding import encode_prompt
 from qra_eval.tasks.scoring import generate_answers
@@ -77,22 +76,22 @@ def generate(
         import_module(library)
     meter = Meter(on_text)
     model, tokenizer = load(folder, **options)
-    ids, streamer = encode_prompt(tokenizer, prompt), _Streamer(tokenizer, meter)
+    ids, streamer = encode_prompt(tokenizer, prompt), _make_streamer(tokenizer, meter)
     generate_answers(model, tokenizer, [ids], tokens, streamer=streamer)
     return meter.finish()
 
 
-class _Streamer(TextStreamer):
+def _make_streamer(tokenizer: Any, meter: Meter) -> Any:
     """Gives a meter the tokens that `generate` finds, and their text by whole words."""
+    from transformers import TextStreamer
 
-    def __init__(self, tokenizer: Any, meter: Meter):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._meter = meter
+    class Streamer(TextStreamer):
+        def put(self, value: Any) -> None:
+            if not self.next_tokens_are_prompt:
+                meter.count_token()
+            super().put(value)
 
-    def put(self, value: Any) -> None:
-        if not self.next_tokens_are_prompt:
-            self._meter.count_token()
-        super().put(value)
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            meter.add_text(text)
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._meter.add_text(text)
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
