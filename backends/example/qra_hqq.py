@@ -66,7 +66,7 @@ class HQQBackend(Backend):
         self.group_size = group_size
         self.options = {"group_size": group_size}
 
-    def unavailable_reason(self):
+    def unavailable_reason(self, levels=None):
         return explain_missing_library("hqq")
 
     def unsupported_reason(self, bits, out_features, in_features):

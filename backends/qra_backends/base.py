@@ -255,8 +255,8 @@ class Backend(ABC):
         changed: nn.Module = own.replace_tensors(**dict(zip(self.trained, scales, strict=False)))
         return changed
 
-    def unavailable_reason(self) -> str | None:
-        """Why this backend cannot be used here (a missing library or device), or None if it can."""
+    def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
+        """Why some levels (None: all) cannot be used here (a missing library or device), or None if they can."""
         return None
 
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
@@ -324,7 +324,7 @@ class Backend(ABC):
             RuntimeError: the backend is unavailable here.
             ValueError: the layer, its values, its dtype or `bits` cannot be stored.
         """
-        reason = self.unavailable_reason()
+        reason = self.unavailable_reason([bits])
         if reason is not None:
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)

@@ -109,9 +109,11 @@ class MixedBackend(Backend):
         self.side_by_side = all(part.backend.side_by_side for part in parts)
         self.options = {"choice": several}
 
-    def unavailable_reason(self) -> str | None:
-        parts = self._backend_levels.values()
-        reasons = {part.backend.name: part.backend.unavailable_reason() for part in parts}
+    def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
+        reasons = {
+            backend.name: backend.unavailable_reason(list(own.values()))
+            for backend, own in self._group_by_backend(self.bits if levels is None else levels)
+        }
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.

@@ -151,6 +151,7 @@ def check_bits(bits: Sequence[float] | Literal["auto"], backend: Backend) -> Non
             f"bits {','.join(map(str, bits))}: the backend has no {' or '.join(map(str, lacking))} bits: "
             f"it has {', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
-    reason = backend.unavailable_reason()  # asked last: it loads the backend's library
+    wanted = [level for level in backend.bits if backend.width(level) in bits]
+    reason = backend.unavailable_reason(wanted)  # asked last: it loads the library of the levels wanted
     if reason is not None:
         raise ValueError(f"backend {backend.name!r} cannot be used here: {reason}")

@@ -95,7 +95,14 @@ def test_a_backend_without_its_library_says_so_when_used_and_not_before(monkeypa
     assert reason is not None and f"pip install {name}" in reason
     with pytest.raises(RuntimeError, match=f"backend {name} is unavailable.*pip install {name}"):
         backend.quantize(nn.Linear(64, 64), 4)
-    assert f"pip install {name}" in make_backend("mixed").unavailable_reason()
+    mixed = make_backend("mixed-calibrated")
+    assert f"pip install {name}" in mixed.unavailable_reason()
+    assert mixed.unavailable_reason([1, 2, 3]) is None  # levels that do without it
+
+
+def test_the_backend_of_a_search_quantizes_linears_side_by_side():
+    """One part that could not would leave all but one core idle."""
+    assert make_backend("mixed-calibrated").side_by_side
 
 
 def test_a_plug_in_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch):

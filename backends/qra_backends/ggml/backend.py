@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, replace_block_scales
@@ -71,8 +71,9 @@ class GGUFBackend(Backend):
         self.damping = damping
         self.options = {"types": list(self.bits), "damping": damping}
 
-    def unavailable_reason(self) -> str | None:
-        return library.get_missing_reason() if any(TYPES[name].needs_library for name in self.bits) else None
+    def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
+        wanted = [name for name in (self.bits if levels is None else levels) if name in self.bits]
+        return library.get_missing_reason() if any(TYPES[name].needs_library for name in wanted) else None
 
     def unsupported_reason(self, bits: str, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qra_backends.base import Backend, explain_missing_library
+from qra_backends.base import Backend, Level, explain_missing_library
 from qra_backends.modules import DequantizedLinear
 from qra_backends.storage import Expected, ceil_div, find_group_size
 
@@ -109,6 +109,7 @@ class BitsAndBytesBackend(Backend):
     """
 
     name: ClassVar[str] = "bitsandbytes"
+    side_by_side = True
     revision: ClassVar[int] = 2
     library: ClassVar[str | None] = "bitsandbytes"
     layer: ClassVar[Any] = NF4Linear | Int8Linear
@@ -129,7 +130,7 @@ class BitsAndBytesBackend(Backend):
         self.blocksize, self.double_quant = blocksize, double_quant
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
-    def unavailable_reason(self) -> str | None:
+    def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
         return explain_missing_library("bitsandbytes")
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:

@@ -71,7 +71,7 @@ def _make_step(branches: int) -> Any:
     lanes = _count_lanes(branches)
     size = branches * lanes  # of a block
 
-    @numba.njit(**OPTIONS)
+    @numba.njit(inline="always", **OPTIONS)  # called for every row: a call takes as long as short states do
     def step(best, before, after, spread, values, x, scale, back):  # type: ignore[no-untyped-def]
         costs = best.view(np.float32)
         turns = before // branches

@@ -142,7 +142,7 @@ def test_lists_show_options_exact_bits_devices_and_why_a_plugin_cannot_be_used(
         return load(kind, name)
 
     monkeypatch.setattr(plugins, "load", load_all_but_random)
-    monkeypatch.setattr(ReferenceBackend, "unavailable_reason", lambda self: "the sun is down")
+    monkeypatch.setattr(ReferenceBackend, "unavailable_reason", lambda self, levels=None: "the sun is down")
     strategies, backends = (
         {row["name"]: row for row in qra(kind, "--json").json} for kind in ("strategies", "backends")
     )
