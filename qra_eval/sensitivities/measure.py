@@ -211,8 +211,8 @@ def extend_errors(weight: Tensor, rows: Tensor, degraded: Tensor, output_weights
     """
     counts = weight.new_ones(len(weight)) if output_weights is None else output_weights.to(weight.device)
     ascending = counts[rows].sort(stable=True)
-    nearest = torch.searchsorted(ascending.values, counts.contiguous()).clamp(max=len(rows) - 1)
-    source = ascending.indices[nearest]
+    middles = (ascending.values[1:] + ascending.values[:-1]) / 2
+    source = ascending.indices[torch.searchsorted(middles, counts.contiguous())]
     source[rows] = torch.arange(len(rows), device=weight.device)
     sizes = weight.float().square().mean(1).sqrt_()
     signs = torch.randint(0, 2, (len(weight),), generator=torch.Generator().manual_seed(0)) * 2 - 1
