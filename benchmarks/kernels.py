@@ -113,7 +113,7 @@ def list_variants() -> Iterator[tuple[str, Callable[[], Any]]]:
         blocks = torch.zeros(4, TYPES[kind].bytes(1, 512), dtype=torch.uint8)
         yield f"llama.cpp, {kind}", partial(ggml.decode, blocks, TYPES[kind], dtype)
     grid, groups = torch.ones(2, 64), torch.zeros(64, dtype=torch.int64)
-    columns = (torch.zeros(64, 64), torch.eye(64), groups, grid, grid, grid, torch.ones(64))
+    columns = (torch.zeros(64, 64), torch.eye(64), groups, grid, grid, 3.0)
     yield "error feedback", partial(feedback_triton.round_columns, *columns)
 
 

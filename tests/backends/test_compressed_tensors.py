@@ -31,12 +31,12 @@ def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
 def test_a_groups_scale_is_nearly_the_best_of_a_fine_search() -> None:
     torch.manual_seed(0)
     weight, bits, zero = torch.randn(32, 32), 4, 8
-    fitted = fit_groups(weight, bits, 32, torch.ones(32))
-    codes = encode(weight, fitted.scale, fitted.offset, bits, 32)
-    mine = ((codes * fitted.scale + fitted.offset - weight) ** 2).sum(1)
+    scale, offset = fit_groups(weight, bits, 32, torch.ones(32))
+    codes = encode(weight, scale, offset, bits, 32)
+    mine = ((codes * scale + offset - weight) ** 2).sum(1)
     best = torch.full((32,), torch.inf)
-    for scale in filter(None, torch.linspace(-0.75, 0.75, 601).tolist()):
-        near = ((weight / scale + zero).round().clamp(0, 15) - zero) * scale
+    for step in filter(None, torch.linspace(-0.75, 0.75, 601).tolist()):
+        near = ((weight / step + zero).round().clamp(0, 15) - zero) * step
         best = torch.minimum(best, ((near - weight) ** 2).sum(1))
     assert (mine <= 1.2 * best).all() and mine.sum() <= 1.03 * best.sum()
 

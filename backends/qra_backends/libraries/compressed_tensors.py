@@ -11,7 +11,7 @@ from qra_backends.calibration import check_damping
 from qra_backends.kernels import find_decoder
 from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference import bitpack
-from qra_backends.reference.gptq import ErrorFeedback, Fitted
+from qra_backends.reference.gptq import ErrorFeedback
 from qra_backends.reference.packed import decode_packed
 from qra_backends.storage import Expected, choose_block_rows, find_group_size
 
@@ -83,12 +83,12 @@ class CompressedTensorsBackend(ErrorFeedback):
     def choose_group_size(self, in_features: int) -> int:
         return find_group_size(in_features, self.group_size, WORD) or WORD
 
-    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
+    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
         return fit_groups(rows, bits, self.choose_group_size(rows.shape[1]), importance)
 
-    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+    def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
         words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
-        return {"weight_packed": words, "weight_scale": fitted.scale.to(SCALE_DTYPE).contiguous()}
+        return {"weight_packed": words, "weight_scale": scale.to(SCALE_DTYPE).contiguous()}
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         words = tensors["weight_packed"]
@@ -121,7 +121,7 @@ def round_to_16_bits(values: Tensor) -> Tensor:
     return values.to(torch.bfloat16).to(torch.float16).to(torch.float32)
 
 
-def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> Fitted:
+def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and offset of each group.
 
     A scale may be negative, which puts the one level more that a side has to where the weights reach further.
@@ -142,7 +142,7 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
         for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
     ]
     scale = torch.cat(parts).squeeze(-1)
-    return Fitted(scale, -(2.0 ** (bits - 1)) * scale)
+    return scale, -(2.0 ** (bits - 1)) * scale
 
 
 def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:

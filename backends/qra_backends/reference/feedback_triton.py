@@ -16,20 +16,15 @@ ROWS = 32
 
 
 def round_columns(
-    block: Tensor,
-    inverse: Tensor,
-    groups: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    divisor: Tensor,
-    highest: Tensor,
+    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, highest: float
 ) -> tuple[Tensor, Tensor]:
     """Codes uint8 and errors float32 (columns, rows) of a block of columns of a weight, float32 (columns, rows).
 
     Args:
         inverse: (columns, columns), of the inverse Hessian's upper factor.
         groups: int64 (columns,), of each column.
-        scale, offset, divisor (the scale, 1 where that is 0): float32 (groups, rows); highest: (rows,).
+        scale, offset: float32 (groups, rows).
+        highest: the largest code.
     """
     columns, rows = block.shape
     codes, errors = torch.empty_like(block, dtype=torch.uint8), torch.empty_like(block)
@@ -39,7 +34,6 @@ def round_columns(
         groups,
         scale,
         offset,
-        divisor,
         highest,
         codes,
         errors,
@@ -60,7 +54,6 @@ def _round(  # type: ignore[no-untyped-def]
     groups,
     scale,
     offset,
-    divisor,
     highest,
     codes,
     errors,
@@ -73,13 +66,11 @@ def _round(  # type: ignore[no-untyped-def]
     inside = row < rows
     at = column[:, None] * rows + row[None, :]
     left = tl.load(block + at, mask=(column < columns)[:, None] & inside[None, :], other=0)
-    most = tl.load(highest + row, mask=inside, other=0)
     for i in range(columns):
         group = tl.load(groups + i) * rows + row
         s, o = tl.load(scale + group, mask=inside, other=0), tl.load(offset + group, mask=inside, other=0)
-        by = tl.load(divisor + group, mask=inside, other=1)
         own = _extract_column(left, column, i)
-        code = _round_to_code(tl.div_rn(own - o, by), most)
+        code = _round_to_code(tl.div_rn(own - o, tl.where(s == 0, 1.0, s)), highest)
         error = tl.div_rn(own - (code * s + o), tl.load(inverse + i * columns + i) + tl.zeros_like(own))
         place = i * rows + row
         tl.store(codes + place, code.to(tl.uint8), mask=inside)
@@ -96,6 +87,6 @@ def _extract_column(block, column, i):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _round_to_code(value, most):  # type: ignore[no-untyped-def]
+def _round_to_code(value, highest):  # type: ignore[no-untyped-def]
     """The nearest whole number from 0 to the largest code, ties to even: 2^23 leaves a float32 no fraction."""
-    return tl.minimum(tl.maximum(value, 0.0), most) + 8388608.0 - 8388608.0
+    return tl.minimum(tl.maximum(value, 0.0), highest) + 8388608.0 - 8388608.0

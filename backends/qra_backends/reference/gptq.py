@@ -2,15 +2,14 @@
 
 Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, arXiv 2210.17323.
 
-Memory to quantize (out, in) at L levels together, in float32 arrays: two of (in, in) while the Hessian is factorized;
-then one, the factor, with 1 + 1.5 L (1.5 L if the weight is float32) of a block of rows, which is the whole weight up
-to 4608 / L rows.
+Memory to quantize (out, in), in float32 arrays: two of (in, in) while the Hessian is factorized; then one, the factor,
+with 2.5 (1.5 if the weight is float32) of a block of rows, which is the whole weight up to 4608 rows.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,15 +24,8 @@ from qra_backends.reference.packed import GROUP_DTYPE
 from qra_backends.storage import ceil_div, count_block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
-_ROWS_AT_ONCE = {"cpu": 4608}  # of all levels together: a block of columns then takes about 1 MiB
+_ROWS_AT_ONCE = {"cpu": 4608}  # a block of columns then takes about 1 MiB
 _ROWS_ELSEWHERE = 1 << 16
-
-
-class Fitted(NamedTuple):
-    """Scale and offset of every group, float32 (out, groups), of values that can be stored."""
-
-    scale: Tensor
-    offset: Tensor
 
 
 class ErrorFeedback(Backend):
@@ -47,11 +39,15 @@ class ErrorFeedback(Backend):
     damping: float
 
     @abstractmethod
-    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
-        """The groups of float32 rows (n, in); importance: (in,), weight of each column's squared error."""
+    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and offset (n, groups) of float32 rows (n, in), in float32, of values that can be stored.
+
+        Args:
+            importance: (in,), weight of each column's squared error.
+        """
 
     @abstractmethod
-    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
+    def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
         """The tensors of a block of rows with codes uint8 (n, in)."""
 
     @abstractmethod
@@ -66,21 +62,21 @@ class ErrorFeedback(Backend):
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         matrix = 4 * in_features**2
-        stored = sum(self.storage(bits).bytes(out_features, in_features) for bits in levels)
-        rows = min(out_features, _choose_block_rows(len(levels), device))
-        # The block in floats; for each level its columns in order and two times its codes; done blocks are in pieces.
-        arrays = (dtype != torch.float32) + 1.5 * len(levels)
-        block = 4 * rows * in_features * arrays + stored * (1 - rows / out_features)
+        stored = [self.storage(bits).bytes(out_features, in_features) for bits in levels]
+        rows = min(out_features, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE))
         fitting = count_block_bytes(out_features * in_features, device, 4.3 - (dtype == torch.float32))
         if device == "cpu":
-            return int(max(2 * matrix, matrix + block)) + fitting
+            # The block in floats, its columns in order and two times its codes; done blocks are in pieces.
+            block = 4 * rows * in_features * ((dtype != torch.float32) + 1.5)
+            pieces = max(stored) * (1 - rows / out_features)
+            return int(max(2 * matrix, matrix + block + pieces)) + fitting
         # As counted: feedback has the columns and their codes; of a block of columns its values in floats and as codes,
         # and the errors, those of the block before as well; and five arrays of the groups. cuSOLVER inverts in a copy.
         groups = ceil_div(in_features, self.choose_group_size(in_features))
         feedback = 5 * in_features + 14 * min(_BLOCK, in_features) + 20 * groups
-        block = rows * (4 * in_features * (dtype != torch.float32) + len(levels) * feedback)
-        pieces = int(stored * (1 - rows / out_features))
-        return max(3 * matrix, matrix + pieces + max(block, fitting), stored) - stored
+        block = rows * (4 * in_features * (dtype != torch.float32) + feedback)
+        last = matrix + max(block, fitting) - int(min(stored) * rows / out_features)
+        return max(3 * matrix - sum(stored), last, 0)
 
     def encode_levels(
         self, weight: Tensor, levels: Sequence[int], hessian: Tensor | None, output_weights: Tensor | None
@@ -89,14 +85,17 @@ class ErrorFeedback(Backend):
         hessian = check_hessian(self.name, hessian, weight)
         factor = factorize(hessian, self.damping)
         importance = hessian.diagonal().to(torch.float32)
-        blocks: dict[int, list[dict[str, Tensor]]] = {bits: [] for bits in levels}
-        for rows in weight.split(_choose_block_rows(len(levels), weight.device.type)):
-            rows = rows.to(torch.float32)
-            grids = {bits: self.fit(rows, bits, importance) for bits in levels}
-            chosen = choose_codes(rows, grids, self.choose_group_size(rows.shape[1]), factor)
-            for bits, codes in chosen.items():
-                blocks[bits].append(self.pack(bits, codes, grids[bits]))
-        return {bits: self.finish_tensors(bits, join_blocks(parts)) for bits, parts in blocks.items()}
+        group_size = self.choose_group_size(weight.shape[1])
+        made = {}
+        for bits in levels:
+            blocks = []
+            for rows in weight.split(_ROWS_AT_ONCE.get(weight.device.type, _ROWS_ELSEWHERE)):
+                rows = rows.to(torch.float32)
+                fitted = self.fit(rows, bits, importance)
+                codes = choose_codes(rows, *fitted, bits, group_size, factor)
+                blocks.append(self.pack(bits, codes, *fitted))
+            made[bits] = self.finish_tensors(bits, join_blocks(blocks))
+        return made
 
 
 class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
@@ -126,18 +125,13 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
     def choose_group_size(self, in_features: int) -> int:
         return self.group_size
 
-    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> Fitted:
-        found = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
-        return Fitted(*(values.to(torch.float32) for values in found))
+    def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+        scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
+        return scale.to(torch.float32), offset.to(torch.float32)
 
-    def pack(self, bits: int, codes: Tensor, fitted: Fitted) -> dict[str, Tensor]:
-        scale, offset = fitted.scale.to(GROUP_DTYPE), fitted.offset.to(GROUP_DTYPE)
+    def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
+        scale, offset = scale.to(GROUP_DTYPE), offset.to(GROUP_DTYPE)
         return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
-
-
-def _choose_block_rows(levels: int, device: str) -> int:
-    """Rows of a weight that are worked on together, at so many levels: a multiple of 8 (see `blocks`)."""
-    return max(8, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE) // max(1, levels) // 8 * 8)
 
 
 class Factor(NamedTuple):
@@ -169,49 +163,37 @@ def factorize(hessian: Tensor, damping: float, *, order: Tensor | None = None) -
 
 
 def choose_codes(
-    weight: Tensor, grids: Mapping[int, Fitted], group_size: int, factor: Factor
-) -> dict[int, Tensor]:
-    """Codes uint8 (out, in) of a float32 weight (out, in) at each bit-width, under its scales and offsets.
+    weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group_size: int, factor: Factor
+) -> Tensor:
+    """Codes uint8 (out, in) of a float32 weight (out, in), under scales and offsets (out, groups).
 
-    Rounds one column at a time and spreads its error over the columns to come; O(out · in²) for each width. Calls for
-    each column cost about as much as the arithmetic, so the widths lie side by side as rows of one matrix.
+    Rounds one column at a time and spreads its error over the columns to come; O(out · in²).
     """
     order, upper = factor
-    in_features, out_features = len(order), len(weight)
-    scale = torch.cat([fitted.scale for fitted in grids.values()]).float().T.contiguous()
-    offset = torch.cat([fitted.offset for fitted in grids.values()]).float().T.contiguous()
-    highest = torch.tensor([2.0**bits - 1 for bits in grids], device=weight.device)
-    chosen = torch.empty(in_features, scale.shape[1], dtype=torch.uint8, device=weight.device)
-    groups = order // group_size
-    grid = (scale, offset, torch.where(scale == 0, 1.0, scale), highest.repeat_interleave(out_features))
-    columns = weight.T[:, None].expand(-1, len(grids), -1)[order].reshape(in_features, -1)
+    scale, offset = scale.float().T.contiguous(), offset.float().T.contiguous()
+    columns = weight.T[order].contiguous()
+    chosen = torch.empty_like(columns, dtype=torch.uint8)
     round_block = _round_columns
     if kernels.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
-    for start in range(0, in_features, _BLOCK):
-        own = slice(start, min(start + _BLOCK, in_features))
-        codes, errors = round_block(columns[own], upper[own, own], groups[own], *grid)
+    for start in range(0, len(order), _BLOCK):
+        own = slice(start, min(start + _BLOCK, len(order)))
+        groups = order[own] // group_size
+        codes, errors = round_block(columns[own], upper[own, own], groups, scale, offset, 2.0**bits - 1)
         chosen[order[own]] = codes
         columns[own.stop :].addmm_(upper[own, own.stop :].T, errors, alpha=-1)
-    return {bits: codes.T for bits, codes in zip(grids, chosen.split(out_features, dim=1), strict=True)}
+    return chosen.T
 
 
 def _round_columns(
-    block: Tensor,
-    inverse: Tensor,
-    groups: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    divisor: Tensor,
-    highest: Tensor,
+    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, highest: float
 ) -> tuple[Tensor, Tensor]:
     """As `feedback_triton.round_columns`; the block is used up."""
-    lowest = torch.zeros_like(highest)
+    divisor = torch.where(scale == 0, 1.0, scale)
     rounded, errors = torch.empty_like(block), torch.empty_like(block)
     for i, (group, pivot) in enumerate(zip(groups.tolist(), inverse.diagonal().tolist(), strict=True)):
         column, code, error = block[i], rounded[i], errors[i]
-        torch.sub(column, offset[group], out=code).div_(divisor[group]).round_()
-        torch.clamp(code, lowest, highest, out=code)
+        torch.sub(column, offset[group], out=code).div_(divisor[group]).round_().clamp_(0, highest)
         torch.mul(code, scale[group], out=error).add_(offset[group])
         torch.sub(column, error, out=error).div_(pivot)
         block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)

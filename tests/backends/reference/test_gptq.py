@@ -6,7 +6,7 @@ import pytest
 import torch
 from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
-from qra_backends.reference.gptq import _ROWS_AT_ONCE, Factor, Fitted, choose_codes, factorize
+from qra_backends.reference.gptq import _ROWS_AT_ONCE, choose_codes, factorize
 from qra_backends.storage import _ELEMENTS
 from torch import Tensor, nn
 
@@ -15,11 +15,6 @@ def output_error(restored: Tensor, linear: nn.Linear, x: Tensor) -> float:
     return float(
         ((x @ (restored - linear.weight.detach()).T) ** 2).sum() / ((x @ linear.weight.detach().T) ** 2).sum()
     )
-
-
-def feedback_codes(weight: Tensor, scale: Tensor, offset: Tensor, size: int, factor: Factor) -> Tensor:
-    """Codes of two bits, (out, in)."""
-    return choose_codes(weight, {2: Fitted(scale, offset)}, size, factor)[2]
 
 
 def setup(out_features: int = 48, in_features: int = 128) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -62,17 +57,17 @@ def test_codes_are_those_of_the_optimal_brain_step():
         error = weight[:, column] - (code * s + o)
         weight[:, left] -= torch.outer(error / inverse[i, i], inverse[i])
         left.remove(column)
-    found = feedback_codes(linear.weight.detach(), scale.half(), offset.half(), 4, factorize(hessian, 0.1))
+    found = choose_codes(linear.weight.detach(), scale.half(), offset.half(), 2, 4, factorize(hessian, 0.1))
     assert torch.equal(found.float(), codes)
 
 
 def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     linear, _, hessian = setup(8, 150)
     scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
-    arguments = (linear.weight.detach(), scale.half(), offset.half(), 64, factor)
-    blocked = feedback_codes(*arguments)
+    arguments = (linear.weight.detach(), scale.half(), offset.half(), 2, 64, factor)
+    blocked = choose_codes(*arguments)
     monkeypatch.setattr("qra_backends.reference.gptq._BLOCK", 150)
-    whole = feedback_codes(*arguments)
+    whole = choose_codes(*arguments)
     assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
 
 
