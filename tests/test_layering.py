@@ -88,22 +88,3 @@ def test_only_what_is_heavy_or_optional_is_imported_inside_a_function(package: s
         if name.split(".")[0] not in allowed and not name.startswith(BUILT_ON_THESE)
     }
     assert sorted(wrong) == []
-
-
-def test_the_search_uses_torch_only_for_gaussian_processes() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in sorted(PACKAGES["qra_search"].rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in (
-            [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
-        )
-        if isinstance(node, (ast.Import, ast.ImportFrom)) and str(name).startswith("torch.nn")
-    ]
-    assert wrong == []
-
-
-def test_a_package_has_a_handful_of_modules_at_its_root() -> None:
-    for name, folder in PACKAGES.items():
-        modules = sorted(path.name for path in folder.glob("[a-z]*.py"))
-        assert len(modules) <= 8, f"{name} has {len(modules)}: {', '.join(modules)}"

@@ -21,14 +21,14 @@ TRITON_KERNELS = {
     "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
 }
-NEEDS: dict[str, tuple[str, set[str], set[str], set[str]]] = {
-    # library: (distribution, modules that import it at the top, backends, strategies)
-    "bitsandbytes": ("bitsandbytes", set(), {"bitsandbytes", "mixed"}, set()),
-    "compressed_tensors": ("compressed-tensors", set(), set(), set()),
-    "triton": ("triton", TRITON_KERNELS, set(), set()),
-    "ray": ("ray", set(), set(), set()),
-    "vllm": ("vllm", {"qra_backends.served.vllm_plugin"}, set(), set()),
-    "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}, set()),
+NEEDS: dict[str, tuple[str, set[str], set[str]]] = {
+    # library: (distribution, modules that import it at the top, backends)
+    "bitsandbytes": ("bitsandbytes", set(), {"bitsandbytes", "mixed"}),
+    "compressed_tensors": ("compressed-tensors", set(), set()),
+    "triton": ("triton", TRITON_KERNELS, set()),
+    "ray": ("ray", set(), set()),
+    "vllm": ("vllm", {"qra_backends.served.vllm_plugin"}, set()),
+    "llama_cpp_py_sync": ("llama-cpp-py-sync", set(), {"gguf"}),
 }
 
 
@@ -41,12 +41,10 @@ def test_without_optional_libraries_all_the_rest_works():
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     refused = json.loads(done.stdout.splitlines()[-1])
-    modules, backends, strategies = (set().union(*(needs[i] for needs in NEEDS.values())) for i in (1, 2, 3))
+    modules, backends = (set().union(*(needs[i] for needs in NEEDS.values())) for i in (1, 2))
     assert set(refused["modules"]) == modules
     assert not refused["commands"]
     assert set(refused["backends"]) == backends
-    assert set(refused["strategies"]) == strategies
-    for distribution, _, backends, strategies in NEEDS.values():
+    for distribution, _, backends in NEEDS.values():
         assert all(distribution in refused["backends"][backend] for backend in backends - {"mixed"})
-        assert all(distribution in refused["strategies"][strategy] for strategy in strategies)
     assert "bitsandbytes" in refused["backends"]["mixed"]

@@ -85,25 +85,9 @@ def backends() -> dict[str, str]:
     return refused
 
 
-def strategies() -> dict[str, str]:
-    """Search a toy with every strategy; those that refuse, with the reason."""
-    from qra_search import plugins, search
-    from qra_search.testing.scenarios import ToyEvaluator
-
-    refused = {}
-    for name in plugins.list_names("strategies"):
-        try:
-            result = search(ToyEvaluator(), strategy=name, evaluations=4)
-        except (ImportError, ValueError) as error:
-            refused[name] = str(error)
-            continue
-        assert result.best() is not None, name
-    return refused
-
-
 if __name__ == "__main__":
     sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
     assert not any(map(importlib.util.find_spec, HIDDEN))
-    answers = {f.__name__: f() for f in (modules, commands, backends, strategies)}
+    answers = {f.__name__: f() for f in (modules, commands, backends)}
     assert not [name for name in sys.modules if name.partition(".")[0] in HIDDEN]
     print(json.dumps(answers))

@@ -1,10 +1,10 @@
 """Quantization backends: how a linear layer is stored at each bit-width, exact to the byte."""
 
-from qra_backends.base import Backend
+from qra_backends.base import Backend, StorageFormat
 from qra_backends.calibration import SecondMoment
 from qra_backends.modules import DequantizedLinear, Scales, multiply_scaled
 from qra_backends.registry import backend_names, make_backend
-from qra_backends.storage import StorageFormat, bits_per_weight, count_live_bytes
+from qra_backends.storage import count_live_bytes
 
 __all__ = [
     "Backend",
@@ -13,7 +13,6 @@ __all__ = [
     "SecondMoment",
     "StorageFormat",
     "backend_names",
-    "bits_per_weight",
     "multiply_scaled",
     "count_live_bytes",
     "make_backend",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_backends.modules import Scales
-from qra_backends.storage import Expected, StorageFormat, check_tensors, copy_bias
+from qra_backends.storage import Expected, check_tensors, copy_bias
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Level = Any
@@ -86,7 +86,7 @@ class Backend(ABC):
             ValueError: this backend does not store `bits`.
         """
         self.check_bits(bits)
-        return _Summed(self, bits)
+        return StorageFormat(self, bits)
 
     def quantize(
         self,
@@ -351,15 +351,20 @@ class Backend(ABC):
 
 
 @dataclass(frozen=True)
-class _Summed:
-    """The bytes of the tensors that a backend expects."""
+class StorageFormat:
+    """How a backend stores a weight matrix at one level."""
 
     backend: Backend
     bits: Level
 
     def bytes(self, out_features: int, in_features: int) -> int:
+        """Exact bytes of every tensor kept for a weight (out, in), bias not counted."""
         tensors = self.backend.list_tensor_specs(self.bits, out_features, in_features).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
+
+    def bits_per_weight(self, out_features: int, in_features: int) -> float:
+        """Stored bits for each weight, metadata included."""
+        return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
 
 
 def installed_version(library: str) -> str | None:

@@ -128,7 +128,7 @@ def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = N
         dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
         bias: (out,), frozen; cast to x's dtype.
     """
-    return _Product.apply(x, None, None, 0, dequantize, None if bias is None else bias.to(x.dtype), False)
+    return _Product.apply(x, None, None, 0, dequantize, bias, False)
 
 
 class Scales(NamedTuple):
@@ -162,10 +162,7 @@ def multiply_scaled(
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
     """
-    frozen = None if bias is None else bias.to(x.dtype)
-    return _Product.apply(
-        x, scales.scale, scales.offset, scales.size, lambda _: dequantize(scales), frozen, keep
-    )
+    return _Product.apply(x, *scales, lambda _: dequantize(scales), bias, keep)
 
 
 class _Product(torch.autograd.Function):
@@ -185,7 +182,7 @@ class _Product(torch.autograd.Function):
         weight = dequantize(x.dtype)
         ctx.save_for_backward(None if scale is None else x, scale, offset, weight if keep else None)
         ctx.size, ctx.dequantize = size, dequantize
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -208,7 +205,6 @@ class _Product(torch.autograd.Function):
 
 def _sum_groups(whole: Tensor, size: int) -> Tensor:
     """Sums (out, groups) over the groups of each row of a matrix (out, in), float32."""
-    lacking = -whole.shape[1] % size
-    if lacking:
-        whole = F.pad(whole, (0, lacking))
+    if whole.shape[1] % size:
+        whole = F.pad(whole, (0, -whole.shape[1] % size))
     return whole.unflatten(1, (-1, size)).sum(-1, dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,6 @@ Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 _ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
 _ARRAYS_ON_CPU = 13  # float32 arrays of a block alive at once, fragments of the heap included
 _ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
-
-
-class StorageFormat(Protocol):
-    """How a weight matrix is stored at one bit-width."""
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        """Exact bytes of every tensor kept for a weight of shape (out_features, in_features), bias not counted."""
-        ...
-
-
-def bits_per_weight(storage: StorageFormat, out_features: int, in_features: int) -> float:
-    """Stored bits for each weight, metadata included."""
-    return 8 * storage.bytes(out_features, in_features) / (out_features * in_features)
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

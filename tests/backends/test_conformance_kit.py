@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,15 +63,6 @@ class ForgetsMetadata(ReferenceBackend):
         return SimpleNamespace(bytes=lambda out_features, in_features: out_features * in_features * bits // 8)
 
 
-class SharesItsWork(ReferenceBackend):
-    """Works on the weight that came last, whichever thread brought it."""
-
-    def quantize(self, linear, bits, **calibration):
-        self.work = linear
-        time.sleep(0.05)
-        return super().quantize(self.work, bits)
-
-
 class KeepsScalesAsFloats(ReferenceBackend):
     def from_tensors(self, tensors, **shape):
         module = super().from_tensors(tensors, **shape)
@@ -87,17 +77,10 @@ class ChangesTheSource(ReferenceBackend):
         return module
 
 
-class FewerBitsThanSaid(ReferenceBackend):
-    def quantize(self, linear, bits, **calibration):
-        coarse = copy.deepcopy(linear)
-        coarse.weight.data = coarse.weight.data.sign() * 0.05
-        return super().quantize(coarse, bits)
-
-
 class AcceptsAnyTensors(ReferenceBackend):
     def from_tensors(self, tensors, *, out_features, in_features, **shape):
         return super().from_tensors(
-            tensors, out_features=min(out_features, 96), in_features=in_features, **shape
+            tensors, out_features=min(out_features, 64), in_features=in_features, **shape
         )
 
 
@@ -113,11 +96,6 @@ class LevelsOfTheirOwn(ReferenceBackend):
         return super().quantize_levels(mixed_up, levels)
 
 
-class IdentityOfTheProcess(ReferenceBackend):
-    def identity(self, bits):
-        return {**super().identity(bits), "object": id(self)}
-
-
 class RetrainsInPlace(ReferenceBackend):
     def replace_scales(self, module, scales):
         changed = super().replace_scales(module, scales)
@@ -125,41 +103,30 @@ class RetrainsInPlace(ReferenceBackend):
         return changed
 
 
+COUNTED = "test_every_live_tensor_is_counted_to_the_byte"
+UNTOUCHED = "test_the_source_linear_is_untouched_and_not_shared"
+PRODUCT = "test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias"
+SAVED = "test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused"
+MAPPED = "test_tensors_of_a_mapped_file_are_used_as_they_are"
 CASES = [
     (RetrainsInPlace, "test_scales_that_can_be_trained_are_counted_and_change_the_weight_as_they_say"),
     (LevelsOfTheirOwn, "test_levels_quantized_together_are_those_quantized_alone"),
-    (IdentityOfTheProcess, "test_spec_and_identities_tell_what_tensors_depend_on"),
-    (KeepsTheOriginal, "test_every_live_tensor_is_counted_to_the_byte"),
-    (KeepsTheOriginal, "test_the_source_linear_is_untouched_and_not_shared"),
-    (ForgetsMetadata, "test_every_live_tensor_is_counted_to_the_byte"),
-    (LosesTheGradient, "test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias"),
+    (KeepsTheOriginal, COUNTED),
+    (KeepsTheOriginal, UNTOUCHED),
+    (ForgetsMetadata, COUNTED),
+    (LosesTheGradient, PRODUCT),
+    (LosesTheBias, PRODUCT),
     (RoundsActivationsInEval, "test_train_and_eval_mode_agree_and_eval_leaves_no_trace"),
-    (SharesItsWork, "test_quantizing_twice_gives_the_same"),
-    (LosesTheBias, "test_output_and_gradient_are_those_of_the_dequantized_weight_and_the_bias"),
     (KeepsScalesAsFloats, "test_casting_the_whole_model_leaves_the_weight_alone"),
-    (ChangesTheSource, "test_the_source_linear_is_untouched_and_not_shared"),
-    (FewerBitsThanSaid, "test_error_is_between_rate_distortion_and_round_to_nearest"),
+    (ChangesTheSource, UNTOUCHED),
+    (AcceptsAnyTensors, SAVED),
+    (CopiesTensors, MAPPED),
+    (WritesToTensors, MAPPED),
 ]
 
 
 @pytest.mark.parametrize(("backend", "test"), CASES, ids=lambda case: case if isinstance(case, str) else "")
-def test_a_broken_promise_is_caught(backend: type[ReferenceBackend], test: str):
-    with pytest.raises((AssertionError, RuntimeError)):
-        getattr(BackendConformance(), test)(backend())
-
-
-@pytest.mark.parametrize(
-    ("backend", "test", "words"),
-    [
-        (
-            AcceptsAnyTensors,
-            "test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused",
-            "DID NOT RAISE",
-        ),
-        (CopiesTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "copied"),
-        (WritesToTensors, "test_tensors_of_a_mapped_file_are_used_as_they_are", "written to"),
-    ],
-)
-def test_a_broken_promise_of_saved_tensors_is_caught(backend: Any, test: str, words: str, tmp_path: Path):
-    with pytest.raises((AssertionError, pytest.fail.Exception), match=words):
-        getattr(BackendConformance(), test)(backend(), tmp_path)
+def test_a_broken_promise_is_caught(backend: type[ReferenceBackend], test: str, tmp_path: Path):
+    folder = [tmp_path] if test in (SAVED, MAPPED) else []
+    with pytest.raises((AssertionError, RuntimeError, pytest.fail.Exception)):
+        getattr(BackendConformance(), test)(backend(), *folder)

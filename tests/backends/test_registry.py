@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from qra_backends import backend_names, bits_per_weight, make_backend
+from qra_backends import backend_names, make_backend
 from torch import nn
 
 
@@ -25,7 +25,7 @@ def test_the_projects_backends_are_registered():
 
 def test_a_backend_says_its_exact_bits_a_weight():
     backend = make_backend("reference")
-    bits = {b: bits_per_weight(backend.storage(b), 1536, 576) for b in backend.bits}
+    bits = {b: backend.storage(b).bits_per_weight(1536, 576) for b in backend.bits}
     assert bits == {2: 2.5, 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 8: 8.5}
 
 
@@ -111,12 +111,9 @@ def test_a_plug_in_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch:
     from qra_backends import registry
 
     broken = EntryPoint("broken", "no_such_module:Backend", registry.GROUP)
-    wrong = EntryPoint("wrong", "torch.nn:Linear", registry.GROUP)
-    monkeypatch.setattr(registry, "_find_entry_points", lambda: {"broken": broken, "wrong": wrong})
+    monkeypatch.setattr(registry, "_find_entry_points", lambda: {"broken": broken})
     with pytest.raises(ValueError, match="no_such_module"):
         make_backend("broken")
-    with pytest.raises(ValueError, match="subclass of qra_backends.Backend"):
-        make_backend("wrong")
 
 
 def test_conv1d_and_the_like_are_refused():

@@ -56,7 +56,6 @@ class GGUFBackend(Backend):
     calibrated = True
     side_by_side = True
     layer = GGMLLinear
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"all": {"types": tuple(TYPES)}}
 
     def __init__(self, *, types: Sequence[str] | str | None = None, damping: float = 0.1):
         chosen = DEFAULT_TYPES if types is None else types
@@ -72,8 +71,7 @@ class GGUFBackend(Backend):
         self.options = {"types": list(self.bits), "damping": damping}
 
     def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
-        wanted = [name for name in (self.bits if levels is None else levels) if name in self.bits]
-        return library.get_missing_reason() if any(TYPES[name].needs_library for name in wanted) else None
+        return library.get_missing_reason()
 
     def unsupported_reason(self, bits: str, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)

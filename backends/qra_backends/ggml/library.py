@@ -1,4 +1,4 @@
-"""llama.cpp's own rounding, from the shared library in the package llama-cpp-py-sync; gguf's where that is missing."""
+"""llama.cpp's own rounding, from the shared library in the package llama-cpp-py-sync."""
 
 from __future__ import annotations
 
@@ -37,19 +37,12 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
         importance: (in,), mean squared input of each column, which llama.cpp calls importance matrix.
 
     Raises:
-        OSError: only the library knows the type, and it is missing.
+        OSError: the library is missing.
     """
     from gguf import GGMLQuantizationType
-    from gguf import quantize as quantize_by_gguf
 
-    number = GGMLQuantizationType[kind.name]
+    library, number = _load_library(), GGMLQuantizationType[kind.name]
     source = np.ascontiguousarray(weight.cpu().numpy(), dtype=np.float32)
-    try:
-        library = _load_library()
-    except OSError:
-        if kind.needs_library:
-            raise
-        return torch.from_numpy(quantize_by_gguf(source, number)).to(weight.device)
     rows, columns = source.shape
     weights = importance.to(torch.float32).cpu().numpy()
     least = _FLOOR * max(float(weights.mean()), 1e-30)

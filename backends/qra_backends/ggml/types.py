@@ -37,7 +37,6 @@ class GGMLType:
         offset: whether a group has an offset beside its scale.
         scale_at: the byte where its 16-bit scale is; if there are offsets, that of these follows it.
         even: whether codes are evenly spaced numbers.
-        needs_library: whether only llama.cpp's own library can quantize to it.
     """
 
     name: str
@@ -51,7 +50,6 @@ class GGMLType:
     offset: bool = False
     scale_at: int = 0
     even: bool = True
-    needs_library: bool = True
 
     @property
     def code_bits(self) -> int:
@@ -74,12 +72,10 @@ _ALL = (
     ),
     GGMLType("IQ4_XS", 4, 256, 136, 32, (Plane(8, 136, 16, 4),), even=False),
     GGMLType("IQ4_NL", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), even=False),
-    GGMLType("Q4_0", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), zero=8, needs_library=False),
+    GGMLType("Q4_0", 4, 32, 18, 32, (Plane(2, 18, 16, 4),), zero=8),
     GGMLType("Q4_K", 4, 256, 144, 32, (Plane(16, 144, 32, 4),), offset=True),
-    GGMLType("Q4_1", 4, 32, 20, 32, (Plane(4, 20, 16, 4),), offset=True, needs_library=False),
-    GGMLType(
-        "Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16, needs_library=False
-    ),
+    GGMLType("Q4_1", 4, 32, 20, 32, (Plane(4, 20, 16, 4),), offset=True),
+    GGMLType("Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16),
     GGMLType("Q5_K", 5, 256, 176, 32, (Plane(48, 176, 32, 4), Plane(16, 48, 32, 1, at=4)), offset=True),
     GGMLType(
         "Q5_1",
@@ -89,12 +85,11 @@ _ALL = (
         32,
         (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)),
         offset=True,
-        needs_library=False,
     ),
     GGMLType(
         "Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32, scale_at=208
     ),
-    GGMLType("Q8_0", 8, 32, 34, 32, (Plane(2, 34, 32, 8),), zero=128, flip=0x80, needs_library=False),
+    GGMLType("Q8_0", 8, 32, 34, 32, (Plane(2, 34, 32, 8),), zero=128, flip=0x80),
 )
 TYPES: dict[str, GGMLType] = {kind.name: kind for kind in _ALL}
 """By name, in the order of their widths, then of their bytes."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from qra_backends.base import explain_missing_library
 
@@ -20,15 +18,6 @@ def is_usable(device: torch.device) -> bool:
     Triton needs a C compiler when a kernel is first called, which slim images lack.
     """
     return device.type == "cuda" and _can_compile()
-
-
-def find_decoder(device: torch.device) -> Callable[..., Tensor] | None:
-    """`groupwise.decode` if our kernels work on a device."""
-    if not is_usable(device):
-        return None
-    from qra_backends.kernels.groupwise import decode
-
-    return decode
 
 
 @lru_cache(maxsize=1)

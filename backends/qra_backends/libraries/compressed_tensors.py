@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qra_backends import kernels
 from qra_backends.calibration import check_damping
-from qra_backends.kernels import find_decoder
 from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback
@@ -37,9 +37,10 @@ class CompressedIntegers(DequantizedLinear):
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype or self.dtype)
         tensors = self.tensors()
         packed, scale = tensors["weight_packed"], tensors["weight_scale"]
-        kernel = find_decoder(packed.device)
-        if kernel is not None:
-            return kernel(packed, scale, None, *form)
+        if kernels.is_usable(packed.device):
+            from qra_backends.kernels.groupwise import decode
+
+            return decode(packed, scale, None, *form)
         scale = scale.to(torch.float32)
         offset = -(2.0 ** (self.bits - 1)) * scale
         return decode_packed(packed.view(torch.uint8).flatten(), scale, offset, *form)

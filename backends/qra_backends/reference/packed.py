@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qra_backends.kernels import find_decoder
+from qra_backends import kernels
 from qra_backends.modules import DequantizedLinear
 from qra_backends.reference import bitpack
 from qra_backends.storage import ceil_div, choose_block_rows
@@ -37,9 +37,10 @@ class PackedLinear(DequantizedLinear):
         stored = self.tensors()
         scale, offset = stored["scale"], stored["offset"]
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
-        kernel = find_decoder(self.codes.device)
-        if kernel is not None:
-            return kernel(self.codes, scale, offset, *form, at=at)
+        if kernels.is_usable(self.codes.device):
+            from qra_backends.kernels.groupwise import decode as decode_at_once
+
+            return decode_at_once(self.codes, scale, offset, *form, at=at)
         width = self.in_features * self.bits
         if at is None or width % 8:
             weight = decode_packed(self.codes, scale, offset, *form)

@@ -76,13 +76,12 @@ class TrellisBackend(Backend):
         self.L, self.block, self.damping = L, block, damping
         self.options = {"L": L, "block": block, "damping": damping}
 
-    def storage(self, bits: Level) -> TrellisCode:
-        self.check_bits(bits)
+    def get_code(self, bits: Level) -> TrellisCode:
         return TrellisCode(HALF_BITS[bits], self.L)
 
     def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
         return {
-            "codes": ((self.storage(bits).stream_bytes(out_features), in_features), torch.uint8),
+            "codes": ((self.get_code(bits).stream_bytes(out_features), in_features), torch.uint8),
             "scale": ((out_features, 1), SCALE_DTYPE),
         }
 
@@ -94,7 +93,7 @@ class TrellisBackend(Backend):
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        codes = {bits: self.storage(bits) for bits in levels}
+        codes = {bits: self.get_code(bits) for bits in levels}
         return self._encode_codes(weight, codes, hessian, output_weights)
 
     @torch.no_grad()
@@ -155,4 +154,4 @@ class TrellisBackend(Backend):
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)
-        return TrellisLinear(tensors, code=self.storage(bits), block=block, **form)
+        return TrellisLinear(tensors, code=self.get_code(bits), block=block, **form)

@@ -20,12 +20,11 @@ from qra_backends.storage import ceil_div
 
 UNIT = 2.0**-11
 """Values are whole numbers of it: sums of up to 1024 of them are exact in float32, in whichever order they are made."""
-SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
 class TrellisCode:
-    """A rate and a length of states; as a `StorageFormat`, it counts the streams and a 16-bit scale a row.
+    """A rate and a length of states.
 
     Attributes:
         half_bits: bits a weight, times two: 5 are 2.5 bits.
@@ -38,9 +37,6 @@ class TrellisCode:
     def stream_bytes(self, out_features: int) -> int:
         """Bytes of one column's stream; the last may have bits to spare."""
         return ceil_div(self.locate_state(out_features - 1) + self.L, 8)
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        return self.stream_bytes(out_features) * in_features + SCALE_BYTES * out_features
 
     def locate_state(self, row: int) -> int:
         """The first bit of a row's state."""

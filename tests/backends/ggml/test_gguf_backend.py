@@ -11,7 +11,7 @@ from qra_backends import make_backend
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, read_codes, replace_codes
 from qra_backends.ggml.types import TYPES, GGMLType
-from torch import Tensor, nn
+from torch import Tensor
 
 needs_library = pytest.mark.skipif(
     library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
@@ -60,19 +60,6 @@ def test_rows_of_no_whole_blocks_are_refused_with_the_types_that_fit() -> None:
         == "Q3_K needs rows that are multiples of 256, got 576, which can be Q4_0"
     )
     assert backend.unsupported_reason("Q4_0", 8, 576) is None
-
-
-def test_types_of_gguf_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library() -> None:
-        raise OSError("the package is not installed")
-
-    monkeypatch.setattr(library, "_load_library", no_library)
-    assert "pip install llama-cpp-py-sync" in str(make_backend("gguf").unavailable_reason())
-    backend = make_backend({"name": "gguf", "types": ["Q4_0", "Q8_0"]})
-    assert backend.unavailable_reason() is None
-    linear = nn.Linear(64, 4, bias=False)
-    weight = backend.dequantize(backend.quantize(linear, "Q8_0", hessian=torch.eye(64)))
-    assert (weight - linear.weight).norm() < 0.01 * linear.weight.norm()
 
 
 def test_the_identity_of_a_level_does_not_depend_on_what_else_is_chosen() -> None:

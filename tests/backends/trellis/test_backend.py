@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from correlated import correlated_inputs
-from qra_backends import Backend, SecondMoment, bits_per_weight, make_backend, multiply_scaled
+from qra_backends import Backend, SecondMoment, make_backend, multiply_scaled
 from qra_backends.conformance import are_equal
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +35,7 @@ def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> floa
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_it_loses_less_than_rounding_each_weight_by_itself_that_takes_more_bits(bits: int):
     (linear, hessian), backends = case(), [make_backend(name) for name in ("trellis", "reference-gptq")]
-    stored = [bits_per_weight(backend.storage(bits), 96, 192) for backend in backends]
+    stored = [backend.storage(bits).bits_per_weight(96, 192) for backend in backends]
     errors = [
         output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends
     ]
@@ -92,31 +90,13 @@ def test_output_weights_lower_the_weighted_error_and_alike_they_change_nothing()
         assert are_equal(backend.to_tensors(other), backend.to_tensors(plain))
 
 
-def test_another_process_gives_the_same_codes_and_loads_numba_when_something_is_quantized_and_not_before():
-    script = """
-import hashlib, sys, torch
-from qra_backends import make_backend
-torch.manual_seed(0)
-backend, linear = make_backend({"name": "trellis", "L": 10}), torch.nn.Linear(48, 40, bias=False)
-backend.storage(3).bytes(64, 64)
-early = {"numba", "triton"} & set(sys.modules)
-codes = backend.to_tensors(backend.quantize(linear, 3, hessian=torch.eye(48)))["codes"]
-digest = hashlib.sha256(codes.numpy().tobytes()).hexdigest()
-print(digest, early)
-"""
-    here: dict[str, str] = {}
-    exec(script, here)
-    there = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
-    assert there.strip() == f"{here['digest']} set()"
-
-
 def test_rows_of_a_table_are_decoded_by_themselves():
     torch.manual_seed(0)
     backend, table = make_backend({"name": "trellis", "L": 10}), nn.Linear(64, 3000, bias=False)
     module = backend.quantize(table, 3, hessian=torch.eye(64))
     whole, at = backend.dequantize(module), torch.tensor([2999, 0, 1234, 1234])
     assert torch.equal(backend.dequantize_rows(module, at), whole[at])
-    code = backend.storage(3)
+    code = backend.get_code(3)
     needed = torch.zeros(len(module.codes), dtype=torch.bool)
     for row in at.tolist():
         needed[code.locate_state(row) // 8 : (code.locate_state(row) + code.L - 1) // 8 + 1] = True
