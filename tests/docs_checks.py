@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -71,15 +70,12 @@ def check_json(block: Block) -> None:
     json.loads(block.code)
 
 
-def check_jsonl(block: Block, folder: Path) -> None:
+def check_jsonl(block: Block) -> None:
     """Rows that the task `jsonl` reads."""
     from qra_eval.tasks.example import make_example
-    from qra_eval.tasks.sources import read_rows
 
-    file = folder / "rows.jsonl"
-    file.write_text(block.code)
-    for where, row in read_rows(file):
-        make_example(row, where)
+    for number, line in enumerate(block.code.splitlines(), start=block.line):
+        make_example(json.loads(line), f"line {number}")
 
 
 def parse_command(arguments: list[str]) -> None:

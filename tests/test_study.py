@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -12,7 +11,6 @@ from benchmarks.common import read_lines
 from benchmarks.study import finetunes, finetunes_table
 from benchmarks.study.finetune_plans import widen_first_layers
 from benchmarks.study.finetune_settings import RESULTS, read_settings
-from benchmarks.study.finetunes_picture import draw, draw_lengths
 from qra_search.schemas import Group, Linear, Plan
 from qra_search.space.space import SearchSpace
 
@@ -54,28 +52,14 @@ def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetunes, "measure_row", measure)
     monkeypatch.setattr(finetunes, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "finetunes",
-            "--data",
-            ".",
-            "--only",
-            "^QLoRA$",
-            "--seeds",
-            "0",
-            "1",
-            "--out",
-            str(tmp_path / "lines.jsonl"),
-            "--work",
-            str(tmp_path / "work"),
-        ],
-    )
+    lines, work = tmp_path / "lines.jsonl", tmp_path / "work"
+    options = f"--data . --only ^QLoRA$ --seeds 0 1 --out {lines} --work {work}"
+    monkeypatch.setattr("sys.argv", ["finetunes", *options.split()])
     finetunes.main()
     finetunes.main()
     assert made == [("QLoRA", 0), ("QLoRA", 1)]
-    assert [line["seed"] for line in read_lines(tmp_path / "lines.jsonl")] == [0, 1]
-    assert not any((tmp_path / "work").iterdir())
+    assert [line["seed"] for line in read_lines(lines)] == [0, 1]
+    assert not any(work.iterdir())
 
 
 def test_names_of_rows_are_unique_and_a_setting_can_be_changed():
@@ -86,22 +70,9 @@ def test_names_of_rows_are_unique_and_a_setting_can_be_changed():
 
 def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     def line(row, seed, right, losses):
-        shared = {
-            "task": "t",
-            "model": "m",
-            "settings": {"steps": 600},
-            "memory_bytes": 1 << 20,
-            "seconds": 60.0,
-        }
-        return shared | {
-            "row": row,
-            "seed": seed,
-            "row_right": right,
-            "right": right.count("1") / len(right),
-            "row_losses": losses,
-            "test_loss": 1.0,
-            "text_loss": 2.0,
-        }
+        own = {"row": row, "seed": seed, "row_right": right, "right": right.count("1") / len(right)}
+        shared = {"task": "t", "model": "m", "settings": {"steps": 600}, "memory_bytes": 1 << 20}
+        return own | shared | {"row_losses": losses, "test_loss": 1.0, "text_loss": 2.0, "seconds": 60.0}
 
     lines = [
         line("16-bit LoRA", 0, "1111", "1 1 1 1"),
@@ -120,52 +91,6 @@ def test_the_table_pairs_each_row_with_16_bit_lora_on_the_same_seeds():
     assert len(table) == 3 and table[-1].startswith("| uniform, embeddings 1 |") and "+200.0%" in table[-1]
     table = finetunes_table.make_table([*lines[:2], narrow], "t", "m", "uniform")
     assert [row.startswith("| 16-bit LoRA") for row in table if "-50.0%" in row] == [True]
-
-
-def test_the_picture_has_a_mark_for_each_row_with_the_usual_settings_but_the_untuned_model():
-    settings, rows = read_settings()
-    own = {name: value for name, value in settings.items() if name != "plans"}
-    lines = [
-        {
-            "task": "t",
-            "model": "m",
-            "row": row.name,
-            "spec": row.to_dict(),
-            "memory_bytes": (30 + i) << 20,
-            "settings": own | {"steps": 60} if row.kind == "qlora" else own,
-            "seed": 0,
-            "right": i / 100,
-        }
-        for i, row in enumerate(rows)
-    ]
-    svg = "{http://www.w3.org/2000/svg}"
-    root = ElementTree.fromstring(draw(lines, "t", "m", settings))
-    texts = [text.text for text in root.iter(f"{svg}text")]
-    assert {"plans of qra", "one width", "plans shuffled", "16-bit LoRA"} <= set(
-        texts
-    ) and "QLoRA" not in texts
-    plans = [mark for mark in root.iter(f"{svg}use") if "fill: var(--best)" in mark.get("style", "")]
-    assert len(plans) == sum(row.kind == "plan" and row.shuffle is None for row in rows)
-
-
-def test_the_picture_of_lengths_has_a_line_for_each_row_that_has_every_length():
-    settings, _ = read_settings()
-
-    def line(row, steps, loss, **changed):
-        return {
-            "task": "t",
-            "model": "m",
-            "row": row,
-            "seed": 0,
-            "settings": settings | {"steps": steps} | changed,
-            "row_losses": f"{loss} {2 * loss}",
-        }
-
-    lines = [line(row, n, 1 + n / 1000) for row in ("16-bit LoRA", "plan", "uniform") for n in (60, 200, 600)]
-    lines += [line("QLoRA", 600, 1.0), line("plan, other rate", 60, 9.0, learning_rate=0.5)]
-    root = ElementTree.fromstring(draw_lengths(lines, "t", "m", settings))
-    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"plan", "uniform"} <= texts and not {"QLoRA", "16-bit LoRA", "plan, other rate"} & texts
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no line was committed yet")

@@ -40,14 +40,6 @@ def test_pages_that_grow_are_kept_short(name: str) -> None:
     assert len(page.read_text().splitlines()) <= LINES[name]
 
 
-def test_a_long_sentence_is_noticed(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(
-        "# Title\n\nShort one. Word " + "word " * 39 + "end.\n\n```sh\n" + "code " * 50 + "\n```\n"
-    )
-    assert [len(s.split()) for s in sentences(page)] == [2, 41]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_headings_stand_alone(page: Path) -> None:
     lines = ["", *_FENCED.sub("\n", page.read_text()).splitlines(), ""]

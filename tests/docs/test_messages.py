@@ -44,10 +44,6 @@ def known() -> list[str]:
     return [text for file in files for text in templates(file)]
 
 
-def test_the_page_quotes_messages() -> None:
-    assert len(QUOTED) > 30
-
-
 def stands(message: str, known: list[str]) -> bool:
     """Whether a quoted message is part of a text of the code; … stands for a value, or for a backtick."""
     wanted = re.compile(re.escape(message).replace("…", "[…`]*"))
