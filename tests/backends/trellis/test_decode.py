@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from qra_backends.trellis import linear
+from qra_backends.trellis import decode_numba, linear
 from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
@@ -156,3 +156,18 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
         found = layer(x)
     assert sizes == [10] * 9 + [6]
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [1, 5])
+def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int):
+    code = TrellisCode(4, 12)
+    codes = torch.randint(0, 256, (code.stream_bytes(601), 256), dtype=torch.uint8)
+    multiply = decode_numba.make_product(codes, torch.rand(601).half(), code, 256)
+    x, threads = torch.randn(inputs, 256), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = multiply(x)
+        torch.set_num_threads(1)
+        assert torch.equal(multiply(x), together)
+    finally:
+        torch.set_num_threads(threads)
