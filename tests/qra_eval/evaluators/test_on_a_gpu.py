@@ -101,7 +101,7 @@ def shaped(tmp_path_factory):
     return str(write_model(SMALL, made / "model")), str(write_rows(made / "rows"))
 
 
-@pytest.mark.parametrize("name", ["gptq, checkpointing", "bitsandbytes, tables, checkpointing", "default"])
+@pytest.mark.parametrize("name", ["bitsandbytes, tables, checkpointing", "default"])
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
     for rows in ("CALIBRATION_ROWS", "PLAN_ROWS"):

@@ -55,11 +55,6 @@ def test_each_actor_has_a_gpu_of_its_own_if_the_cluster_has_gpus(session):
         assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("0", "cuda"), ("1", "cuda")]
 
 
-def test_actors_that_ask_for_no_gpu_see_none_and_are_told_to_use_the_cpu(session):
-    with RayExecutor(workers.describing_its_worker, 2, gpus=0) as executor:
-        assert [(told["gpus"], told["device"]) for told in seen(executor)] == [("", "cpu")] * 2
-
-
 def test_more_gpus_than_the_cluster_has_are_refused_with_how_many_workers_fit(session):
     config = make_config({"evaluator": "landscape"})
     with pytest.raises(BadInput, match="the Ray cluster has 2 GPUs, enough for 2 of 3 workers with 1 each"):
