@@ -7,7 +7,6 @@ from importlib.metadata import version
 import pytest
 import torch
 from qra_backends import make_backend
-from qra_backends.reference.backend import ReferenceBackend
 from torch import nn
 
 ROUNDED = {"name": "reference", "ranges": "mse"}
@@ -28,13 +27,6 @@ def test_a_hessian_reaches_the_calibrated_part_only():
     with pytest.raises(ValueError, match="hessian"):
         backend.quantize(linear, 2)
     backend.quantize(linear, 2, hessian=torch.eye(64))
-
-
-def test_shapes_are_refused_by_the_part_that_would_store_them():
-    backend = make_backend({2: "reference", 4: "compressed-tensors"})
-    assert backend.unsupported_reason(2, 7, 64) is None
-    assert "32" in backend.unsupported_reason(4, 64, 70)
-    assert "choose from 2, 4" in backend.unsupported_reason(8, 7, 64)
 
 
 def test_a_module_of_another_backend_is_refused():
@@ -73,18 +65,6 @@ def test_several_backends_at_one_width_are_levels_of_their_own():
     for level, message in (("fp4", "does not store fp4: choose from 2, nf4,"), (4, "does not store 4 bits")):
         with pytest.raises(ValueError, match=message):
             backend.storage(level)
-
-
-def test_a_backend_with_names_of_its_own_offers_them_all():
-    class Two(ReferenceBackend):
-        name, bits = "two", (2, "small", "large")
-
-        def width(self, bits):
-            return 2 if bits == 2 else 4
-
-    assert make_backend({4: Two(), 8: "reference"}).bits == ("small", "large", 8)
-    mixed = make_backend({2: Two(), 4: [Two(group_size=32), "reference"]})
-    assert mixed.bits == (2, "small", "large", "reference-4")
 
 
 def test_an_identity_is_that_of_the_part_alone():

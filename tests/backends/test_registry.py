@@ -6,21 +6,8 @@ import sys
 
 import pytest
 import torch
-from qra_backends import backend_names, make_backend
+from qra_backends import make_backend
 from torch import nn
-
-
-def test_the_projects_backends_are_registered():
-    built_in = {
-        "bitsandbytes",
-        "compressed-tensors",
-        "gguf",
-        "mixed",
-        "reference",
-        "reference-gptq",
-        "trellis",
-    }
-    assert set(backend_names()) >= built_in
 
 
 def test_a_backend_says_its_exact_bits_a_weight():

@@ -44,7 +44,7 @@ def test_codes_can_be_replaced_and_nothing_else_changes(kind: GGMLType) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["Q4_0", "IQ4_NL", "Q5_0", "IQ2_XS", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_K"])
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q5_0", "IQ3_XXS", "Q2_K"])
 def test_codes_by_feedback_lose_less_of_the_output_than_llama_cpps_own(name: str) -> None:
     (linear, hessian), kind = example(32, 512), TYPES[name]
     own = decode(library.quantize(linear.weight.detach(), kind, hessian.diagonal()), kind, torch.float32)

@@ -32,15 +32,6 @@ def test_output_error_on_new_inputs_is_well_below_rounding(bits: int):
     assert gptq.storage(bits).bytes(48, 128) == rounding.storage(bits).bytes(48, 128)
 
 
-def test_without_correlation_it_is_rounding_with_least_error_ranges():
-    linear, _, _ = setup()
-    gptq = make_backend("reference-gptq")
-    rounding = make_backend({"name": "reference", "ranges": "mse"})
-    for bits in (2, 3, 4, 8):
-        same = gptq.dequantize(gptq.quantize(linear, bits, hessian=torch.eye(128)))
-        assert torch.equal(same, rounding.dequantize(rounding.quantize(linear, bits)))
-
-
 def test_codes_are_those_of_the_optimal_brain_step():
     """Against the textbook: round a column, then move the rest by the inverse Hessian of the columns left."""
     linear, _, hessian = setup(5, 12)
@@ -59,16 +50,6 @@ def test_codes_are_those_of_the_optimal_brain_step():
         left.remove(column)
     found = choose_codes(linear.weight.detach(), scale.half(), offset.half(), 2, 4, factorize(hessian, 0.1))
     assert torch.equal(found.float(), codes)
-
-
-def test_blocks_of_columns_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
-    linear, _, hessian = setup(8, 150)
-    scale, offset, factor = torch.full((8, 3), 0.05), torch.full((8, 3), -0.1), factorize(hessian, 0.1)
-    arguments = (linear.weight.detach(), scale.half(), offset.half(), 2, 64, factor)
-    blocked = choose_codes(*arguments)
-    monkeypatch.setattr("qra_backends.reference.gptq._BLOCK", 150)
-    whole = choose_codes(*arguments)
-    assert (blocked != whole).float().mean() < 0.01  # sums in another order may turn a tie
 
 
 def test_inputs_never_seen_leave_their_columns_rounded():
@@ -96,18 +77,6 @@ def test_a_missing_hessian_is_refused_with_the_two_ways_on():
 def test_a_wrong_hessian_is_refused(hessian: Tensor, message: str):
     with pytest.raises(ValueError, match=message):
         make_backend("reference-gptq").quantize(setup()[0], 3, hessian=hessian)
-
-
-def test_levels_of_a_linear_share_the_factor_of_its_hessian(monkeypatch: pytest.MonkeyPatch):
-    linear, _, hessian = setup()
-    calls = []
-    monkeypatch.setattr("qra_backends.reference.gptq.factorize", lambda *a: calls.append(1) or factorize(*a))
-    backend = make_backend({2: "reference-gptq", 3: "reference-gptq", 4: ["reference-gptq", "reference"]})
-    modules = backend.quantize_levels(linear, backend.bits, hessian=hessian)
-    assert [backend.identity(bits)["spec"]["name"] for bits in modules] == ["reference-gptq"] * 3 + [
-        "reference"
-    ]
-    assert len(calls) == 1
 
 
 def test_blocks_of_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from correlated import correlated_inputs
-from qra_backends import Backend, SecondMoment, make_backend, multiply_scaled
+from qra_backends import Backend, SecondMoment, make_backend
 from qra_backends.conformance import are_equal
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def case(out_features: int = 96, in_features: int = 192) -> tuple[nn.Linear, Tensor]:
@@ -40,17 +39,6 @@ def test_it_loses_less_than_rounding_each_weight_by_itself_that_takes_more_bits(
         output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends
     ]
     assert stored[0] < stored[1] - 0.1 and errors[0] < 0.8 * errors[1]
-
-
-@pytest.mark.parametrize("part", ["hessian", "block", "damping"])
-def test_each_part_pays(part: str):
-    linear, hessian = case()
-    whole = make_backend({"name": "trellis", "L": 10})
-    options = {"block": {"block": 1}, "damping": {"damping": 10.0}}.get(part, {})
-    without = make_backend({"name": "trellis", "L": 10, **options})
-    other = torch.eye(192) * hessian.diagonal().mean() if part == "hessian" else hessian
-    error = output_error(whole, whole.quantize(linear, 2, hessian=hessian), linear)
-    assert error < 0.9 * output_error(without, without.quantize(linear, 2, hessian=other), linear)
 
 
 def test_one_short_probe_foretells_the_damage_of_every_level():
@@ -151,22 +139,6 @@ def test_levels_between_whole_bits_have_names_and_widths_of_their_own_and_a_part
     assert make_backend(mixed.spec).bits == mixed.bits
 
 
-def test_where_nothing_can_be_written_it_is_compiled_without_a_cache(monkeypatch: pytest.MonkeyPatch):
-    import numba
-    from qra_backends.trellis.jit import compile_once
-
-    asked = []
-
-    def njit(cache: bool = False, **options):
-        asked.append(cache)
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: function
-
-    monkeypatch.setattr(numba, "njit", njit)
-    assert compile_once(abs) is abs and asked == [True, False]
-
-
 def test_threads_and_the_levels_beside_it_do_not_change_a_code():
     (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
     levels = (1, "trellis-2.5", 4)
@@ -177,21 +149,3 @@ def test_threads_and_the_levels_beside_it_do_not_change_a_code():
         )
     for modules in found:
         assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)
-
-
-def test_trained_scales_get_the_gradient_of_the_weight_written_out():
-    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
-    module = backend.quantize(linear, 2, hessian=hessian)
-    scales, x = backend.get_scales(module), torch.randn(5, 192)
-    assert scales.scale.shape == (96, 1) and scales.offset is None
-    assert backend.count_trainable(2, 96, 192) == 96
-    unscaled = backend.dequantize(module) / scales.scale.float()
-    scale = scales.scale.float().requires_grad_()
-    F.linear(x, unscaled * scale).square().sum().backward()
-    twin = nn.Parameter(scales.scale.float().detach())
-
-    def dequantize(now):
-        return backend.dequantize(backend.replace_scales(module, now._replace(scale=now.scale.half())))
-
-    multiply_scaled(x, scales._replace(scale=twin), dequantize).square().sum().backward()
-    assert torch.allclose(twin.grad, scale.grad, rtol=1e-3)

@@ -40,7 +40,7 @@ def test_numba_decodes_to_the_bit_what_torch_does():
 
 def test_the_weight_is_that_of_the_rotation_written_out():
     for codes, factor, at, code, block in cases():
-        if code.half_bits > 4:  # the rate has no part in it
+        if code.half_bits > 2:  # the rate has no part in it
             continue
         turn = torch.block_diag(
             *[apply_hadamard(torch.eye(block), block) / math.sqrt(block)] * (codes.shape[1] // block)
@@ -81,7 +81,7 @@ def test_compiled_rotations_are_those_of_torch(shape: tuple[int, int], block: in
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("half", [2, 3, 4, 5, 7, 10])
+@pytest.mark.parametrize("half", [2, 5, 10])
 def test_the_kernel_gives_the_same_in_tritons_interpreter(half: int, kernels: Callable[[bool], None]):
     for codes, factor, at, code, block in cases():
         if code.half_bits != half or len(at) * codes.shape[1] > 5000:
@@ -105,7 +105,7 @@ def test_products_with_few_inputs_are_those_of_the_decoded_weight_and_its_adapte
     kernels(compiled == "triton")
     g = torch.Generator().manual_seed(3)
     for codes, factor, at, code, block in cases():
-        if compiled == "triton" and len(at) * codes.shape[1] > 2500:
+        if compiled == "triton" and len(at) * codes.shape[1] > 1000:
             continue
         out_features, in_features = len(at) - 2, codes.shape[1]
         scale = (1000 * factor[:out_features, None]).half()

@@ -68,15 +68,6 @@ def test_gaussians_are_coded_as_well_as_is_known(half: int, known: float):
     assert (errors**2).mean() == pytest.approx(known, rel=0.03)
 
 
-@pytest.mark.parametrize("half", [3, 5, 7, 9])
-def test_half_bits_lose_nothing(half: int):
-    """Their squared error is the geometric mean of those of the rates beside them."""
-    below, at, above = (
-        (rounded(gaussian(4, 2000), TrellisCode(half + step, 12))[1] ** 2).mean() for step in (-1, 0, 1)
-    )
-    assert at == pytest.approx(np.sqrt(below * above), rel=0.03)
-
-
 def test_errors_are_fed_back_by_the_inverse_factor():
     """Column by column against the same in float64, given the states that were found."""
     code, columns = TrellisCode(4, 10), gaussian(5, 60)
