@@ -67,8 +67,7 @@ class Backend(ABC):
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
         """A layer of these tensors, which were checked; they are used, not copied, and never written to.
 
-        Args:
-            form: out_features, in_features, dtype, and bias, a parameter of the layer's own or None.
+        `form` has out_features, in_features, dtype, and bias, a parameter of the layer's own or None.
         """
 
     @abstractmethod
@@ -132,12 +131,10 @@ class Backend(ABC):
         for bits in levels:
             self.check(linear, bits)
         weight = linear.weight.detach()
-        shape = {"out_features": linear.out_features, "in_features": linear.in_features}
+        form: dict[str, Any] = {"out_features": linear.out_features, "in_features": linear.in_features}
+        form |= {"bias": linear.bias, "dtype": weight.dtype}
         made = self.encode_levels(weight, tuple(dict.fromkeys(levels)), hessian, output_weights)
-        return {
-            bits: self.from_tensors(tensors, bits=bits, **shape, bias=linear.bias, dtype=weight.dtype)
-            for bits, tensors in made.items()
-        }
+        return {bits: self.from_tensors(tensors, bits=bits, **form) for bits, tensors in made.items()}
 
     def probe_levels(
         self,
@@ -161,28 +158,23 @@ class Backend(ABC):
         """What `encode` gives at each of several levels; overridden if they share work or rows are encoded together."""
         return {bits: self.encode(weight, bits, hessian) for bits in levels}
 
+    def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
+        """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
+
+        To be given by a backend that does not define `encode_levels`.
+        """
+        raise NotImplementedError
+
     def count_work_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
         """Bytes that `quantize_levels` takes at its peak, beyond the linear, its Hessian and the modules it gives.
 
         Four float32 copies of the weight, and four matrices (in, in) if it is calibrated; override it with what was
-        measured. What a library takes when it is first imported is not counted.
-
-        Args:
-            levels: at least one.
-            dtype: of the linear's weight.
-            device: type of the device that it is on.
+        measured. What a library takes when it is first imported is not counted. `device` is the type of one.
         """
         matrices = 4 * in_features * in_features if self.calibrated else 0
         return 4 * (4 * out_features * in_features + matrices)
-
-    def encode(self, weight: Tensor, bits: Level, hessian: Tensor | None) -> dict[str, Tensor]:
-        """The tensors that `from_tensors` takes, of a weight (out, in) that `check` has passed; none is shared with it.
-
-        To be given by a backend that does not define `encode_levels`.
-        """
-        raise NotImplementedError(f"backend {self.name} defines neither `encode` nor `encode_levels`")
 
     def dequantize(self, module: nn.Module) -> Tensor:
         """The weight (out, in) that `module` multiplies by, in the dtype that it computes in; a new tensor."""
@@ -244,13 +236,8 @@ class Backend(ABC):
         return sum(prod(expected[name][0]) for name in self.trained)
 
     def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
-        """A module with other scales and offsets, that shares all else with the one given, which is left as it was.
-
-        Args:
-            scales: those of `get_scales`, trained: finite, in the same dtype.
-        """
-        if not self.trained:
-            raise NotImplementedError(f"backend {self.name} has no trainable scales")
+        """A module with other scales and offsets (finite, in the dtype of `get_scales`), that shares all else with the
+        one given, which is left as it was."""
         own = self.check_layer(module)
         changed: nn.Module = own.replace_tensors(**dict(zip(self.trained, scales, strict=False)))
         return changed
@@ -270,8 +257,9 @@ class Backend(ABC):
 
     def check_bits(self, bits: Level) -> None:
         """Raises ValueError if this backend does not store `bits`; the message names those it does."""
-        if bits not in self.bits:
-            raise ValueError(Backend.unsupported_reason(self, bits, 0, 0))
+        reason = Backend.unsupported_reason(self, bits, 0, 0)
+        if reason is not None:
+            raise ValueError(reason)
 
     def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
         """Raises ValueError with what `unsupported_reason` says, if it says something."""
@@ -282,8 +270,6 @@ class Backend(ABC):
     def width(self, bits: Level) -> float:
         """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
         self.check_bits(bits)
-        if not isinstance(bits, int):
-            raise NotImplementedError(f"backend {self.name} has named levels: define `width` for them")
         return bits
 
     def level_name(self, bits: Level) -> str:

@@ -18,8 +18,7 @@ class SecondMoment:
 
     A hook gathers it: `linear.register_forward_pre_hook(lambda _, inputs: moment.update(inputs[0]))`.
 
-    Attributes:
-        count: inputs seen.
+    `count` is the number of inputs seen.
     """
 
     def __init__(self) -> None:

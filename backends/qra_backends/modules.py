@@ -123,10 +123,7 @@ class TemporaryWeight(Tensor):
 def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias for W = dequantize(x.dtype).
 
-    Args:
-        x: (..., in); gradients flow to it.
-        dequantize: gives W (out, in) in the dtype asked for; called once forward and once backward.
-        bias: (out,), frozen; cast to x's dtype.
+    Gradients flow to x (..., in). `dequantize` is called once forward and once backward; the bias (out,) is frozen.
     """
     return _Product.apply(x, None, None, 0, dequantize, bias, False)
 

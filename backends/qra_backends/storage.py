@@ -63,11 +63,7 @@ def find_group_size(in_features: int, largest: int, smallest: int) -> int | None
 
 
 def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:
-    """Refuse tensors whose names, shapes or dtypes are not the expected ones.
-
-    Raises:
-        ValueError: names what is there and what must be.
-    """
+    """Raises ValueError if names, shapes or dtypes are not the expected ones; it names what is there and must be."""
     if set(tensors) != set(expected):
         raise ValueError(f"{owner} needs the tensors {sorted(expected)}, got {sorted(tensors)}")
     for name, (shape, dtype) in expected.items():
@@ -95,9 +91,7 @@ def choose_block_rows(columns: int, device: torch.device) -> int:
 def count_block_bytes(elements: int, device: str, arrays: float) -> int:
     """Bytes of all arrays of a block at the height of fitting and coding a weight of so many elements.
 
-    Args:
-        arrays: of float32, alive at once on a GPU, as counted; on a CPU they were measured.
+    `arrays` of float32 are alive at once on a GPU, as counted; on a CPU they were measured.
     """
-    if device == "cpu":
-        arrays = _ARRAYS_ON_CPU
-    return int(arrays * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE)))
+    alive = _ARRAYS_ON_CPU if device == "cpu" else arrays
+    return int(alive * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE)))

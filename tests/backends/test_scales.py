@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qra_backends import Scales, make_backend, multiply_scaled
+from qra_backends import Scales, multiply_scaled
 from qra_backends.ggml.decode import decode, replace_block_scales, write_float16
 from qra_backends.ggml.types import TYPES
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def case(in_features: int = 40, size: int = 16) -> tuple[Tensor, Tensor, Scales]:
@@ -49,14 +49,6 @@ def test_a_group_of_equal_weights_gets_no_gradient_by_its_scale():
     scale.requires_grad_()
     multiply_scaled(x, Scales(scale, groups.offset, 16), lambda g: written_out(codes, g)).sum().backward()
     assert torch.isfinite(scale.grad).all() and not scale.grad[:, 0].any() and scale.grad[:, 1].all()
-
-
-def test_a_backend_without_groups_says_so_and_refuses_to_take_any():
-    backend = make_backend("bitsandbytes")
-    module = backend.quantize(nn.Linear(64, 8), 4)
-    assert backend.get_scales(module) is None and backend.count_trainable(4, 8, 64) == 0
-    with pytest.raises(NotImplementedError, match="bitsandbytes"):
-        backend.replace_scales(module, Scales(torch.ones(8, 1), torch.ones(8, 1), 64))
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=list(TYPES))

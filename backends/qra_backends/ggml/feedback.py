@@ -33,9 +33,7 @@ def order_columns(importance: Tensor, block: int) -> Tensor:
 def encode(weight: Tensor, kind: GGMLType, importance: Tensor, factor: Factor) -> Tensor:
     """Blocks uint8 (out, bytes of a row) of a float32 weight (out, in).
 
-    Args:
-        importance: (in,), the Hessian's diagonal.
-        factor: of the Hessian, its columns in `order_columns`.
+    `importance` (in,) is the Hessian's diagonal, and `factor` the Hessian's, its columns in `order_columns`.
     """
     order, upper = factor
     out_features, in_features = weight.shape

@@ -27,8 +27,6 @@ from vllm.model_executor.models.utils import WeightsMapper
 from qra_backends.base import COMPUTE_DTYPES
 from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, make_linear
 
-LEAST_CAPABILITY = 70
-"""Least compute capability, times ten, as Triton requires."""
 DECODED = "QRA_VLLM_DECODED"
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of some shards; others have numbers."""
@@ -57,7 +55,7 @@ class QRAConfig(QuantizationConfig):
 
     @classmethod
     def get_min_capability(cls) -> int:
-        return LEAST_CAPABILITY
+        return 70  # times ten, as Triton requires
 
     @staticmethod
     def get_config_filenames() -> list[str]:
@@ -86,11 +84,7 @@ class QRAConfig(QuantizationConfig):
 
 
 class QRAMethod(LinearMethodBase):
-    """Of one linear, of several that vLLM runs as one, or of a table.
-
-    Args:
-        names: paths of the weights.
-    """
+    """Of one linear, of several that vLLM runs as one, or of a table, by the paths of their weights."""
 
     def __init__(self, config: QRAConfig, names: list[str]):
         self.layout, self.names, self.config = config.layout, names, config
