@@ -77,15 +77,7 @@ _ALL = (
     GGMLType("Q4_1", 4, 32, 20, 32, (Plane(4, 20, 16, 4),), offset=True),
     GGMLType("Q5_0", 5, 32, 22, 32, (Plane(6, 22, 16, 4), Plane(2, 6, 1, 1, at=4)), zero=16),
     GGMLType("Q5_K", 5, 256, 176, 32, (Plane(48, 176, 32, 4), Plane(16, 48, 32, 1, at=4)), offset=True),
-    GGMLType(
-        "Q5_1",
-        5,
-        32,
-        24,
-        32,
-        (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)),
-        offset=True,
-    ),
+    GGMLType("Q5_1", 5, 32, 24, 32, (Plane(8, 24, 16, 4), Plane(4, 8, 1, 1, at=4)), offset=True),
     GGMLType(
         "Q6_K", 6, 256, 210, 16, (Plane(0, 128, 64, 4), Plane(128, 192, 32, 2, at=4)), zero=32, scale_at=208
     ),
