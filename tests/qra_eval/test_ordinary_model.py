@@ -191,13 +191,13 @@ def test_sft_trainer_goes_on_with_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_ours_in_it_is_traced_to_be_compiled(model: Any) -> None:
-    """What inductor makes of the graphs after that, in half a minute, is torch's own."""
+    """What compilers make of the graphs after that is torch's own."""
     base = model.get_base_model()
     ours = torch.nn.Sequential(
         base.get_input_embeddings(), base.model.layers[0].mlp, base.get_output_embeddings()
     )
     with torch.no_grad():
-        assert (torch.compile(ours, backend="aot_eager")(IDS) - ours(IDS)).abs().max() < ROUNDING
+        assert (torch.compile(ours, backend="eager")(IDS) - ours(IDS)).abs().max() < ROUNDING
 
 
 def test_auto_peft_puts_the_adapter_on_a_base_with_an_address_and_names_who_knows_one_without(
