@@ -1,4 +1,4 @@
-"""The design of the real tunings: any beginning of it covers what is varied, and its plans are of the space."""
+"""The design of the real tunings: its plans are of the space, and its recorded rows its beginning."""
 
 from __future__ import annotations
 
@@ -54,17 +54,6 @@ def test_a_line_makes_a_plan_of_the_space(line: dict) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_committed_design_is_the_one_that_is_drawn(task: str) -> None:
     assert [line for line in DESIGN if line["task"] == task] == draw_design(task)
-
-
-@pytest.mark.parametrize(
-    "name, most", [("kind", 0.5), ("rank", 0.5), ("learning_rate", 0.4), ("steps", 0.65)]
-)
-def test_its_first_fifty_lines_cover_what_is_varied(name: str, most: float) -> None:
-    whole = Counter(line[name] for line in DESIGN)
-    first = Counter(line[name] for line in DESIGN[:50])
-    assert set(first) == set(whole)
-    assert max(first.values()) <= most * 50
-    assert all(abs(first[value] / 50 - count / len(DESIGN)) < 0.1 for value, count in whole.items())
 
 
 def test_it_has_what_the_table_promises() -> None:

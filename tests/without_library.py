@@ -52,20 +52,6 @@ def modules() -> dict[str, str]:
     return refused
 
 
-def commands() -> dict[str, str]:
-    """The commands that list what there is."""
-    from typer.testing import CliRunner
-
-    from qra_search.app.cli.app import app
-
-    failed = {}
-    for command in (["backends"], ["backends", "--json"], ["strategies"], ["tasks"]):
-        done = CliRunner().invoke(app, command)
-        if done.exception is not None:
-            failed[" ".join(command)] = repr(done.exception)
-    return failed
-
-
 def backends() -> dict[str, str]:
     """Quantize a linear with every backend, at its first level; those that are unavailable, with the reason."""
     import torch
@@ -88,6 +74,6 @@ def backends() -> dict[str, str]:
 if __name__ == "__main__":
     sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
     assert not any(map(importlib.util.find_spec, HIDDEN))
-    answers = {f.__name__: f() for f in (modules, commands, backends)}
+    answers = {f.__name__: f() for f in (modules, backends)}
     assert not [name for name in sys.modules if name.partition(".")[0] in HIDDEN]
     print(json.dumps(answers))

@@ -270,7 +270,8 @@ class Backend(ABC):
     def width(self, bits: Level) -> float:
         """Nominal bits of a level; to be given by a backend whose levels have texts for names."""
         self.check_bits(bits)
-        return bits
+        width: float = bits
+        return width
 
     def level_name(self, bits: Level) -> str:
         """What a level is called beside those of other backends: `reference-4`, `nf4`."""
