@@ -13,8 +13,7 @@ from qra_backends.calibration import check_damping, check_hessian
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, replace_block_scales
 from qra_backends.ggml.feedback import encode, order_columns
-from qra_backends.ggml.tables import read_float16
-from qra_backends.ggml.types import TYPES, GGMLType
+from qra_backends.ggml.types import TYPES, GGMLType, read_float16
 from qra_backends.modules import DequantizedLinear, Scales
 from qra_backends.reference.gptq import factorize
 from qra_backends.storage import Expected, ceil_div

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from qra_backends import kernels
-from qra_backends.ggml.tables import load_iq4_values, make_shifts, read_float16
-from qra_backends.ggml.types import GGMLType, Plane
+from qra_backends.ggml.types import GGMLType, Plane, load_iq4_values, make_shifts, read_float16
 from qra_backends.storage import choose_block_rows
 
 

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.ggml.tables import load_iq4_values, load_vectors, make_sign_table
-from qra_backends.ggml.types import GGMLType, Plane
+from qra_backends.ggml.types import GGMLType, Plane, load_iq4_values, load_vectors, make_sign_table
 
 WEIGHTS = 1024
 """Weights that a program decodes."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, read_scales, replace_codes
-from qra_backends.ggml.tables import load_iq4_values
-from qra_backends.ggml.types import GGMLType
+from qra_backends.ggml.types import GGMLType, load_iq4_values
 from qra_backends.reference.gptq import Factor
 
 _PART = 32
