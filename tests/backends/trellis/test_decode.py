@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qra_backends.trellis import decode_numba, linear
+from qra_backends.trellis import linear
 from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
@@ -32,6 +32,18 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, TrellisCode, int]]:
             codes = torch.randint(0, 256, (code.stream_bytes(rows), columns), dtype=torch.uint8, generator=g)
             at = torch.tensor([rows - 1, *range(rows), rows // 2])
             yield codes, torch.rand(len(at), generator=g) * 1e-3, at, code, choose_block(columns, largest)
+
+
+def make_layer(
+    out_features: int, in_features: int, dtype: torch.dtype, bias: Tensor | None = None
+) -> TrellisLinear:
+    """A layer of 2 bits, its streams of chance."""
+    code, block = TrellisCode(4, 12), choose_block(in_features, 256)
+    codes = torch.randint(0, 256, (code.stream_bytes(out_features), in_features), dtype=torch.uint8)
+    tensors = {"codes": codes, "scale": torch.ones(out_features, 1, dtype=torch.float16)}
+    form = {"out_features": out_features, "in_features": in_features, "dtype": dtype}
+    frozen = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+    return TrellisLinear(tensors, code=code, block=block, bias=frozen, **form)
 
 
 def test_numba_decodes_to_the_bit_what_torch_does():
@@ -126,13 +138,7 @@ def test_products_with_few_inputs_are_those_of_the_decoded_weight_and_its_adapte
 
 
 def test_products_with_gradients_or_many_inputs_are_those_of_the_decoded_weight_to_the_bit():
-    code = TrellisCode(4, 12)
-    tensors = {
-        "codes": torch.randint(0, 256, (code.stream_bytes(96), 64), dtype=torch.uint8),
-        "scale": torch.ones(96, 1, dtype=torch.float16),
-    }
-    form = {"out_features": 96, "in_features": 64, "bias": None, "dtype": torch.bfloat16}
-    layer = TrellisLinear(tensors, code=code, block=64, **form)
+    layer = make_layer(96, 64, torch.bfloat16)
     x = torch.randn(TrellisLinear.few_inputs + 1, 64).bfloat16()
     expected = torch.nn.functional.linear(x, layer.dequantize())
     few = layer(x[:2].requires_grad_())
@@ -143,15 +149,8 @@ def test_products_with_gradients_or_many_inputs_are_those_of_the_decoded_weight_
 
 
 def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    code, sizes = TrellisCode(4, 12), []
-    tensors = {
-        "codes": torch.randint(0, 256, (code.stream_bytes(96), 64), dtype=torch.uint8),
-        "scale": torch.ones(96, 1, dtype=torch.float16),
-    }
-    bias = torch.nn.Parameter(torch.randn(96), requires_grad=False)
-    form = {"out_features": 96, "in_features": 64, "bias": bias, "dtype": torch.float32}
-    layer, x = TrellisLinear(tensors, code=code, block=64, **form), torch.randn(20, 64)
-    expected = torch.nn.functional.linear(x, layer.dequantize(), bias)
+    layer, sizes, x = make_layer(96, 64, torch.float32, torch.randn(96)), [], torch.randn(20, 64)
+    expected = torch.nn.functional.linear(x, layer.dequantize(), layer.bias)
     monkeypatch.setattr(linear, "BLOCK", 64 * 10)
     monkeypatch.setattr(linear, "decode", lambda *a: sizes.append(len(a[2])) or decode(*a))
     with torch.no_grad():
@@ -162,9 +161,7 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("inputs", [1, 5])
 def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int):
-    code = TrellisCode(4, 12)
-    codes = torch.randint(0, 256, (code.stream_bytes(601), 256), dtype=torch.uint8)
-    multiply = decode_numba.make_product(codes, torch.rand(601).half(), code, 256)
+    multiply = make_layer(601, 256, torch.float32).make_product()
     x, threads = torch.randn(inputs, 256), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -178,11 +175,8 @@ def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int):
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux says what was resident")
 @pytest.mark.parametrize("inputs", [1, 40])
 def test_a_product_never_has_a_whole_weight_in_memory(inputs: int):
-    out, columns, code = 8192, 4096, TrellisCode(4, 12)
-    codes = torch.randint(0, 256, (code.stream_bytes(out), columns), dtype=torch.uint8)
-    form = {"out_features": out, "in_features": columns, "bias": None, "dtype": torch.bfloat16}
-    tensors = {"codes": codes, "scale": torch.ones(out, 1, dtype=torch.float16)}
-    layer = TrellisLinear(tensors, code=code, block=256, **form)
+    out, columns = 8192, 4096
+    layer = make_layer(out, columns, torch.bfloat16)
 
     def read_status(field: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
