@@ -61,7 +61,7 @@ class ModelConfig(Section):
     name: str = Field("smollm2", min_length=1)
     """`smollm2`, `tiny`, a folder, a GGUF file, or a hub id"""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both"""
+    """`auto`, `cpu`, `cuda`, `cuda:1`"""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """dtype of unquantized parameters; auto: bfloat16"""
     compute: Literal["auto", "bfloat16", "float32"] = "auto"

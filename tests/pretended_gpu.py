@@ -142,12 +142,11 @@ def parse_device(device: Any) -> torch.device | None:
 
 
 @contextlib.contextmanager
-def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) -> Iterator[PretendedGpu]:
+def pretended_gpu(room: int = FREE, *, kernels: bool = False) -> Iterator[PretendedGpu]:
     """`cuda` is a device of this process, for as long as the context lasts.
 
     Args:
         kernels: ours are used as well, if Triton was imported to interpret them.
-        cards: how many there are; `room` is of all together.
     """
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
     import peft  # noqa: F401
@@ -158,13 +157,13 @@ def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) ->
     with contextlib.ExitStack() as stack:
         if not kernels:
             stack.enter_context(mock.patch.object(our_kernels, "_can_compile", lambda: False))
-        for owner, name, value in _replaced(gpu, cards):
+        for owner, name, value in _replaced(gpu):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(gpu)
         yield gpu
 
 
-def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
+def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
@@ -209,7 +208,7 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
         (torch.cuda, name, value)
         for name, value in {
             "is_available": lambda: True,
-            "device_count": lambda: cards,
+            "device_count": lambda: 1,
             "current_device": lambda: 0,
             "mem_get_info": lambda device=None: (gpu.room - gpu.bytes, gpu.room),
             "memory_reserved": lambda device=None: gpu.bytes,

@@ -51,9 +51,7 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     device = tuner.device
     if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
         return  # sums are of the decoders that transformers has
-    several = dict.fromkeys([device, *model.blocks.devices])
-    # What a process has reserved is free to it.
-    free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
+    free = count_free_bytes(device) + torch.cuda.memory_reserved(device)  # what it has reserved is free to it
     done = {"quantize": model.is_quantized(), "sensitivities": get_sensitivities_file(tuner).is_file()}
 
     def find_highest_peak() -> tuple[int, str]:

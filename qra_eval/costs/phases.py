@@ -56,7 +56,7 @@ class Peak:
 def estimate_peaks(
     tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None
 ) -> dict[str, Peak]:
-    """The peak of every phase; of layers over several devices, on one that holds them all.
+    """The peak of every phase.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.

@@ -16,7 +16,7 @@ from qra_backends import make_backend
 from qra_eval.costs.cards import check_engine, check_fit, list_cards
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
-from qra_eval.models.device import limit_onednn_cache, resolve_devices
+from qra_eval.models.device import limit_onednn_cache, resolve_device
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, get_max_positions
 from qra_eval.quantized.model import QuantizedModel
@@ -83,11 +83,11 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             )
         self.config = config.with_objects(model=model, task=task, metrics=metrics)
         search = config.search
-        devices = resolve_devices(config.model.device)
+        device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
-        loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
+        loaded = self._load_model(device, model, tokenizer, weights, progress)
         most = get_max_positions(loaded.model)
         if most is not None and config.training.max_length > most:
             raise BadInput(
@@ -102,8 +102,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             config.space,
             self.rows,
             config.training,
-            device=devices[0],
-            devices=devices,
+            device=device,
             compute=config.model.compute,
             progress=progress,
             dequantized_cache=config.model.dequantized_cache,

@@ -201,7 +201,7 @@ class PlanSwitcher:
         self._cast_unquantized(torch.float32)
         try:
             own = self.quantized_model.blocks
-            yield Blocks(self.model, own.device, torch.float32, own.devices)
+            yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
 
@@ -232,8 +232,6 @@ class PlanSwitcher:
 
     def close(self) -> None:
         """Give the model its own linears again."""
-        for handle in self.quantized_model.connections:
-            handle.remove()
         if self._wrapped is not None:
             self._remove_base_weights()
             restore_embeddings(self.model)

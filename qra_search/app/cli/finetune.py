@@ -59,7 +59,7 @@ def finetune(
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
     ] = False,
     device: Annotated[
-        str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")
+        str | None, option("--device D", "auto, cpu, cuda, cuda:1; default: the run's.")
     ] = None,
     rates: Annotated[
         str | None,

@@ -189,32 +189,6 @@ def test_labels_are_sampled_on_the_card_by_one_number_a_row():
         assert found.tolist() == expected.tolist() and place(found) == CUDA
 
 
-def test_layers_on_two_cards_are_quantized_measured_tuned_and_reloaded_as_on_one(tmp_path, monkeypatch):
-    tiny_config_model("llama", layers=3, vocabulary=320, dtype=torch.bfloat16).save_pretrained(
-        tmp_path / "model"
-    )
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(final, "ROUNDING", 0.0)  # here products are summed in one order
-    losses = []
-    for device in ("cuda:0", "cuda:0,cuda:1"):
-        with pretended_gpu(cards=2) as gpu:
-            evaluator = on_the_card(tmp_path / "model", tmp_path / device, embeddings=(4,), device=device)
-            damage = evaluator.sensitivities().bits_damage
-            plan = evaluator.space.uniform(4, 4)
-            told = estimate_peaks(evaluator.tuner, evaluator.space.memory_bytes(plan))
-            gpu.most.clear()
-            found = [evaluator.evaluate(plan).loss]
-            assert max(gpu.most.values()) < 1.05 * (told["search"].device - CUDA_CONTEXT)
-            assert len(gpu.most) == len(device.split(","))
-            tuned = evaluator.tune(plan, folder=tmp_path / device / "run")
-            assert not tuned.reload_error
-            losses.append((damage.tolist(), found, tuned.row_nats))
-            layers = evaluator.quantized_model.blocks.layers
-            cards = [{place(p) for n, p in layer.named_parameters() if "lora" in n} for layer in layers]
-    assert cards == [{CUDA}, {torch.device("cuda", 1)}, {torch.device("cuda", 1)}]
-    assert losses[0] == losses[1]
-
-
 @pytest.mark.parametrize("part", [part for part in SHARES if part != "conformance"])  # which is pytest itself
 def test_every_part_of_what_is_run_on_a_card_begins(part, tmp_path):
     rows = import_module(f"benchmarks.gpu_parts.{part}").rows

@@ -7,8 +7,7 @@ import os
 import pytest
 import torch
 
-from qra_eval.models.device import assign_devices, limit_onednn_cache, resolve_device, resolve_devices
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.device import limit_onednn_cache, resolve_device
 from qra_search import BadInput
 
 
@@ -30,7 +29,7 @@ def test_auto_is_a_gpu_if_there_is_one(gpus):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-NEITHER = "device is .*: auto, cpu, cuda, cuda:1, or .* is needed"
+NEITHER = "device is .*: auto, cpu, cuda or cuda:1 is needed"
 
 
 @pytest.mark.parametrize(
@@ -48,14 +47,6 @@ def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_there_is(gpu
         resolve_device(text)
 
 
-def test_several_gpus_are_each_named_once_by_their_number(gpus):
-    gpus(2)
-    assert resolve_devices("cuda:1,cuda:0") == [torch.device("cuda", 1), torch.device("cuda", 0)]
-    for text in ("cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:1"):
-        with pytest.raises(BadInput, match="name each GPU by its number, once, such as cuda:0,cuda:1"):
-            resolve_devices(text)
-
-
 def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, "7")
@@ -64,11 +55,3 @@ def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(mon
     monkeypatch.delenv(name)
     limit_onednn_cache()
     assert 1 < int(os.environ[name]) < 1024
-
-
-@pytest.mark.parametrize("devices", [1, 2, 3, 8])
-def test_the_first_layer_stays_where_the_tables_are_however_large_they_are(devices):
-    model = tiny_model().model
-    model.resize_token_embeddings(8192)
-    found = assign_devices(model, range(devices))
-    assert found[0] == 0 and found == sorted(found)

@@ -144,10 +144,10 @@ def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrate
         paths(),
         paths({"name": "reference", "group_size": 32}),
         paths(fingerprint="other"),
-        paths(devices={0: torch.device("cuda", 1)}),
+        paths(device=torch.device("cuda", 1)),
     ]
     assert len({name for names in others for name in names}) == 8
-    assert paths(devices={0: CPU}) == paths() and paths(devices={0: torch.device("cuda")}) == others[3]
+    assert paths(device=CPU) == paths() and paths(device=torch.device("cuda")) == others[3]
     mixed = {"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}}
     one, two = (paths(mixed, calibration=rows) for rows in ("one", "two"))
     assert one[0] != two[0] and one[1] == two[1]
