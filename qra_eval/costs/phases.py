@@ -1,7 +1,7 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, `reload` (the
-check of what was saved) and `export`. All are sums, over weights and over activations (`qra_eval.costs.activations`).
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune` and `export`. All are
+sums, over weights and over activations (`qra_eval.costs.activations`).
 On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not counted: the system lets their
 pages go. On a GPU the host holds the hidden states that wait, and libraries.
 """
@@ -24,13 +24,12 @@ from qra_eval.quantized.calibration import LABELS, choose_segment
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tuning.final import CHECKED_TOKENS
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 from qra_search.schemas import LevelName
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
-RELOAD_LIBRARIES = 356 << 20
+EXPORT_LIBRARIES = 356 << 20
 """The same where nothing but a saved model is loaded."""
 TOKEN_BYTES = 800
 """Bytes that a tokenizer takes of a token: Qwen2.5's 656 to 877, SmolLM2's 256."""
@@ -79,7 +78,6 @@ def estimate_peaks(
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
         "tune": run.make_peak(max(tuning, run.count_untuned_bytes(*tested))),
-        "reload": run.make_peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
         "export": Peak(0, run.count_export_bytes()),
     }
 
@@ -208,14 +206,14 @@ class _Run:
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
     # -- phases --------------------------------------------------------------------------------
-    def make_peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
+    def make_peak(self, device: int = 0, host: int = 0) -> Peak:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)
-        return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
+        return Peak(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_plan_bytes(self) -> tuple[int, int]:
         """A plan is quantized, each linear at one level: counted at the widest."""
@@ -337,16 +335,6 @@ class _Run:
         highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest
 
-    def count_reload_bytes(self) -> int:
-        """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
-
-        peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
-        """
-        saved = self.make_activations(self.model.dtype, tables=self.tables > 0, rank=self.rank)
-        passing = saved.count_pass_bytes(1, CHECKED_TOKENS, CHECKED_TOKENS, training=False)
-        computing = self.adapters * self.stored + passing
-        return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)
-
     def count_export_bytes(self) -> int:
         """On the host, whatever the device: the saved model with its tables dequantized, and what is read back of it.
 
@@ -354,7 +342,7 @@ class _Run:
         """
         tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
         model = self.packed + self.rest + 4 * self.adapters
-        return RELOAD_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
+        return EXPORT_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
 
 
 def find_largest_batch(batches: list[Batch]) -> tuple[int, int]:

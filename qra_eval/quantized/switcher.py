@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from qra_backends import Scales
@@ -64,26 +63,18 @@ class PlanSwitcher:
             self.unquantize()
             self.quantized_model.quantize_plan(plan)
 
-    def put_plan(
-        self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False
-    ) -> None:
-        """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start.
-
-        Linears multiply by dequantized weights if these are kept ready, or by `dequantized`. By `keep_trained` adapters
-        and scales stay as training left them.
-        """
+    def put_plan(self, plan: Plan, seed: int) -> None:
+        """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start."""
         self.quantize_plan(plan)
         quantized, most = self.quantized_model, max(self.quantized_model.space.ranks)
         settings, wrapped = quantized.settings, self.wrapped
-        fast = quantized.keeps_dequantized if dequantized is None else dequantized
         self.applied = plan
-        if not keep_trained:
-            self.trained_scales.clear()
+        self.trained_scales.clear()
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 name, wrapper = linear.name, wrapped.get(linear.name)
-                self.set_base_weight(name, bits, dequantized=fast)
-                if wrapper is None or keep_trained:
+                self.set_base_weight(name, bits, dequantized=quantized.keeps_dequantized)
+                if wrapper is None:
                     continue
                 wrapper.trained = None
                 if rank == 0:
@@ -184,17 +175,6 @@ class PlanSwitcher:
             yield
 
     @contextmanager
-    def use_stored_form(self, plan: Plan) -> Iterator[Any]:
-        """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.put_plan(plan, 0, dequantized=False, keep_trained=True)
-        self._cast_unquantized(self.quantized_model.dtype)
-        try:
-            yield self.model
-        finally:
-            self._cast_unquantized(self.quantized_model.compute)
-            self.put_plan(plan, 0, keep_trained=True)
-
-    @contextmanager
     def use_float32(self) -> Iterator[Blocks]:
         """The layers of the unquantized model, computing in float32; for as long as the context lasts."""
         self.unquantize()
@@ -204,23 +184,6 @@ class PlanSwitcher:
             yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
-
-    @contextmanager
-    def release_model(self) -> Iterator[None]:
-        """Nothing of the model on the device but adapters; bases are gone afterwards."""
-        self._remove_base_weights()
-        own = {id(factor) for factor in adapters.get_named_factors(self.wrapped).values()}
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
-        for tensor, _ in moved:
-            tensor.data = tensor.data.cpu()
-        if moved:
-            torch.cuda.empty_cache()
-        try:
-            yield
-        finally:
-            for tensor, device in moved:
-                tensor.data = tensor.data.to(device)
 
     def disable_dequantized_cache(self) -> bool:
         """From here on decode weights at each use; False if that is so already."""

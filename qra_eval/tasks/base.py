@@ -138,16 +138,16 @@ class Task(ABC):
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`.
 
-        Prompt and answer have `max_length` tokens at most. A conversation loses its oldest exchanges, see
-        `Chat.make_prompt`; what is still too long loses its left, but for what stands in every prompt.
+        Prompt and answer have `max_length` tokens at most; a longer prompt loses its left.
         """
         room = max(1, max_length - max_new_tokens)
         chats = [self.read_chat(example, tokenizer) for example in examples]
         prompts = []
         for example, chat in zip(examples, chats, strict=True):
-            text = example.prompt if chat is None else chat.make_prompt(room)
-            ids = encode_prompt(tokenizer, text, special=chat is None)
-            prompts.append(truncate_left(ids, room, tokenizer, head=chat.head if chat else 0))
+            text = example.prompt if chat is None else chat.prompt
+            prompts.append(
+                truncate_left(encode_prompt(tokenizer, text, special=chat is None), room, tokenizer)
+            )
         ends = sorted({end for chat in chats if chat for end in chat.end_tokens})
         texts = generate_answers(
             model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, stop=self.stop, ends=ends

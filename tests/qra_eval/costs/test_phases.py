@@ -17,7 +17,7 @@ from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.activations import Activations
 from qra_eval.costs.cards import CARDS, list_cards
-from qra_eval.costs.phases import CUDA_CONTEXT, RELOAD_LIBRARIES, TRAINED_NUMBER, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, TRAINED_NUMBER, estimate_peaks
 from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
@@ -27,7 +27,7 @@ from qra_eval.quantized.calibration import SEGMENT
 from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch, compute_batch_loss, wrap_head
 
-PHASES = ["load", "quantize", "sensitivities", "search", "tune", "reload", "export"]
+PHASES = ["load", "quantize", "sensitivities", "search", "tune", "export"]
 
 
 def shape_only(
@@ -135,7 +135,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     evaluator = shape_only(tmp_path)
     peaks = estimate_peaks(evaluator.tuner)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
-    assert all(peak.device == 0 and peak.host >= RELOAD_LIBRARIES for peak in peaks.values())
+    assert all(peak.device == 0 and peak.host >= EXPORT_LIBRARIES for peak in peaks.values())
     facts = evaluator.estimate()
     assert facts["phases"] == {name: asdict(peak) for name, peak in peaks.items()}
     linears = [m for group in evaluator.space.groups for m in group.linears]
@@ -170,7 +170,6 @@ def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:
         for m in bench.quantized_model.linears.values()
     )
     assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers
-    assert along["reload"] == usual["reload"]
     assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
 
 
@@ -244,4 +243,4 @@ def test_doctor_and_a_dry_run_say_what_a_model_takes_and_need_no_weights(tmp_pat
     of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
     shown = qra("search", *of, *brief, "--dry-run")
     assert shown.status == 0
-    assert all(words in shown.out for words in ("peak of quantize", "peak of reload", "of this", "disk"))
+    assert all(words in shown.out for words in ("peak of quantize", "peak of tune", "of this", "disk"))

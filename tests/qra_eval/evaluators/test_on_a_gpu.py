@@ -9,7 +9,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from evaluators import make_evaluator
+from evaluators import make_evaluator, measure_reload
 from pretended_gpu import CPU, CUDA, place, pretended_gpu
 from tiny_families import tiny_config_model
 
@@ -21,13 +21,10 @@ from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
-from qra_eval.quantized.adapters import get_named_factors
 from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.calibration import sample_labels
 from qra_eval.sensitivities import measure
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tuning import final
-from qra_eval.tuning.loading import load
 from qra_search.app.config import make_config
 from qra_search.errors import BadInput
 
@@ -57,12 +54,8 @@ def on_the_card(folder, bank, *, embeddings, **options):
 
 
 @pytest.mark.parametrize("dequantized_cache", [0, "auto"])
-def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monkeypatch, dequantized_cache):
-    held = []
-    with pretended_gpu() as gpu:
-        monkeypatch.setattr(
-            final, "load", lambda *args, **named: (held.append(gpu.bytes), load(*args, **named))[1]
-        )
+def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, dequantized_cache):
+    with pretended_gpu():
         evaluator = on_the_card(folder, tmp_path, embeddings=(4,), dequantized_cache=dequantized_cache)
         own = [table.weight for table in evaluator.quantized_model.tables.values()]
         assert own and all(place(weight) == CPU for weight in own), "after loading"
@@ -71,9 +64,8 @@ def test_searched_tables_are_on_the_card_quantized_alone(folder, tmp_path, monke
         evaluator.evaluate(plan)
         assert all(place(weight) == CPU for weight in own), "beside the plan in place"
         assert evaluator.tuner.model.device == CUDA  # where users send their tokens
-        assert not evaluator.tune(plan, folder=tmp_path / "run").reload_error
-        factors = list(get_named_factors(evaluator.tuner.switcher.wrapped).values())
-        assert held == [sum(p.nbytes for p in factors)], "adapters alone meanwhile"
+        evaluator.tune(plan, folder=tmp_path / "run")
+        assert measure_reload(evaluator, plan, tmp_path / "run") == 0
         reloaded, _ = qra_eval.load(tmp_path / "run")  # which takes a GPU if there is one
         places = {place(tensor) for tensor in [*reloaded.parameters(), *reloaded.buffers()]}
         assert places <= {CUDA, torch.device("meta")}

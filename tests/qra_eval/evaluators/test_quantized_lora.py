@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from evaluators import make_evaluator, mixed_plan
+from evaluators import make_evaluator, measure_reload, mixed_plan
 from safetensors.torch import load_file, save_file
 
 from qra_eval.quantized.bank import count_tensor_bytes
@@ -106,12 +106,13 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     plan = mixed_plan(evaluator.space)
     evaluator.tuner.switcher.put_plan(plan, 0)
     fast = evaluator.tuner.measure_loss("validation", 8)
-    evaluator.tuner.switcher.put_plan(plan, 0, dequantized=False)
-    assert evaluator.tuner.measure_loss("validation", 8) == fast
-    trained = evaluator.evaluate(plan).loss
     evaluator.quantized_model.keeps_dequantized = False
+    evaluator.tuner.switcher.put_plan(plan, 0)
+    assert evaluator.tuner.measure_loss("validation", 8) == fast
+    on_modules = evaluator.evaluate(plan).loss
+    evaluator.quantized_model.keeps_dequantized = True
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
-    assert evaluator.evaluate(plan).loss == pytest.approx(trained, rel=2e-3)
+    assert evaluator.evaluate(plan).loss == pytest.approx(on_modules, rel=2e-3)
 
 
 def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
@@ -152,13 +153,11 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     before = {name: tensor.clone() for name, tensor in evaluator.tuner.model.named_buffers()}
     embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")
-    assert not tuned.reload_error
     assert evaluator.quantized_model.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.tuner.switcher.use_stored_form(tuned.plan) as model:
-        assert torch.equal(model.get_input_embeddings().weight, embedding)
-        assert all(
-            torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before
-        )
+    assert measure_reload(evaluator, tuned.plan, tmp_path / "run") == 0
+    model = evaluator.tuner.model
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +193,9 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
 
 def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     evaluator = build("mixed")
-    tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
-    assert not tuned.reload_error
+    plan = mixed_plan(evaluator.space)
+    evaluator.tune(plan, steps=6, folder=tmp_path)
+    assert measure_reload(evaluator, plan, tmp_path) == 0
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized_model.settings.alpha and not config["alpha_pattern"]
