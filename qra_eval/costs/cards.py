@@ -49,8 +49,8 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """
     model = tuner.quantized_model
     device = tuner.device
-    if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
-        return  # sums are of the decoders that transformers has
+    if device.type != "cuda" or not model.loaded.weights:
+        return
     free = count_free_bytes(device) + torch.cuda.memory_reserved(device)  # what it has reserved is free to it
     done = {"quantize": model.is_quantized(), "sensitivities": get_sensitivities_file(tuner).is_file()}
 
@@ -59,7 +59,8 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = find_highest_peak()
-    if most > free and tuner.switcher.disable_dequantized_cache():
+    if most > free and model.keeps_dequantized:
+        model.keeps_dequantized = False
         most, phase = find_highest_peak()
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))

@@ -65,13 +65,11 @@ def estimate_peaks(
     evaluation = tuner.evaluation
     finetune = tuner.finetune
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
-    looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     scored = 0 if tuner.metric == "loss" else evaluation.validation_rows
-    searching = run.count_training_bytes(tuner.get_batches(evaluation.steps, 0), *looked_at, scored=scored)
+    batches = tuner.get_batches(evaluation.steps, 0)
+    searching = run.count_training_bytes(batches, "validation", evaluation.validation_rows, scored=scored)
     batches = tuner.get_final_batches(tuner.finetune_steps, 0)
     tuning = run.count_training_bytes(batches, *tested, scored=finetune.scored_rows)
-    if finetune.monitor != "loss":
-        tuning = max(tuning, run.count_training_bytes([], *looked_at, scored=looked_at[1]))
     return {
         "load": run.make_peak(),
         "quantize": run.make_peak(*run.count_plan_bytes()),
@@ -315,7 +313,7 @@ class _Run:
         task = tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
-        rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
+        rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
         text = tuner.model.config.get_text_config()

@@ -26,7 +26,7 @@ from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
-from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory
 from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
@@ -139,12 +139,10 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             check_metric(name, metric, made.split("test")[0])
         made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
-        goals = {"search.metric": search.metric, "finetune.monitor": self.config.finetune.monitor}
-        for field, value in goals.items():
-            if value == "task" and made.judged_by is None:
-                raise BadInput(
-                    f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
-                )
+        if search.metric == "task" and made.judged_by is None:
+            raise BadInput(
+                f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
+            )
         return made
 
     def _load_model(
@@ -161,7 +159,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             tokenizer=tokenizer,
             dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
             device=place,
-            trust_remote_code=given.trust_remote_code,
             stream=True,
             weights=weights,
         )
@@ -184,7 +181,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.quantize_plan(plan)  # not part of any evaluation's time
-        return retry_with_less_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
+        return call_within_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
 
     def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
@@ -220,7 +217,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         )
 
     def sensitivities(self) -> Sensitivities:
-        return retry_with_less_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
+        return call_within_memory(self.tuner, lambda: read_or_measure(self.tuner))
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()

@@ -77,7 +77,7 @@ class PEFTExporter(Exporter):
             "autocast_adapter_dtype=False)`",
             *padding,
         )
-        base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
+        base = load_plain(out, run.dtype)
         logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
         return Exported(out, notes, **run.compare_logits(logits))
 
@@ -244,11 +244,11 @@ def list_uneven_shards(run: TunedRun) -> list[str]:
 
 
 # -- parts -------------------------------------------------------------------------------------
-def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:
+def load_plain(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model folder as plain transformers loads it, without a network."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
 def write_model_files(run: TunedRun, out: Path) -> None:

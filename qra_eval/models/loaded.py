@@ -43,7 +43,6 @@ class LoadedModel:
     fingerprint: str
     spec: str
     weights: bool = True
-    trust_remote_code: bool = False
     source: Any = None
 
 
@@ -84,12 +83,6 @@ def prepare_model(
         if id(tensor) not in mapped:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
-
-
-def enable_checkpointing(model: Any) -> None:
-    """From here on activations are made again in the backward pass, rather than kept."""
-    newer = getattr(model, "activation_checkpointing_enable", None)  # of transformers 5
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def get_max_positions(model: nn.Module) -> int | None:

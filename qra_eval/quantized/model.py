@@ -190,11 +190,6 @@ class QuantizedModel:
         numbers = self.backend.count_trainable(bits, out_features, in_features)
         return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
 
-    def disable_dequantized_cache(self) -> bool:
-        """From here on decode weights at each use; False if that is so already."""
-        was, self.keeps_dequantized = self.keeps_dequantized, False
-        return was
-
     @property
     def identity(self) -> str:
         """Text that identifies the weights, their stored dtype, and what the config says of computing."""

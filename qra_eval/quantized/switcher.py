@@ -185,14 +185,6 @@ class PlanSwitcher:
         finally:
             self._cast_unquantized(self.quantized_model.compute)
 
-    def disable_dequantized_cache(self) -> bool:
-        """From here on decode weights at each use; False if that is so already."""
-        if not self.quantized_model.disable_dequantized_cache():
-            return False
-        self._remove_base_weights()
-        self._cast_unquantized(self.quantized_model.compute)
-        return True
-
     def close(self) -> None:
         """Give the model its own linears again."""
         if self._wrapped is not None:

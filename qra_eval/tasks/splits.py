@@ -65,17 +65,6 @@ def split_examples(
     return parts
 
 
-def select_conflicting(examples: Iterable[Example]) -> list[Example]:
-    """Examples whose prompt occurs again with another answer."""
-    by_prompt: dict[str, list[Example]] = {}
-    for example in examples:
-        if example.prompt.strip():
-            by_prompt.setdefault(example.key, []).append(example)
-    return [
-        e for same in by_prompt.values() if len({other.answer.strip() for other in same}) > 1 for e in same
-    ]
-
-
 def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
     """The examples whose key none of `taken` has."""
     keys = {example.key for example in taken}

@@ -20,7 +20,7 @@ from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
-from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
 from qra_eval.tuning.training import Diverged
@@ -69,12 +69,10 @@ def tune(
     samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
     options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
-    def validate() -> dict[str, float]:
-        figures = {"validation_loss": tuner.measure_loss("validation", rows)}
-        if finetune.monitor == "task":
-            figures["validation_objective"] = tuner.measure_objective("validation", rows)
+    def validate() -> float:
+        loss = tuner.measure_loss("validation", rows)
         tuner.model.train()
-        return figures
+        return loss
 
     def answer_samples() -> list[str]:
         if not samples:
@@ -117,7 +115,7 @@ def tune(
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
-        return retry_with_less_memory(tuner, work)
+        return call_within_memory(tuner, work)
     except Diverged as error:
         return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
@@ -145,7 +143,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         size = space.memory_bytes(plan)
         return TuningRecord(plan, 0, 0, size, seconds, nats, tokens, scores, unscored=unscored)
 
-    return retry_with_less_memory(tuner, work)
+    return call_within_memory(tuner, work)
 
 
 def _make_identity(
@@ -163,7 +161,6 @@ def _make_identity(
         "steps": steps,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
-        "monitor": finetune.monitor,
         "patience": finetune.patience,
     }
 
@@ -171,7 +168,7 @@ def _make_identity(
 def _measure_test_rows(tuner: FineTuner) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Summed loss and labelled tokens of each test row."""
     rows = tuner.rows("test", tuner.finetune.test_rows)
-    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.device_batch_size, tuner.device)
+    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
     return tuple(nats), tuple(tokens)
 
 

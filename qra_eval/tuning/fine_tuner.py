@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from qra_eval.models.device import is_out_of_memory, release_freed_memory
-from qra_eval.models.loaded import enable_checkpointing, get_max_positions
+from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -20,7 +20,6 @@ from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import Rows, Task
 from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
 from qra_search.app.tunable import RowCount
 from qra_search.errors import EvaluationFailed
@@ -42,8 +41,6 @@ class FineTuner:
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
-        halvings: how often the rows that pass together were halved, as memory ran out.
-        checkpointing: whether activations are made again in the backward pass.
     """
 
     def __init__(
@@ -65,19 +62,13 @@ class FineTuner:
         self.device = quantized.device
         self.space = quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.halvings = 0
-        self.checkpointing = False
-        if self.settings.gradient_checkpointing:
-            self.enable_checkpointing()
+        if self.settings.gradient_checkpointing and self.model.supports_gradient_checkpointing:
+            newer = getattr(self.model, "activation_checkpointing_enable", None)  # of transformers 5
+            (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     @property
     def settings(self) -> TrainingConfig:
         return self.quantized_model.settings
-
-    @property
-    def device_batch_size(self) -> int:
-        """Rows that pass together in training; twice as many in measuring."""
-        return max(1, self.settings.batch_size >> self.halvings)
 
     @property
     def progress(self) -> Progress | None:
@@ -107,14 +98,6 @@ class FineTuner:
         name = self.rows.task.judged_by
         return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
-    def enable_checkpointing(self) -> bool:
-        """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
-        if self.checkpointing or not self.model.supports_gradient_checkpointing:
-            return False
-        enable_checkpointing(self.model)
-        self.checkpointing = True
-        return True
-
     # -- a plan in place -----------------------------------------------------------------------
     def train(
         self,
@@ -141,8 +124,7 @@ class FineTuner:
                 settings,
                 seed=seed,
                 device=self.device,
-                rows=self.device_batch_size if self.halvings else None,
-                callback=callback,
+                callback=callback or training.TrainerCallback(),
             )
         for factor in adapters.get_named_factors(self.switcher.wrapped).values():
             factor.data = factor.data.to(ADAPTER_DTYPE).to(factor.dtype)  # as they are saved
@@ -150,7 +132,7 @@ class FineTuner:
 
     def measure_loss(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""
-        batches = make_batches(self.rows(split, rows), 2 * self.device_batch_size)
+        batches = make_batches(self.rows(split, rows), 2 * self.settings.batch_size)
         loss = measure_loss(self.model, batches, self.device)
         release_freed_memory(self.device)
         return loss
@@ -171,17 +153,11 @@ class FineTuner:
         if not examples:
             return {}
         room = self.compute_max_length(self.count_answer_tokens(examples))
-        together = SCORED_TOGETHER * self.device_batch_size
-        while True:
-            try:
-                options: dict[str, Any] = {"batch_size": together, "max_length": room}
-                return task.score_rows(self.model, self.tokenizer, examples, **options)
-            except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
-                if not is_out_of_memory(error) or together == 1:
-                    raise
-            together //= 2
-            gc.collect()
-            torch.cuda.empty_cache()
+        options: dict[str, Any] = {
+            "batch_size": SCORED_TOGETHER * self.settings.batch_size,
+            "max_length": room,
+        }
+        return task.score_rows(self.model, self.tokenizer, examples, **options)
 
     def count_answer_tokens(self, examples: Sequence[Example]) -> int:
         """Most tokens of a generated answer; no more than a row has, as longer ones are learnt in part."""
@@ -245,15 +221,12 @@ class FineTuner:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
             task = self.rows.task
             rows = self.rows(split, asked)
-            conflicting = select_conflicting(task.split(split)[:asked])
             is_row_an_example = type(task).encode is Task.encode  # of running text, none is
             found[split] = RowCount(
                 asked,
                 min(asked, len(rows)),
                 cut=sum(row.cut > 0 for row in rows),
                 longest=max(len(row) + row.cut for row in rows),
-                conflicting=len(conflicting),
-                conflicting_prompt=next((example.prompt for example in conflicting), ""),
                 available=len(task.split(split)) if is_row_an_example else 0,
             )
         return found
@@ -265,31 +238,16 @@ class FineTuner:
         return (1 + training.BACKWARD) * trained + held_out
 
 
-def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
-    """What `work` returns, called again with less memory as long as there is a way to take less.
-
-    What was given up stays so: no later plan fails on what this one has shown. Work of `training` may have fewer rows
-    pass together. Raises EvaluationFailed if memory did not suffice; no plan is in place then.
-    """
-    while True:
-        try:
-            return work()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
-        tuner.switcher.unquantize()
-        gc.collect()
-        torch.cuda.empty_cache()
-        # What saves memory and costs time alone is given up, the cheapest first.
-        if tuner.switcher.disable_dequantized_cache():
-            change = "no dequantized weights are kept"
-        elif training and tuner.device_batch_size > 1:
-            tuner.halvings += 1
-            change = f"at most {tuner.device_batch_size} rows of a batch pass through the model together"
-        elif training and tuner.enable_checkpointing():
-            change = "activations are recomputed in the backward pass"
-        else:
-            raise EvaluationFailed(f"out of memory: {reason}")
-        log.warning("out of memory (%s), so from now on %s. The rows of a step stay the same", reason, change)
+def call_within_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
+    """What `work` returns; raises EvaluationFailed if memory does not suffice, and no plan is in place then."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
+    tuner.switcher.unquantize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    raise EvaluationFailed(f"out of memory: {reason}")

@@ -43,7 +43,6 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     weights: str = "auto",
-    trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> Any:
@@ -58,7 +57,6 @@ def load(
         weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
             level has a product of its own (trellis codes). `decoded`: 16-bit weights, kept from its first call on.
             `auto`: codes, but levels without a product of their own are kept decoded if memory allows.
-        trust_remote_code: run code that comes with the model.
         model, tokenizer: in memory, if the run was made with these.
 
     Raises:
@@ -75,7 +73,6 @@ def load(
         plan=plan,
         device=device,
         weights=weights,
-        trust_remote_code=trust_remote_code,
         model=model,
         tokenizer=tokenizer,
     )
@@ -105,7 +102,6 @@ def load_base(
     plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     weights: str = "auto",
-    trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
@@ -121,7 +117,6 @@ def load_base(
         tokenizer=tokenizer,
         dtype=getattr(torch, data["dtype"]),
         device=place,
-        trust_remote_code=trust_remote_code,
         stream=True,
     )
     if loaded.fingerprint != data["weights"]:

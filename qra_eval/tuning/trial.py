@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
-from qra_eval.tuning.training import Diverged, Training
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory
+from qra_eval.tuning.training import Diverged, TrainerCallback, Training
 from qra_search.app.tunable import RateTrial
 from qra_search.evaluator import Progress
 from qra_search.schemas import Plan
@@ -17,7 +17,7 @@ FAR = 1.3
 """Times another trial's training loss over the same steps beyond which a trial ends at its middle."""
 
 
-class TrialWatch:
+class TrialWatch(TrainerCallback):
     """Ends a trial at its middle if it is far behind another, whose mean training losses by part are `beside`."""
 
     def __init__(self, stage: str, beside: Sequence[float], progress: Progress | None):
@@ -25,9 +25,6 @@ class TrialWatch:
         self.beside = beside
         self.progress = progress
         self.losses: list[float] = []
-
-    def on_train_begin(self, training: Training) -> None:
-        pass
 
     def on_step_end(self, training: Training) -> bool:
         self.losses = training.losses
@@ -37,9 +34,6 @@ class TrialWatch:
             return False
         parts = self.average_parts(training.steps)
         return parts[-1] > FAR * self.beside[len(parts) - 1]
-
-    def on_train_end(self, training: Training) -> None:
-        pass
 
     def average_parts(self, steps: int) -> list[float]:
         """Mean training loss of each part that was made, of `steps` steps in all."""
@@ -77,4 +71,4 @@ def try_rate(
         return RateTrial(rate, steps, made, loss if math.isfinite(loss) else math.inf, tuple(curve))
 
     tuner.switcher.quantize_plan(plan)
-    return retry_with_less_memory(tuner, work)
+    return call_within_memory(tuner, work)

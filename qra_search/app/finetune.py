@@ -203,9 +203,6 @@ def tune_missing(
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
-    if config.finetune.monitor == "task":
-        rows = evaluator.row_counts()["validation"].had
-        listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
     folder = tunings.run.folder
     known = {record.id for record in folder.records()}
     missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]

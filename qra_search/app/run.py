@@ -397,9 +397,7 @@ class Run:
             self.close()
             return exporter.export(holder, path, **self._loaded_objects)
 
-    def load(
-        self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False
-    ) -> Any:
+    def load(self, tuning: str | None = None, *, device: str = "auto") -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
@@ -411,8 +409,7 @@ class Run:
         found = self.folder.find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
-            options = {"device": device, "trust_remote_code": trust_remote_code}
-            return self._find_loader("load")(found.path, **self._loaded_objects, **options)
+            return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
 
     def generate(
         self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_files import write_gguf
 from tiny_families import save_tiny, tiny_config_model
 
 import qra_eval
@@ -108,18 +107,8 @@ def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any
     assert_as_it_was(tiny, before)
 
 
-def quantized(model: Any) -> Any:
-    model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    return model
-
-
 def with_integers(model: Any) -> Any:
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(320, 64, dtype=torch.int8), requires_grad=False)
-    return model
-
-
-def in_training(model: Any) -> Any:
-    model(input_ids=torch.tensor([[1, 2]])).logits.sum().backward()
     return model
 
 
@@ -132,9 +121,7 @@ def with_adapters(model: Any) -> Any:
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (quantized, "quantized already"),
         (with_integers, "quantized already"),
-        (in_training, "finish its training"),
         (with_adapters, "has adapters"),
         (lambda model: with_adapters(model).base_model.model, "has adapters"),
         (lambda model: model.model, "without a head"),
@@ -152,13 +139,3 @@ def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, t
 def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
     with pytest.raises(BadInput, match="a model in memory needs its tokenizer: pass tokenizer= too"):
         load_model(tiny)
-
-
-def test_a_model_that_transformers_read_from_gguf_is_plain(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    write_gguf(tmp_path / "tiny.gguf", "llama")
-    source: Any = {"pretrained_model_name_or_path": tmp_path, "gguf_file": "tiny.gguf"}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    given = load_model(model, tokenizer=AutoTokenizer.from_pretrained(**source))
-    assert given.fingerprint == load_model(str(tmp_path / "tiny.gguf")).fingerprint

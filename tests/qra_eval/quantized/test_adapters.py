@@ -10,8 +10,7 @@ from qra_backends import make_backend
 from torch import nn
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.adapters import AdaptedLinear, TrainedScales
-from qra_search.errors import BadInput
+from qra_eval.quantized.adapters import TrainedScales
 
 
 def linear(dtype=torch.bfloat16, bias=True):
@@ -111,14 +110,6 @@ def test_initial_factors_follow_from_the_seed_and_the_name_and_are_spread_as_pef
     assert A.shape == (256, 400) and B.shape == (8, 256) and not B.any()
     for seed, name in ((3, "b"), (4, "a")):
         assert not torch.equal(adapters.draw_factors(seed, wide, name, 256)[0], A)
-
-
-def test_a_layer_that_wants_the_weight_itself_is_refused_in_one_line():
-    with pytest.raises(
-        BadInput, match="reads the weights of its linears instead of calling them .as in Mamba"
-    ):
-        _ = AdaptedLinear(nn.Linear(8, 8)).weight
-    assert not hasattr(AdaptedLinear(nn.Linear(8, 8)), "weight")
 
 
 @pytest.mark.parametrize(("bias", "rank"), [(True, 4), (False, 4), (True, 0)])

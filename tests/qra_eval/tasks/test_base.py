@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_eval.tasks import SPLITS, Example, Task, make_task
-from qra_eval.tasks.splits import select_conflicting, split_examples
+from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput
 
 SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
@@ -40,11 +40,6 @@ def test_distinct_items_are_shared_out_as_asked_whatever_their_order(numbers):
     for name, share in SHARES.items():
         assert abs(len(parts[name]) - share * len(numbers)) <= 1.5
     assert split_examples({"train": examples(sorted(numbers, reverse=True))}, shares=SHARES) == parts
-
-
-def test_rows_of_one_prompt_with_several_answers_are_selected():
-    rows = [Example("a", "x"), Example("A ", "y"), Example("b", "x"), Example("b", " x"), Example("", "z")]
-    assert select_conflicting(rows) == rows[:2]
 
 
 @pytest.mark.parametrize(

@@ -128,48 +128,6 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-def test_the_tasks_own_measure_ends_a_tuning_and_one_that_was_killed_is_resumed_with_the_best_so_far(
-    evaluator, monkeypatch, tmp_path
-):
-    scores, made, asked = (0.0, 0.5, 0.0, 0.25, 1.0), [0], set()
-    finetune = {
-        "checkpoint_every": 1,
-        "evaluate_every": 1,
-        "patience": 2,
-        "monitor": "task",
-        "scored_rows": 0,
-    }
-    for name, changed in (("evaluation", {"validation_rows": 3}), ("finetune", finetune)):
-        monkeypatch.setattr(evaluator.tuner, name, getattr(evaluator.tuner, name).model_copy(update=changed))
-
-    def score_rows(split, rows):
-        asked.add((split, rows))
-        return {"exact_match": [scores[made[0]]] * rows} if rows else {}
-
-    def tune(folder, kill_at=0):
-        def on_step(step, figures):
-            made[0] = step
-            if step == kill_at:
-                raise Killed
-
-        evaluator.tune(evaluator.space.uniform(4, 4), steps=8, folder=tmp_path / folder, on_step=on_step)
-
-    monkeypatch.setattr(evaluator.tuner, "score_rows", score_rows)
-    tune("whole")
-    made[0] = 0
-    with pytest.raises(Killed):
-        tune("run", kill_at=3)
-    made[0] = 2  # a checkpoint is written after the step is reported
-    tune("run")
-    assert made == [4] and asked == {("validation", 3), ("test", 0)}
-    curves = [(tmp_path / name / "curve.jsonl").read_text() for name in ("whole", "run")]
-    assert curves[0] == curves[1]
-    looked = [json.loads(line)["validation_objective"] for line in curves[0].splitlines()]
-    assert looked == [1.0, 0.5, 1.0, 0.75]
-    file = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-
-
 def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatch, tmp_path):
     bench = evaluator.tuner
     for holder, name, changed in (
