@@ -38,7 +38,6 @@ def check_names(model: str | None = None, task: str | None = None) -> None:
 
 
 def check_model(name: str) -> None:
-    """Raise BadInput if there is no such model here, in the cache of the hub, or on the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
@@ -83,7 +82,6 @@ def find_path(name: str) -> Path | None:
 
 
 def check_hub(model: str) -> None:
-    """Raise BadInput if the hub does not give a model."""
     if (reason := unavailable_reason("model", model)) is not None:
         raise make_unknown_error(model, reason)
 

@@ -125,7 +125,6 @@ class Activations:
 
     # -- parts of a pass -----------------------------------------------------------------------
     def count_kept_bytes(self, rows: int, tokens: int) -> int:
-        """What the backward pass needs of one layer."""
         kept = rows * tokens * (self.numbers * self.wide + self.norm_bytes)
         return kept + self._count_pair_bytes(rows, tokens)
 
@@ -142,7 +141,6 @@ class Activations:
         return pairs * 3 * 4 if is_dropped else rows * self.heads * tokens * 4
 
     def _count_attention_bytes(self, rows: int, tokens: int) -> int:
-        """Queries and keys with their rotated copies, and matrices of pairs, while attention is computed."""
         pairs = rows * self.heads * tokens**2
         matrices = 0
         if self.attention == "eager":
@@ -201,7 +199,6 @@ class Activations:
 
 
 def _select_one_expert(linears: Mapping[str, Any]) -> dict[str, Any]:
-    """Linears by name, of the experts of a mixture those of the first."""
     first: dict[str, str] = {}
     for name in linears:
         if expert := EXPERT.fullmatch(name):

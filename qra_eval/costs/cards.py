@@ -30,7 +30,6 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 
 def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
-    """What each card needs: see `Evaluator.cards`."""
     rows: list[dict[str, Any]] = [
         {"name": name, "bytes": int(gib * USABLE * 2**30), "settings": None} for name, gib in CARDS.items()
     ]

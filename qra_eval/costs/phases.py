@@ -148,7 +148,6 @@ class _Run:
         return self.activations.count_pass_bytes(*find_largest_batch(batches), labels, training=training)
 
     def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
-        """Passes with all that dequantizing takes on the device."""
         return Activations(
             self.model.blocks.layers[self.layer],
             {name: m for name, m in self.model.linears.items() if self.model.layer_of[name] == self.layer},
@@ -162,18 +161,14 @@ class _Run:
             decoding=GPU_DEQUANTIZE_BYTES if self.gpu else DEQUANTIZE_BYTES,
         )
 
-    def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        return self.model.backend.count_work_bytes(
-            levels, *shape, dtype=self.model.dtype, device=self.device.type
-        )
-
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
     def count_made_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """What was made of a linear is on a GPU until all levels are: then it goes to the host."""
-        made = self.count_level_bytes(levels, shape) if self.gpu else 0
-        return self.count_linear_work_bytes(levels, shape) + made
+        model = self.model
+        work = model.backend.count_work_bytes(levels, *shape, dtype=model.dtype, device=self.device.type)
+        return work + (self.count_level_bytes(levels, shape) if self.gpu else 0)
 
     def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
@@ -299,7 +294,6 @@ class _Run:
     def count_training_bytes(
         self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int
     ) -> int:
-        """Training a plan on batches, measuring it, or generating the answers of so many rows."""
         trained = self.count_batch_bytes(batches, training=True) if batches and self.rank else 0
         trained += self.count_scale_bytes(batches) if batches else 0
         rows = self.tuner.rows(split, held_out)

@@ -79,7 +79,6 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
 
 
 def _list_quantized(tuner: FineTuner) -> list[tuple[nn.Linear, Sequence[LevelName]]]:
-    """Every linear and table that is quantized, with the levels that store its shape."""
     model = tuner.quantized_model
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]

@@ -123,7 +123,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         check_fit(self.tuner, self.budget)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
-        """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""
         given = self.config.task
         search = self.config.search
         if isinstance(task, Task):
@@ -148,7 +147,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def _load_model(
         self, place: torch.device, model: Any, tokenizer: Any, weights: bool, progress: Progress | None
     ) -> LoadedModel:
-        """The model of the settings, or one in memory, with the attention that is fast on its device."""
         given = self.config.model
         if place.type == "cpu":
             limit_onednn_cache()

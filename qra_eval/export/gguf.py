@@ -120,7 +120,6 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
 
 
 def write_lora(run: TunedRun, path: Path) -> None:
-    """Write the adapter's file; see `list_lora_tensors`."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, find_family(run.config).architecture)
@@ -131,7 +130,6 @@ def write_lora(run: TunedRun, path: Path) -> None:
 
 
 def _write_tensors(writer: Any, tensors: Iterable[FileTensor]) -> None:
-    """Write a file's header and tensors, and close it."""
     from gguf import GGMLQuantizationType
 
     for name, data, kind in tensors:
@@ -234,7 +232,6 @@ def group_experts(run: TunedRun) -> list[list[str]]:
 
 
 def list_expert_issues(run: TunedRun) -> list[str]:
-    """Why experts do not go into one tensor: their levels or ranks differ."""
     ranks = {name: len(A) for name, (A, _) in run.factors.items()}
     uneven = [
         names[0] for names in group_experts(run) if len({(run.levels[n], ranks.get(n, 0)) for n in names}) > 1
@@ -248,7 +245,6 @@ def list_expert_issues(run: TunedRun) -> list[str]:
 
 
 def choose_float_kind(dtype: torch.dtype) -> str:
-    """The type of what is not quantized."""
     return "F32" if dtype == torch.float32 else "BF16"
 
 

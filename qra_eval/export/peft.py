@@ -196,7 +196,6 @@ class CompressedTensorsExporter(Exporter):
 
 
 def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
-    """The `quantization_config` of the folder's config.json."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, module in packed.items():
         size = 0 if module.group_size == module.in_features else module.group_size
@@ -229,7 +228,6 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
 
 
 def list_uneven_shards(run: TunedRun) -> list[str]:
-    """The fused matrices whose shards have different bits, each as one text."""
     found: dict[str, dict[str, LevelName]] = {}
     for name, level in run.levels.items():
         parent, _, kind = name.rpartition(".")

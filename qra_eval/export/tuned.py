@@ -194,7 +194,6 @@ class TunedRun:
 
 
 def add_adapter(model: Any, folder: Path) -> Any:
-    """A model with the PEFT adapter of a folder on top."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()

@@ -106,7 +106,6 @@ def get_head_dim(config: Any) -> int:
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
-    """The keys that describe the architecture."""
     head = get_head_dim(config)
     turned = get_rope_parameters(config)
     fields: tuple[tuple[str, Callable[..., None]], ...] = (

@@ -186,7 +186,6 @@ class PlanSwitcher:
             self._cast_unquantized(self.quantized_model.compute)
 
     def close(self) -> None:
-        """Give the model its own linears again."""
         if self._wrapped is not None:
             self._remove_base_weights()
             restore_embeddings(self.model)

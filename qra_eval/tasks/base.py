@@ -54,7 +54,6 @@ class Task(ABC):
         self.seed = seed
         self.chat = chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
-        self._chats: dict[tuple[int, int], Chat] = {}
 
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
@@ -115,7 +114,6 @@ class Task(ABC):
 
     @property
     def metric_digests(self) -> dict[str, str]:
-        """Digest of the source of each metric of generated answers."""
         return {name: digest_source(metric) for name, metric in self.metrics.items()}
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
@@ -165,16 +163,10 @@ class Task(ABC):
         return example.prompt if chat is None else chat.prompt
 
     def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
-        """An example's conversation, rendered when it is first asked for; None if it goes through no template."""
-        if not self.is_chat(example, tokenizer):
-            return None
-        key = id(example), id(tokenizer)  # the chat holds both, so that neither id is ever another's
-        if key not in self._chats:
-            self._chats[key] = Chat(example, tokenizer)
-        return self._chats[key]
+        """An example's conversation in the chat format; None if it goes through no template."""
+        return Chat(example, tokenizer) if self.is_chat(example, tokenizer) else None
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
-        """Whether an example goes through the tokenizer's chat template."""
         return self.chat
 
 

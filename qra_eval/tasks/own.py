@@ -16,7 +16,6 @@ from qra_eval.tasks.example import (
     FIELDS,
     Example,
     SplitName,
-    check_characters,
     make_example,
     read_field,
 )
@@ -188,7 +187,6 @@ class TextTask(Task):
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file, or of its rows."""
     if is_file_name(path.name):
         return _join_rows(read_rows(path), str(path))
     text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
@@ -199,7 +197,7 @@ def _read_text(path: Path) -> str:
 
 def _join_rows(rows: Sequence[Row], what: str) -> str:
     """Rows of `{"text"}`, with a blank line between them."""
-    parts = [check_characters(read_field(row, "text", str, where), "text", where) for where, row in rows]
+    parts = [read_field(row, "text", str, where) for where, row in rows]
     if not any(map(str.strip, parts)):
         raise BadInput(f"{what} has no text")
     return "\n\n".join(part.strip("\n") for part in parts if part.strip())

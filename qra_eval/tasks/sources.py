@@ -205,20 +205,16 @@ def _read_json(path: Path) -> list[Row]:
 def _read_table(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     file = io.StringIO(read_text(path), newline="")
-    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     try:
-        header = next(reader, [])
-        twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
-        if twice is not None:
-            raise BadInput(f"{path}: the first line names the column {twice!r} twice")
-        for fields in filter(None, reader):
+        for row in reader:
             where = f"{path}, line {reader.line_num}"
-            if len(fields) != len(header):
+            if None in row or None in row.values():
                 raise BadInput(
-                    f"{where}: {len(fields)} fields, the first line names {len(header)} columns: put texts with a "
-                    "comma or a new line into double quotes"
+                    f"{where}: more or fewer fields than the {len(reader.fieldnames or ())} columns of the first line: "
+                    "put texts with a comma or a new line into double quotes"
                 )
-            yield where, dict(zip(header, fields, strict=True))
+            yield where, row
     except csv.Error as error:
         raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
 

@@ -66,7 +66,6 @@ def split_examples(
 
 
 def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
-    """The examples whose key none of `taken` has."""
     keys = {example.key for example in taken}
     return [example for example in examples if example.key not in keys]
 

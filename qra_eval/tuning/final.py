@@ -166,7 +166,6 @@ def _make_identity(
 
 
 def _measure_test_rows(tuner: FineTuner) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Summed loss and labelled tokens of each test row."""
     rows = tuner.rows("test", tuner.finetune.test_rows)
     nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
     return tuple(nats), tuple(tokens)
@@ -181,7 +180,6 @@ def select_samples(tuner: FineTuner, count: int) -> list[Example]:
 
 
 def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
-    """The task's scores of what is in place, by metric, on the first test rows."""
     scores = tuner.score_rows("test", tuner.scored_rows)
     return {name: tuple(rows) for name, rows in scores.items()}
 

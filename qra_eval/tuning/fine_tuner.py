@@ -200,7 +200,6 @@ class FineTuner:
 
     @property
     def scored_rows(self) -> int:
-        """Test rows whose answers are scored."""
         return min(self.finetune.scored_rows, self.finetune.test_rows)
 
     @property

@@ -162,8 +162,8 @@ def write_checkpoint(
         "losses": torch.tensor(training.losses, dtype=torch.float64),
         "generator::cpu": torch.get_rng_state(),
     }
-    for card in list_cards(training):
-        tensors[f"generator::{card}"] = torch.cuda.get_rng_state(card)
+    if training.device.type == "cuda":
+        tensors["generator::cuda"] = torch.cuda.get_rng_state(training.device)
     for name, parameter in named_parameters(training):
         tensors[f"value::{name}"] = parameter.detach()
         kept = training.optimizer.state[parameter]
@@ -200,18 +200,12 @@ def read_checkpoint(
         for name in COUNTED:
             setattr(training, name, state.pop(name))
         torch.set_rng_state(file.get_tensor("generator::cpu"))
-        for card in list_cards(training):
-            if f"generator::{card}" in keys:
-                torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
+        if "generator::cuda" in keys:
+            torch.cuda.set_rng_state(file.get_tensor("generator::cuda"), training.device)
         saved = [key for key in keys if key.startswith(f"{BEST}::")]
         return {key.removeprefix(f"{BEST}::"): file.get_tensor(key).clone() for key in saved}, state
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
-
-
-def list_cards(training: Training) -> list[torch.device]:
-    devices = {parameter.device for _, parameter in named_parameters(training)}
-    return sorted((device for device in devices if device.type == "cuda"), key=str)
 
 
 def named_parameters(training: Training) -> Iterator[tuple[str, nn.Parameter]]:

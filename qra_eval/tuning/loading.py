@@ -149,25 +149,18 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
     is_untuned = isinstance(data, dict) and bool(data.get(UNTUNED))
     needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
     missing = [name for name in needed if not (folder / name).exists()]
+    if missing == [BASE_FILE]:
+        raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it")
     if missing:
-        if (folder / "adapter_config.json").is_file():
-            raise BadInput(
-                f"{folder} is an adapter alone: give the folder above it, which holds its quantized base"
-            )
-        if missing == [BASE_FILE]:
-            raise BadInput(
-                f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it"
-            )
         raise BadInput(
             f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"
         )
     data = read_plan_file(folder)
     try:
         read_levels(data)
-        is_whole = all(name in data for name in ("backend", "model", "weights"))
-        if not is_whole or not isinstance(getattr(torch, data["dtype"]), torch.dtype):
+        if not {"backend", "model", "weights"} <= data.keys() or not hasattr(torch, data["dtype"]):
             raise LookupError("it lacks backend, model, weights or a dtype")
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError) as error:
         raise BadInput(
             f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew"
         ) from error

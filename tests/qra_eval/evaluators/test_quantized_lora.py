@@ -76,15 +76,6 @@ def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_p
     assert {"quantize", "pass calibration rows", "probe linears", "probe groups"} <= stages
 
 
-def test_settings_of_a_later_training_reach_the_adapters(build):
-    evaluator = build()
-    usual = evaluator.quantized_model.settings
-    evaluator.quantized_model.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
-    evaluator.tuner.switcher.put_plan(evaluator.space.uniform(4, 8), 0)
-    placed = evaluator.tuner.switcher.wrapped.values()
-    assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
-
-
 def test_a_model_too_large_for_dequantized_weights_computes_as_before_after_the_sensitivities(tmp_path):
     large = make_evaluator(
         "tiny",
@@ -113,16 +104,6 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator.quantized_model.keeps_dequantized = True
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
     assert evaluator.evaluate(plan).loss == pytest.approx(on_modules, rel=2e-3)
-
-
-def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
-    ready, made = build(compute="float32"), build(compute="float32", dequantized_cache=0)
-    assert ready.quantized_model.keeps_dequantized and not made.quantized_model.keeps_dequantized
-    losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
-    assert made.quantized_model.compute == torch.float32
-    assert losses[0] == pytest.approx(
-        losses[1], rel=2e-4
-    )  # those kept ready were rounded to the stored dtype
 
 
 def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):

@@ -65,22 +65,6 @@ def test_a_fit_finds_the_best_rate_and_the_weights_of_kinds() -> None:
     assert fitted.weights / fitted.weights[0] == pytest.approx(made.weights, rel=0.25)
 
 
-def test_forty_rows_predict_others_nearly_as_well_as_their_noise() -> None:
-    made, seen, others = make_formula(top=0.5, level_bend=0.2), draw_traits(40), draw_traits(400, seed=1)
-    noise = np.random.default_rng(2).normal(0.0, 0.05, 40)
-    off = fit_formula(seen, np.exp(made.predict(seen) + noise)).predict(others) - made.predict(others)
-    assert np.sqrt(np.mean(off**2)) < 0.06
-
-
-def test_a_tuning_with_far_too_high_a_rate_hardly_moves_the_fit() -> None:
-    made, traits = make_formula(), draw_traits(100)
-    losses = np.exp(made.predict(traits))
-    broken = losses.copy()
-    broken[traits.rate.argmax()] *= 20.0
-    off = fit_formula(traits, broken).predict(traits) - fit_formula(traits, losses).predict(traits)
-    assert np.median(np.abs(off)) < 0.02
-
-
 def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
     def row(loss: float, seed: int, steps: int = 30, rate: float = 0.001) -> dict:
         alike = {"task": "t", "plan": "p", "learning_rate": rate, "steps": steps}

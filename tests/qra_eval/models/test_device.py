@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-from qra_eval.models.device import limit_onednn_cache, resolve_device
+from qra_eval.models.device import resolve_device
 from qra_search import BadInput
 
 
@@ -45,13 +43,3 @@ def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_there_is(gpu
     gpus(count)
     with pytest.raises(BadInput, match=message):
         resolve_device(text)
-
-
-def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, "7")
-    limit_onednn_cache()
-    assert os.environ[name] == "7"
-    monkeypatch.delenv(name)
-    limit_onednn_cache()
-    assert 1 < int(os.environ[name]) < 1024

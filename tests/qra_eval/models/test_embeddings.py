@@ -65,17 +65,6 @@ def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, 
     )
 
 
-def test_the_gradient_of_parts_is_summed_in_float32(monkeypatch):
-    monkeypatch.setattr(embeddings, "ROWS", 16)
-    head = nn.Linear(32, 2048, bias=False).bfloat16()
-    table = make_table(head.weight)
-    x = torch.randn(8, 32).bfloat16().requires_grad_()
-    pull = torch.randn(8, 2048).bfloat16()
-    TableHead(table, head)(x).backward(pull)
-    exact = pull.double() @ table.weight.double()
-    assert (x.grad.double() - exact).norm() < 3e-3 * exact.norm()
-
-
 def test_rows_are_looked_up_none_too_and_scaled_where_a_model_scales_them_by_a_number():
     """Not by a buffer: XGLM's."""
     embedding = nn.Embedding(64, 32)

@@ -62,18 +62,6 @@ def test_its_digest_is_that_of_the_same_weights_in_a_folder(family: str, dtype: 
     assert_as_it_was(model, before)
 
 
-def test_what_is_wanted_as_it_is_shares_its_memory(tiny: Any) -> None:
-    loaded = load_model(tiny, tokenizer=byte_tokenizer(), dtype=torch.bfloat16)
-    own = {parameter.data_ptr() for parameter in tiny.parameters()}
-    assert {parameter.data_ptr() for parameter in loaded.model.parameters()} == own
-    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-
-
-def test_shapes_alone_take_no_memory(tiny: Any) -> None:
-    loaded = load_model(tiny, tokenizer=byte_tokenizer(), weights=False)
-    assert all(parameter.is_meta for parameter in loaded.model.parameters()) and not loaded.weights
-
-
 def test_it_is_searched_tuned_reloaded_and_exported_and_left_as_it_was(tiny: Any, tmp_path: Path) -> None:
     called: list[Any] = []
     tiny.model.layers[0].register_forward_pre_hook(lambda module, args: called.append(module))

@@ -14,10 +14,8 @@ from torch import nn
 
 from qra_eval import hub
 from qra_eval.models import load as models
-from qra_eval.models.linears import find_linears
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import choose_compute_dtype, compute_fingerprint
-from qra_eval.models.tiny import tiny_model
 from qra_search import BadInput
 
 
@@ -168,12 +166,6 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     assert choose_compute_dtype("cuda") == expected and ("emulates bfloat16" in caplog.text) != has
-
-
-def test_tiny_is_random_and_the_same_each_time():
-    one, two = load_model("tiny", dtype=torch.float32), tiny_model(dtype=torch.float32)
-    assert one.fingerprint == two.fingerprint
-    assert len(find_linears(one.model)) == 4 * 7
 
 
 def test_the_head_is_given_the_last_positions_side_by_side(folder):

@@ -45,13 +45,6 @@ def test_a_linear_in_16_bits_multiplies_in_the_dtype_of_its_input(stored, passed
     assert torch.equal(wrapped(x), nn.functional.linear(x, base.weight.to(passed), base.bias.to(passed)))
 
 
-def test_the_bias_is_where_the_plain_weight_is():
-    """As on a card, where the model's own linears stay on the host; the meta device stands in for one."""
-    wrapped = adapters.AdaptedLinear(nn.Linear(8, 4))
-    wrapped.set_base(weight=torch.empty(4, 8, device="meta", dtype=torch.bfloat16))
-    assert wrapped.frozen_bias.is_meta and wrapped.frozen_bias.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("needs_input_gradient", [True, False])
 def test_training_on_a_plain_weight_gives_the_gradients_of_the_composed_operations(

@@ -138,21 +138,6 @@ def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     assert whole.startswith(texts[1]) and texts[1].endswith("<think></think>No")
 
 
-def test_a_row_is_rendered_once_to_its_answer_and_once_with_it_however_often_it_is_asked(monkeypatch):
-    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
-    example, rendered = make_example({"messages": TURNS}, ""), []
-    render = made.apply_chat_template
-    monkeypatch.setattr(
-        made, "apply_chat_template", lambda *turns, **how: rendered.append(1) or render(*turns, **how)
-    )
-    monkeypatch.setattr(
-        "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [""] * len(prompts)
-    )
-    for _ in range(2):
-        task.answer_examples(None, made, [example], task.max_answer_tokens([example], made), max_length=200)
-    assert len(rendered) == 2
-
-
 def test_a_blank_answer_is_refused():
     with pytest.raises(BadInput, match="the answer to 'Hi' is empty"):
         encode_example(Example("Hi", " "), tokenizer(CHATML), 64, chat=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from functools import partial
 
@@ -151,10 +150,3 @@ def test_the_adapters_of_the_lowest_loss_on_validation_rows_are_kept_and_patienc
     assert sorted(map(torch.Tensor.sum, best.values())) == sorted(map(torch.Tensor.sum, state.values()))
     again, cut, more, _ = tune(tmp_path, **changed)  # ended is ended: no look is left to make
     assert same(again, state) and cut.loss == trained.loss and more == []
-
-
-def test_the_curve_has_a_line_for_every_step(whole):
-    lines = [json.loads(line) for line in whole[4].splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6, STEPS]
-    assert all({"loss", "rate", "tokens"} <= line.keys() for line in lines)
