@@ -22,8 +22,7 @@ from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.quantized import adapters, calibration
-from qra_eval.quantized.calibration import SEGMENT
+from qra_eval.quantized import adapters
 from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch, compute_batch_loss, wrap_head
 
@@ -132,22 +131,6 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     moments = 4 * 4 * (2 * 64**2 + 128**2)  # of each layer what attention reads, gate and up, and down
     assert facts["disk_bytes"] == widest + moments
     assert facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
-
-
-def test_depth_adds_inputs_that_wait_to_quantizing_and_adapters_and_activations_to_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # In the stored dtype: where a machine computes in another, each layer's norms are held in both.
-    four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
-    model = shape_only(tmp_path).quantized_model
-    tokens = sum(batch.input_ids.numel() for batch in model.calibration_batches())
-    waiting = tokens * model.model.config.hidden_size * 2  # a layer's input, in bfloat16
-    assert eight["quantize"].host == four["quantize"].host + (8 - 4) * waiting  # they are few: all wait
-    assert eight["search"].host > four["search"].host
-    monkeypatch.setattr(calibration, "FEW_POSITIONS", 0)
-    four, eight = (estimate_peaks(shape_only(tmp_path, layers=n, compute="bfloat16").tuner) for n in (4, 8))
-    # Of four layers all inputs wait, of eight those of a segment and the first of the other.
-    assert eight["quantize"].host == four["quantize"].host + (SEGMENT + 1 - 4) * waiting
 
 
 def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:

@@ -46,17 +46,6 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
 
 
-def test_a_tuning_is_forecast_by_the_tokens_of_its_steps_and_of_its_test_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "measure_seconds_per_token", lambda tuner: 1.0)
-    evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8})
-    trained, tested = (
-        sum(map(len, evaluator.rows(split, count))) for split, count in (("train", 24), ("test", 8))
-    )
-    assert evaluator.estimate()["tuning_seconds"] == pytest.approx(3 * trained + tested)
-
-
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
     first = make(tmp_path / "bank")
     assert not first.quantized_model.is_quantized()

@@ -18,7 +18,6 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Plan, Sensitivities
 from qra_search.space.serialization import write_sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.strategies import make_strategy
 from qra_search.strategies.simple import sample_plan
 from qra_search.testing import EvaluatorContract
 
@@ -122,13 +121,6 @@ def test_strategies_search_rate_and_length_with_the_plan(landscape: TuningsLands
     assert len({trial.plan.length for trial in result.trials}) == 3
     assert len(result.trials) > 16  # short tunings cost less than one
     assert sum(trial.plan.length for trial in result.trials) < 17
-
-
-@pytest.mark.parametrize("name", ["uniform", "additive", "qra"])
-def test_other_strategies_get_the_space_of_plans_alone(landscape: TuningsLandscape, name: str) -> None:
-    assert not make_strategy(name).searches_extra
-    result = search(landscape, strategy=name, evaluations=6, memory_budget=landscape.budgets[2], seed=0)
-    assert {trial.plan.extra for trial in result.trials} == {()}
 
 
 def test_short_tunings_foretell_the_best_rate_of_long_ones(data: Path) -> None:

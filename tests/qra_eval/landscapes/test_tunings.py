@@ -48,12 +48,6 @@ def test_the_log_loss_is_the_sum_of_its_four_terms() -> None:
     assert make_formula(**p).predict(traits) == pytest.approx([expected])
 
 
-def test_a_fit_without_rows_is_the_prior() -> None:
-    fitted = fit_formula(draw_traits(0), np.array([]))
-    assert fitted.parameters == pytest.approx({name: mean for name, (mean, _) in PRIORS.items()})
-    assert fitted.weights == pytest.approx(np.ones(KINDS))
-
-
 def test_a_fit_finds_the_best_rate_and_the_weights_of_kinds() -> None:
     made, traits = make_formula(top=0.5, top_length=-1.4, top_rank=-0.3), draw_traits(200)
     noise = np.random.default_rng(1).normal(0.0, 0.02, 200)

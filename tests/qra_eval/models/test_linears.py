@@ -99,11 +99,3 @@ def test_an_expert_is_a_group_and_the_linears_around_it_are_groups_of_their_own(
     assert all(
         len(groups[name]) == 1 and name.endswith(kinds[name]) for name in groups if name not in experts
     )
-
-
-def test_a_dense_model_is_grouped_by_module_unless_told_otherwise():
-    found = find_linears(model_of("llama"))
-    assert resolve_granularity(found, "auto") == "module"
-    assert all(resolve_granularity(found, wanted) == wanted for wanted in ("module", "layer", "fused"))
-    with pytest.raises(ValueError, match="mixture of experts"):
-        resolve_granularity(found, "expert")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter
 
 import pytest
 import torch
@@ -150,16 +149,6 @@ def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrate
     mixed = {"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}}
     one, two = (paths(mixed, calibration=rows) for rows in ("one", "two"))
     assert one[0] != two[0] and one[1] == two[1]
-
-
-def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inputs_share_one(model, tmp_path):
-    backend = Counting(make_backend("reference-gptq"))
-    bank = make_and_build(model, tmp_path, backend, bits=(3,), names=None)
-    hessians = [h for h in backend.hessians if h is not None]
-    assert len(hessians) == len(bank.linears)
-    assert sorted({tuple(h.shape) for h in hessians}) == [(64, 64), (128, 128)]
-    each = Counter(map(id, hessians)).values()
-    assert sorted(each) == sorted([1, 1, 2, 3] * LAYERS)  # down; o; gate and up; q, k and v
 
 
 def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(

@@ -141,15 +141,6 @@ def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     assert script.steps == 3
 
 
-def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
-    """Such as `[PAD]` after the last row of the table."""
-    other = byte_tokenizer()
-    other.add_special_tokens({"pad_token": "[PAD]"})
-    assert other.pad_token_id >= model.get_input_embeddings().num_embeddings
-    prompts = ["a", "a longer one"]
-    assert answer(model, prompts, 4, other) == answer(model, prompts, 4)
-
-
 def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})

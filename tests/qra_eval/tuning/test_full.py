@@ -86,16 +86,6 @@ def test_ctrl_c_saves_the_running_step_and_resumed_it_ends_in_the_same_numbers(w
     assert (tmp_path / CURVE_FILE).read_text() == whole[4]
 
 
-def test_without_a_place_to_save_to_ctrl_c_ends_a_tuning_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt) as caught:
-            tune(None, interrupt_at=2)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert str(caught.value) == ""
-
-
 def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_step_is_made_again(
     whole, tmp_path
 ):
