@@ -96,7 +96,9 @@ class PlanSwitcher:
         weight = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
-            weight = self.quantized_model.backend.dequantize(module).to(self.quantized_model.compute)
+            plain = type(module) is nn.Linear
+            weight = module.weight if plain else self.quantized_model.backend.dequantize(module)
+            weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 
     def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:

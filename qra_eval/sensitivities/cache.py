@@ -13,7 +13,7 @@ from qra_search.files import write_json
 from qra_search.schemas import Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENSITIVITIES_VERSION = 11
+SENSITIVITIES_VERSION = 12
 """Of the way in which the sensitivities are measured: those of another version are not used."""
 
 

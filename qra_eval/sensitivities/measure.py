@@ -41,10 +41,11 @@ from qra_search.space.space import SearchSpace
 SAMPLED_ROWS = 16
 PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Most train rows, and about how many tokens, on which groups are degraded for real."""
-OUTPUT_RUNS, RUN = 12, 16
+OUTPUT_RUNS, TABLE_RUNS, RUN = 12, 512, 16
 """Runs of so many neighbouring outputs of a linear that are probed, unless it is degraded for real: by the squares of
 their weights they tell what the others suffer. Damage of SmolLM2's linears then differs by 0.034 in logarithms from
-that by all outputs; by as many single ones by 0.08, as a path's errors go where its neighbours count little."""
+that by all outputs; by as many single ones by 0.08, as a path's errors go where its neighbours count little. Of a table
+more are, and the errors of the others are made of theirs: `extend_errors`."""
 UNSEEN = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3
@@ -147,22 +148,26 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
             linear, own = bank.linears[name], []
             storable = [level for level in levels if can_store(backend, level, linear)]
-            sample = linear
+            sample, sample_weights = linear, weights
             rows: Tensor | None = None
-            if not is_table and name not in wanted and linear.out_features > OUTPUT_RUNS * RUN:
-                some = choose_outputs(linear.out_features).to(linear.weight.device)
+            runs = TABLE_RUNS if is_table else OUTPUT_RUNS
+            if name not in wanted and linear.out_features > runs * RUN:
+                some = choose_outputs(linear.out_features, runs).to(linear.weight.device)
                 part = make_linear(linear.weight.detach()[some])
                 if all(can_store(backend, level, part) for level in storable):
-                    sample = part
-                    rows = some
-                    weights = None if weights is None else weights.to(some.device)[some]
+                    sample, rows = part, some
+                    sample_weights = None if weights is None else weights.to(some.device)[some]
             for module, ratios in backend.probe_levels(
-                sample, storable, hessian=hessian, output_weights=weights
+                sample, storable, hessian=hessian, output_weights=sample_weights
             ):
-                damage = 0.0
+                weight, damage = backend.dequantize(module).float(), 0.0
                 if not is_table:
-                    change = backend.dequantize(module).float() - sample.weight.float()
-                    damage = moments.estimate_damage(name, change, rows, linear.weight)
+                    damage = moments.estimate_damage(
+                        name, weight - sample.weight.float(), rows, linear.weight
+                    )
+                elif rows is not None:
+                    weight = extend_errors(linear.weight.detach(), rows, weight, weights)
+                    module = make_linear(weight.to(linear.weight.dtype))
                 kept = module.cpu() if is_table or wanted.get(name) in ratios else None
                 own.append(LevelProbe(kept, damage, ratios))
             probes[name] = own
@@ -192,10 +197,29 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     return probes, squares
 
 
-def choose_outputs(count: int) -> Tensor:
-    """Indices (`OUTPUT_RUNS` * `RUN`,) of those that are probed of so many outputs, from the first to the last."""
-    starts = torch.linspace(0, count - RUN, OUTPUT_RUNS).long()
+def choose_outputs(count: int, runs: int = OUTPUT_RUNS) -> Tensor:
+    """Indices (runs * `RUN`,) of those that are probed of so many outputs, from the first to the last."""
+    starts = torch.linspace(0, count - RUN, runs).long()
     return (starts[:, None] + torch.arange(RUN)).flatten()
+
+
+def extend_errors(weight: Tensor, rows: Tensor, degraded: Tensor, output_weights: Tensor | None) -> Tensor:
+    """A degraded weight (out, in), of which some `rows` (n,) were degraded (n, in): each other row takes the errors of
+    the one of them whose output weight is nearest, in proportion to its size and with a random sign.
+
+    Codes lose about as much of every row that counts as much, and errors of rows are independent of each other.
+    """
+    counts = weight.new_ones(len(weight)) if output_weights is None else output_weights.to(weight.device)
+    ascending = counts[rows].sort(stable=True)
+    middles = (ascending.values[1:] + ascending.values[:-1]) / 2
+    source = ascending.indices[torch.searchsorted(middles, counts.contiguous())]
+    source[rows] = torch.arange(len(rows), device=weight.device)
+    sizes = weight.float().square().mean(1).sqrt_()
+    signs = torch.randint(0, 2, (len(weight),), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ratio = sizes / sizes[rows][source].clamp(min=1e-30) * signs.to(weight.device)
+    ratio[rows] = 1.0
+    errors = degraded - weight[rows].float()
+    return torch.addcmul(weight.float(), errors[source], ratio[:, None])
 
 
 def list_damage(probes: Sequence[LevelProbe], levels: Sequence[LevelName]) -> np.ndarray:

@@ -178,3 +178,17 @@ def test_short_rows_calibrate_in_larger_number_so_that_their_tokens_are_enough(t
         monkeypatch.setattr(model, "CALIBRATION_TOKENS", int(factor * tokens))
         vars(quantized).pop("calibration_rows", None)
         assert quantized.calibration_rows == count
+
+
+def test_rows_that_were_not_probed_take_the_errors_of_those_that_count_as_much():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(400, 32, generator=generator) * torch.linspace(0.5, 2.0, 400)[:, None]
+    counts = torch.linspace(1.0, 9.0, 400)
+    noise = torch.randn(400, 32, generator=generator) * weight.square().mean(1).sqrt()[:, None]
+    degraded = weight + noise / counts[:, None]  # rows that count more lose less
+    rows = measure.choose_outputs(400, 6)
+    extended = measure.extend_errors(weight, rows, degraded[rows], counts)
+    torch.testing.assert_close(extended[rows], degraded[rows])
+    errors = (extended - weight).square().mean(1), (degraded - weight).square().mean(1)
+    for half in (slice(0, 200), slice(200, 400)):
+        assert errors[0][half].sum() == pytest.approx(float(errors[1][half].sum()), rel=0.2)
