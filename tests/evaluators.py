@@ -84,9 +84,10 @@ def measure_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) 
     """Largest difference of logits between the plan that was tuned last, in its stored form, and what `load` gives."""
     tuner, switcher = evaluator.tuner, evaluator.tuner.switcher
     row = tuner.rows("test", 1)[0].input_ids[:32].unsqueeze(0).to(tuner.device)
+    tuner.quantized_model.keeps_dequantized = False
     for group, bits in zip(tuner.space.find_space(plan).groups, plan.bits, strict=True):
         for linear in group.linears:
-            switcher.set_base_weight(linear.name, bits, dequantized=False)
+            switcher.set_base_weight(linear.name, bits)
     switcher._cast_unquantized(tuner.quantized_model.dtype)
     mine = tuner.model.eval()(input_ids=row, use_cache=False).logits
     loaded, _ = load(folder, device=str(tuner.device))

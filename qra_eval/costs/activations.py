@@ -31,10 +31,7 @@ class Activations:
 
     Args:
         layer: the decoder layer, for its norms, with its `linears` by name; there are `layers` of it.
-        dtype: of the arithmetic.
         rank: of the adapters, 0 for none, whose inputs have `dropout` in training.
-        checkpointing: whether layers compute their activations again in the backward pass.
-        tables: whether embeddings and head are quantized.
         decoding: bytes for each weight while it is dequantized, beside the result.
     """
 

@@ -62,8 +62,9 @@ def estimate_peaks(
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
     run = _Run(tuner, budget, gpu)
-    evaluation = tuner.evaluation
-    finetune = tuner.finetune
+    model, evaluation, finetune = tuner.quantized_model, tuner.evaluation, tuner.finetune
+    calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
+    rows = model.calibration_batches() if calibrated else []
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
     scored = 0 if tuner.metric == "loss" else evaluation.validation_rows
     batches = tuner.get_batches(evaluation.steps, 0)
@@ -72,7 +73,10 @@ def estimate_peaks(
     tuning = run.count_training_bytes(batches, *tested, scored=finetune.scored_rows)
     return {
         "load": run.make_peak(),
-        "quantize": run.make_peak(*run.count_plan_bytes()),
+        # A plan is quantized, each linear at one level: counted at the widest.
+        "quantize": run.make_peak(
+            *run.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], rows)
+        ),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
         "tune": run.make_peak(max(tuning, run.count_untuned_bytes(*tested))),
@@ -207,13 +211,6 @@ class _Run:
         tokenizer = self.tuner.tokenizer
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)
         return Peak(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
-
-    def count_plan_bytes(self) -> tuple[int, int]:
-        """A plan is quantized, each linear at one level: counted at the widest."""
-        model = self.model
-        calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
-        batches = model.calibration_batches() if calibrated else []
-        return self.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], batches)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]

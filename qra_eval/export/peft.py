@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_embeddings
+from qra_eval.models.linears import find_fused_kind
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.engines import FUSED, advise_replan, fit_rank, serve_command
+from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
 from qra_search.schemas import LevelName
@@ -231,9 +232,7 @@ def list_uneven_shards(run: TunedRun) -> list[str]:
     found: dict[str, dict[str, LevelName]] = {}
     for name, level in run.levels.items():
         parent, _, kind = name.rpartition(".")
-        for fused, kinds in FUSED:
-            if kinds.fullmatch(kind):
-                found.setdefault(f"{parent}.{fused}_proj", {})[kind] = level
+        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", {})[kind] = level
     return [
         f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
         for name, shards in found.items()

@@ -28,14 +28,9 @@ def resolve_device(text: str) -> torch.device:
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     if not count:
-        built = "" if torch.backends.cuda.is_built() else " was built without CUDA"
-        raise BadInput(
-            f"device {text!r}: no CUDA device is visible to torch here (torch {torch.__version__}{built}): "
-            f"use --device cpu"
-        )
+        raise BadInput(f"device {text!r}: torch {torch.__version__} sees no CUDA device: use --device cpu")
     if int(form[1] or 0) >= count:
-        known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise BadInput(f"device {text!r} does not exist: torch sees {known}")
+        raise BadInput(f"device {text!r} does not exist: the last that torch sees is cuda:{count - 1}")
     return torch.device("cuda" if text == "auto" else text)
 
 

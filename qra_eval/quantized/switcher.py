@@ -73,7 +73,7 @@ class PlanSwitcher:
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 name, wrapper = linear.name, wrapped.get(linear.name)
-                self.set_base_weight(name, bits, dequantized=quantized.keeps_dequantized)
+                self.set_base_weight(name, bits)
                 if wrapper is None:
                     continue
                 wrapper.trained = None
@@ -101,27 +101,19 @@ class PlanSwitcher:
             weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 
-    def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
-        """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
-
-        A plan's neighbour differs in a few linears.
-        """
+    def set_base_weight(self, name: str, bits: LevelName) -> None:
+        """Put a linear's or a table's weight in place, unless it is there: a plan's neighbour differs in a few."""
         quantized, base, trained = self.quantized_model, self._places[name], name in self.trained_scales
-        wanted = None if bits is None else (bits, dequantized)
-        if self._in_place.get(name) == wanted and wanted is not None and not trained:
-            return
-        self._in_place.pop(name, None)
-        base.set_base()  # what was there goes before the next comes
-        if bits is None or wanted is None:
-            return
-        if not dequantized:
-            base.set_base(module=self.get_base_module(name, bits))
-        elif trained:
-            base.set_base(
-                weight=quantized.backend.dequantize(self.get_base_module(name, bits)).to(quantized.compute)
-            )
-        else:
-            base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
+        wanted = bits, quantized.keeps_dequantized
+        if self._in_place.pop(name, None) != wanted or trained:
+            base.set_base()  # what was there goes before the next comes
+            if not quantized.keeps_dequantized:
+                base.set_base(module=self.get_base_module(name, bits))
+            elif trained:
+                weight = quantized.backend.dequantize(self.get_base_module(name, bits))
+                base.set_base(weight=weight.to(quantized.compute))
+            else:
+                base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
         if not trained:  # else it is no other plan's
             self._in_place[name] = wanted
 
@@ -157,7 +149,7 @@ class PlanSwitcher:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
                     self.trained_scales[name], wrapper.trained = wrapper.trained.get_scales(), None
-                    self.set_base_weight(name, bits, dequantized=fast)
+                    self.set_base_weight(name, bits)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:

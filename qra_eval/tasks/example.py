@@ -104,7 +104,8 @@ def make_example(
         for name, value in given.items()
         if not (value is None or (isinstance(value, float) and isnan(value)))
     }
-    system = _read_system(row, where)
+    system = read_field(row, "system", str, where) if "system" in row else ""
+    system = system if system.strip() else ""
     for name in TURNS:
         if name in row:
             return _make_chat(_read_turns(row, name, where, system), where)
@@ -191,12 +192,6 @@ def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
 def _join_answer(prompt: str, answer: str) -> str:
     """An answer as it continues its prompt: after a space, unless there is white space."""
     return answer if prompt[-1].isspace() or answer[0].isspace() else f" {answer}"
-
-
-def _read_system(row: Mapping[str, Any], where: str) -> str:
-    """The system's text; empty if there is none, or a blank one."""
-    text = read_field(row, "system", str, where) if "system" in row else ""
-    return text if text.strip() else ""
 
 
 def _read_turns(row: Mapping[str, Any], name: str, where: str, system: str) -> list[dict[str, str]]:

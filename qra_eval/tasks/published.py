@@ -7,13 +7,12 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
 from qra_eval.tasks.scoring import exact_match, json_f1
-from qra_eval.tasks.sources import load_hub_data, read_examples, read_folder_rows, read_hub_rows
+from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_hub_rows
 from qra_eval.tasks.splits import TRAIN_SHARES, exclude_known, shuffle_examples, split_examples
 from qra_search.errors import BadInput, shorten
 
@@ -159,8 +158,8 @@ class MultipleChoiceTask(_PublishedTask):
     Args:
         read: parts of a question, from a row of the hub.
         write_prompt: the prompt of a question.
-        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, or one file (or rows in Python), which is split
-            as a user's own rows are; rows are `{"question", "choices", "answer"}`, see `read_choices`. None: the hub.
+        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, of rows `{"question", "choices", "answer"}`, see
+            `read_choices`. None: the hub.
     """
 
     judged_by = "choice_loss"
@@ -182,11 +181,6 @@ class MultipleChoiceTask(_PublishedTask):
         self.read = read
         self.write_prompt = write_prompt
         super().__init__(data, seed, chat=chat)
-
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        if self.data is None or (isinstance(self.data, str) and Path(self.data).is_dir()):
-            return super()._load()
-        return split_examples(read_examples(self.data, self._read_row), self.seed)
 
     def _read_row(self, row: Row, where: str) -> Example:
         return self._make_example(*read_choices(row, where))

@@ -79,11 +79,7 @@ def read_splits(
 
 
 def find_split_files(data: Path, ends: Sequence[str]) -> dict[SplitName, Path]:
-    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that.
-
-    Args:
-        ends: of the files' names in a folder.
-    """
+    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that."""
     if data.is_file():
         return {"train": data}
     wanted = f"train{ends[0]} (or train{', train'.join(ends[1:])})"

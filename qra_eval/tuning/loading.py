@@ -196,10 +196,7 @@ def install_quantized_weights(
     """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
 
     Args:
-        spec: of the backend.
-        levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
-        weights: what `generate` multiplies by; see `load`.
 
     Raises:
         BadInput: the tensors of a quantized weight are in none of the files.

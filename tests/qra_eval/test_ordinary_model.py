@@ -83,29 +83,16 @@ def from_state(model: Any, run: Path) -> Any:
     return other
 
 
-def cast(model: Any, *dtypes: torch.dtype) -> Any:
-    """Cast, with its rotary frequencies as they were: they are float32, and a cast rounds those of any model."""
-    kept = {name: value.clone() for name, value in model.named_buffers() if name.endswith("inv_freq")}
-    for dtype in dtypes:
-        model = model.to("cpu", dtype)
-    for name, value in kept.items():
-        owner, _, own = name.rpartition(".")
-        setattr(model.get_submodule(owner), own, value)
-    return model
-
-
 @pytest.mark.parametrize(
     "use",
     [
         lambda model, run: model.to("cpu"),
-        lambda model, run: cast(model, torch.bfloat16),
-        lambda model, run: cast(model, torch.float32, torch.bfloat16),
         lambda model, run: copy.deepcopy(model),
         from_state,
     ],
-    ids=["device", "dtype", "there_and_back", "copy", "state_dict"],
+    ids=["device", "copy", "state_dict"],
 )
-def test_moved_cast_copied_or_filled_it_computes_the_same(
+def test_moved_copied_or_filled_it_computes_the_same(
     use: Callable[[Any, Path], Any], model: Any, run: Path, expected: Tensor
 ) -> None:
     assert torch.equal(logits(use(model, run)), expected)

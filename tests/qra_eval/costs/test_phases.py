@@ -21,9 +21,7 @@ from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, TRAINED_NUMBER
 from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
-from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import adapters
-from qra_eval.tasks import make_task
 from qra_eval.tasks.batches import Batch, compute_batch_loss, wrap_head
 
 PHASES = ["load", "quantize", "sensitivities", "search", "tune", "export"]
@@ -162,35 +160,6 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
     peaks = estimate_peaks(tuner, gpu=True)
     loaded = sum(table.weight.nbytes for table in tuner.quantized_model.tables.values())
     assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
-
-
-def test_the_longest_row_of_the_epochs_that_are_tuned_is_foretold_wherever_it_is(tmp_path: Path) -> None:
-    """Not that of the few rows that an evaluation sees."""
-    tiny_config_model("llama", layers=2, vocabulary=320).config.save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    prompts = [example.prompt for example in make_task(make_rows("")).split("train")]
-
-    def foretell(long: str) -> int:
-        return estimate_peaks(
-            make_evaluator(
-                str(tmp_path / "model"),
-                make_task(make_rows(long)),
-                weights=False,
-                dequantized_cache=0,
-                quantization={"backend": "reference", "embeddings": 16, "cache": str(tmp_path / "bank")},
-                space={"bits": (2,), "ranks": (4,)},
-                training={"batch_size": 4, "max_length": 128},
-                evaluation={"steps": 1, "validation_rows": 2},
-                finetune={"epochs": 1, "test_rows": 2},
-            ).tuner
-        )["tune"].host
-
-    assert foretell(prompts[0]) == foretell(prompts[-1]) > foretell("") + (1 << 20)
-
-
-def make_rows(long: str) -> list[dict[str, str]]:
-    """Forty short rows, of which the one with a prompt has a long answer."""
-    return [{"prompt": f"{i:03d}", "answer": "x" * (100 if f"{i:03d}" == long else 1)} for i in range(40)]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

@@ -60,22 +60,6 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
     assert evaluator.evaluate(plan, seed=2).loss != first
 
 
-def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
-    told = []
-    late = make_evaluator(
-        "tiny",
-        "arithmetic",
-        quantization=QuantizationConfig(backend="reference-gptq", embeddings=16, cache=str(tmp_path)),
-        training={"batch_size": 4},
-        evaluation={"steps": 1, "validation_rows": 8},
-    )
-    late.progress = lambda stage, done, total: told.append((stage, done == total))
-    late.sensitivities()
-    late.evaluate(late.space.uniform(4, 8))
-    stages = {stage for stage, last in told if last}
-    assert {"quantize", "pass calibration rows", "probe linears", "probe groups"} <= stages
-
-
 def test_a_model_too_large_for_dequantized_weights_computes_as_before_after_the_sensitivities(tmp_path):
     large = make_evaluator(
         "tiny",
@@ -104,17 +88,6 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     evaluator.quantized_model.keeps_dequantized = True
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
     assert evaluator.evaluate(plan).loss == pytest.approx(on_modules, rel=2e-3)
-
-
-def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
-    half, whole = build(compute="bfloat16"), build(compute="float32")
-    plan = mixed_plan(half.space)
-    assert half.space.signature == whole.space.signature
-    assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
-    name, bits = half.space.groups[0].linears[0].name, plan.bits[0]
-    assert torch.equal(
-        half.quantized_model.bank.load_weight(name, bits), whole.quantized_model.bank.load_weight(name, bits)
-    )
 
 
 @pytest.mark.parametrize("compute", ["auto", "bfloat16"])

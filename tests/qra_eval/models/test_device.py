@@ -33,9 +33,9 @@ NEITHER = "device is .*: auto, cpu, cuda or cuda:1 is needed"
 @pytest.mark.parametrize(
     ("count", "text", "message"),
     [
-        (0, "cuda", "device 'cuda': no CUDA device is visible to torch here .torch .* use --device cpu$"),
-        (2, "cuda:7", "device 'cuda:7' does not exist: torch sees cuda:0 to cuda:1$"),
-        (1, "cuda:1", "device 'cuda:1' does not exist: torch sees cuda:0$"),
+        (0, "cuda", "device 'cuda': torch .* sees no CUDA device: use --device cpu$"),
+        (2, "cuda:7", "device 'cuda:7' does not exist: the last that torch sees is cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' does not exist: the last that torch sees is cuda:0$"),
         *((2, text, NEITHER) for text in ("gpu", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:0\n")),
     ],
 )

@@ -165,13 +165,12 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
 def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
     rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(40)]
     path = write(tmp_path / "x.jsonl", rows)
-    task, known = make_task(str(path)), make_task("piqa", data=str(path))
+    task = make_task(str(path))
     model, tokenizer = tiny_config_model("llama", vocab_size=258), byte_tokenizer()
-    for one in (task, known, make_task("piqa", data=rows)):
-        assert [len(one.split(split)) for split in SPLITS] == [32, 4, 4]
-        assert {e.answer for split in SPLITS for e in one.split(split)} == {" yes", " no"}
-        found = one.score_rows(model, tokenizer, one.split("test"), max_length=64)
-        assert one.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
+    assert [len(task.split(split)) for split in SPLITS] == [32, 4, 4]
+    assert {e.answer for split in SPLITS for e in task.split(split)} == {" yes", " no"}
+    found = task.score_rows(model, tokenizer, task.split("test"), max_length=64)
+    assert task.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
     (row,) = task.encode(task.split("test")[:1], tokenizer, 64)
     assert tokenizer.decode(row.labels[row.labels >= 0][:-1]) == task.split("test")[0].answer
     plain = make_task(str(path), columns={"prompt": "question", "answer": "answer"})
