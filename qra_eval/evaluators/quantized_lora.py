@@ -26,11 +26,10 @@ from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
-from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory, try_rate
 from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
-from qra_eval.tuning.trial import try_rate
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed

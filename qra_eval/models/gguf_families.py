@@ -72,7 +72,7 @@ def list_family_issues(config: Any) -> list[str]:
             f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}",
         ),
         (
-            family.window and list(layers) != list(usual.layer_types),
+            family.window and layers != usual.layer_types,
             f"in llama.cpp layers attend beyond the window as is usual in this family, but this model has {layers}",
         ),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from qra_backends import Scales
@@ -93,7 +94,7 @@ class PlanSwitcher:
 
     def set_alone(self, name: str, module: nn.Module | None) -> None:
         """Put a module's dequantized weight in a linear's or a table's place in an unquantized model; None: its own."""
-        weight = None
+        weight: Any = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
             plain = type(module) is nn.Linear
