@@ -112,39 +112,16 @@ def test_the_published_data_are_read(data_folder, name, answers):
         assert len({example.answer for example in task.split("test")}) == answers
 
 
-QUESTION = "Question: Why?\nAnswer:"
-LETTERED = {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
-NUMBERED = {**LETTERED, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"}
-STEM = {"question_stem": "Since", "choices": LETTERED["choices"], "answerKey": "B"}
-WET = {"passage": "Water is wet.", "question": "is water wet", "label": 1}
-HUB_ROWS = {
-    "arc_easy": (LETTERED, QUESTION, (" a", " b"), 1),
-    "arc_challenge": (NUMBERED, QUESTION, (" a", " b"), 0),
-    "openbookqa": (STEM, "Since", (" a", " b"), 1),
-    "piqa": ({"goal": "Why?", "sol1": "x", "sol2": "y", "label": 1}, QUESTION, (" x", " y"), 1),
-    "boolq": (WET, "Water is wet.\nQuestion: is water wet?\nAnswer:", (" no", " yes"), 1),
-}
+ROW = {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
 
 
-def from_hub(monkeypatch, name, rows):
-    task = make_task(name)
-    splits = {"train": rows[len(rows) // 3 :], task.test: rows[: len(rows) // 3]}
+@pytest.mark.parametrize(("name", "labels", "key"), [("arc_easy", "AB", "B"), ("arc_challenge", "12", "2")])
+def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name, labels, key):
+    row = {**ROW, "choices": {"text": ["a", "b"], "label": [*labels]}, "answerKey": key}
+    task, rows = make_task(name), [{**row, "question": f"{i} Why?"} for i in range(12)]
+    splits = {"train": rows[4:], "test": rows[:4]}
     monkeypatch.setattr(hub, "unavailable_reason", lambda *_: None)
     monkeypatch.setattr("datasets.load_dataset", lambda *given: splits if given == task.hub else {})
-    return task
-
-
-def several(row: dict) -> list[dict]:
-    """Rows that differ in their question."""
-    names = [n for n in ("question", "question_stem", "goal", "passage") if n in row]
-    return [row, *({**row, **{n: f"{i} {row[n]}" for n in names}} for i in range(11))]
-
-
-@pytest.mark.parametrize("name", HUB_ROWS)
-def test_a_row_of_the_hub_becomes_the_harness_prompt(monkeypatch, name):
-    row, prompt, choices, label = HUB_ROWS[name]
-    task = from_hub(monkeypatch, name, several(row))
     examples = [example for split in SPLITS for example in task.split(split)]
-    assert len(examples) == 12
-    (example,) = [example for example in examples if example.prompt == prompt]
-    assert (example.choices, example.label, example.answer) == (choices, label, choices[label])
+    assert {e.prompt for e in examples} == {f"Question: {i} Why?\nAnswer:" for i in range(12)}
+    assert {(e.choices, e.label, e.answer) for e in examples} == {((" a", " b"), 1, " b")}
