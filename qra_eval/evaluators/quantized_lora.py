@@ -185,30 +185,20 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         settings = self.tuner.evaluation
         steps = math.ceil(fidelity * plan.length * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
+        by_loss = self.tuner.metric == "loss"
         try:
             self.tuner.switcher.put_plan(plan, seed)
-            swapped = time.perf_counter() - start
             trained = self.tuner.train(steps, seed, learning_rate=dict(plan.extra).get(LEARNING_RATE))
-            began = time.perf_counter()
-            loss = self.tuner.measure_loss("validation", held_out)
-            by_task = None
-            if self.tuner.metric != "loss":
-                by_task = self.tuner.measure_objective("validation", held_out)
+            nats = self.tuner.measure_loss("validation", held_out)
+            loss = nats if by_loss else self.tuner.measure_objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
-        now = time.perf_counter()
+        metrics = {"train_loss": trained.loss if steps else 0.0, "trained_tokens": trained.tokens}
         return Evaluation(
-            loss=loss if by_task is None else by_task,
+            loss=loss,
             memory_bytes=self.space.memory_bytes(plan),
-            metrics={
-                **({} if by_task is None else {"loss": loss}),
-                "train_loss": trained.loss if steps else 0.0,
-                "trained_tokens": trained.tokens,
-                "swap_seconds": swapped,
-                "train_seconds": trained.seconds,
-                "model_seconds": trained.model_seconds + now - began,
-            },
-            seconds=now - start,
+            metrics=metrics if by_loss else {"loss": nats, **metrics},
+            seconds=time.perf_counter() - start,
             fidelity=fidelity,
             seed=seed,
         )

@@ -26,7 +26,7 @@ from qra_search.study.interrupt import on_interrupt
 log = logging.getLogger(__name__)
 
 RESUMED = ("best_value", "best_step", "stale", "curve")
-COUNTED = ("tokens", "stopped", "model_seconds")
+COUNTED = ("tokens", "stopped")
 """Attributes of a full tuning and of its training that a checkpoint has, beside the tensors."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""

@@ -28,12 +28,10 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, and those in the model."""
+    """What a training loop did: mean loss of its last quarter, and tokens seen."""
 
     loss: float
     tokens: int
-    seconds: float
-    model_seconds: float
 
 
 class Training:
@@ -61,7 +59,6 @@ class Training:
         self.stopped = False
         self.last_rate = 0.0
         self.earlier_seconds = 0.0
-        self.model_seconds = 0.0
         self._begun = time.perf_counter()
         # On a few hundred small factors one fused kernel takes a fraction of the time.
         self.optimizer = torch.optim.AdamW(
@@ -84,14 +81,12 @@ class Training:
 
         Raises Diverged if the loss is not finite.
         """
-        begun = time.perf_counter()
         labels = sum(len(batch.targets) for batch in batches)
         value = 0.0
         for batch in batches:
             loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
             loss.backward()
             value += float(loss.detach())
-        self.model_seconds += time.perf_counter() - begun
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
         settings = self.settings
@@ -132,7 +127,7 @@ def train(
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up, then the schedule; `settings.accumulation` batches a step."""
     if not groups or not batches:
-        return Trained(float("nan"), 0, 0.0, 0.0)
+        return Trained(float("nan"), 0)
     size = settings.accumulation
     torch.manual_seed(seed)
     training = Training(groups, settings, len(batches) // size, device)
@@ -149,7 +144,7 @@ def train(
         model.eval()
     losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
-    return Trained(sum(tail) / len(tail), training.tokens, training.seconds, training.model_seconds)
+    return Trained(sum(tail) / len(tail), training.tokens)
 
 
 def schedule_rate(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:

@@ -17,7 +17,7 @@ from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.activations import Activations
 from qra_eval.costs.cards import CARDS, list_cards
-from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, TRAINED_NUMBER, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, estimate_peaks
 from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
@@ -129,17 +129,6 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     moments = 4 * 4 * (2 * 64**2 + 128**2)  # of each layer what attention reads, gate and up, and down
     assert facts["disk_bytes"] == widest + moments
     assert facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
-
-
-def test_scales_trained_along_are_foretold(tmp_path: Path) -> None:
-    usual, along = (estimate_peaks(shape_only(tmp_path, scales=scales).tuner) for scales in (False, True))
-    bench = shape_only(tmp_path).tuner
-    numbers = sum(
-        bench.quantized_model.backend.count_trainable(8, m.out_features, m.in_features)
-        for m in bench.quantized_model.linears.values()
-    )
-    assert along["search"].host >= usual["search"].host + TRAINED_NUMBER * numbers
-    assert shape_only(tmp_path, scales=True).estimate()["evaluation_seconds"] > 0
 
 
 def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_model_is_passed_through(

@@ -75,18 +75,6 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     assert module.measure_seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path: Path, family: str) -> None:
-    """transformers makes an empty tokenizer for some families, by which no row would have a token."""
-    tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
-    evaluator = make_evaluator(
-        str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
-    )
-    assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
-    there = len(evaluator.task.split("validation"))
-    assert len(evaluator.rows("validation", there + 1)) == there
-
-
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Qra, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = [

@@ -53,12 +53,6 @@ def test_normalising_leaves_the_logits_as_they_were(family):
     torch.testing.assert_close(after(input_ids=IDS).logits, before(input_ids=IDS).logits)
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(4, 4)), nn.ModuleList([nn.Embedding(3, 4)])])
-def test_a_model_without_decoder_layers_is_refused(model):
-    with pytest.raises(ValueError, match="has no list of decoder layers"):
-        find_linears(model)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_groups_hold_every_linear_once_and_never_cross_a_layer(family, granularity):

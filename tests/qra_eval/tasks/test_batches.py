@@ -60,12 +60,3 @@ def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
     assert plain.width == 0 and torch.equal(plain.targets, batches[0].targets)
     at = [divmod(int(p), 96) for p in batches[0].positions]
     assert at == [divmod(int(p), 70) for p in plain.positions]
-
-
-def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():
-    some = rows(64)
-    company = []
-    for order in (range(64), [(7 * i) % 64 for i in range(64)]):
-        batches = schedule_batches([some[i] for i in order], 32, 2, 0, drawn=True)
-        company.append({frozenset(map(tuple, batch.input_ids.tolist())) for batch in batches})
-    assert all(len(batches) == 32 for batches in company) and company[0] != company[1]

@@ -111,11 +111,6 @@ def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
         model.generation_config = own
 
 
-def test_an_answer_ends_at_the_tokens_that_are_given():
-    script = Scripted(tiny_config_model("llama", vocab_size=258), "abc")
-    assert answer(script.model, ["p"], 9, ends=TOKENIZER("b")["input_ids"]) == ["ab"]
-
-
 class Scripted:
     """A tokenizer's text, played back by a model that ignores what it is given."""
 

@@ -104,10 +104,3 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(BadInput, match=why):
         make_task("text", data=tmp_path / "x.txt").split("test")
-
-
-def test_a_folder_without_train_and_a_chat_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
-        make_task("text", data=tmp_path).split("test")
-    with pytest.raises(BadInput, match="unknown option of task .text.: .chat."):
-        make_task("text", chat=True)
