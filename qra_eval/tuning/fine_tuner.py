@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,8 +25,6 @@ from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.schemas import Plan
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
-
-log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 

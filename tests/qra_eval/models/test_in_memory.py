@@ -122,8 +122,3 @@ def test_what_cannot_be_searched_is_refused_in_one_line(spoil: Any, said: str, t
     with pytest.raises(BadInput, match=said) as refused:
         check_in_memory_model(spoil(tiny))
     assert "\n" not in str(refused.value)
-
-
-def test_it_comes_with_its_tokenizer(tiny: Any) -> None:
-    with pytest.raises(BadInput, match="a model in memory needs its tokenizer: pass tokenizer= too"):
-        load_model(tiny)
