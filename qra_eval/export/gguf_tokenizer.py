@@ -64,15 +64,10 @@ def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
         writer.add_token_merges([" ".join(pair) for pair in merges] or [" ".join((special or tokens)[:2])])
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    for kind, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("unk", writer.add_unk_token_id),
-        ("pad", writer.add_pad_token_id),
-    ):
+    for kind in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{kind}_token_id")
         if index is not None and index < count:
-            add(index)
+            getattr(writer, f"add_{kind}_token_id")(index)
     writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
     if chats := tokenizer.chat_template:
         several = isinstance(chats, dict)
