@@ -101,13 +101,12 @@ class QuantizedModel:
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.keeps_dequantized = compute, True
-        auto = dequantized_cache == "auto"
         room = count_cache_bytes(dequantized_cache, device)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
         self.blocks = Blocks(self.model, device, self.compute)
         self.keeps_dequantized = kept <= room
-        could_keep = auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device)
-        if could_keep and not self.keeps_dequantized:
+        could_keep = device.type == "cpu" and 2 * kept <= count_free_bytes(device)
+        if could_keep and dequantized_cache == "auto" and not self.keeps_dequantized:
             log.warning(
                 "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
                 "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +142,6 @@ class Chat:
     """
 
     def __init__(self, example: Example, tokenizer: Any):
-        self.example = example
         self.tokenizer = tokenizer
         turns = _add_answer(example)
         self.prompt, answer = _split_chat(turns, tokenizer)
@@ -154,13 +152,13 @@ class Chat:
             self.opening = commonprefix([_split_chat(other, tokenizer)[1] for other in others])
         self.closing = answer[len(self.opening) + len(content) :]
 
-    @cached_property
+    @property
     def generated_opening(self) -> str:
         """The opening as a generated answer begins with it: without special tokens."""
         ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
-    @cached_property
+    @property
     def end_tokens(self) -> list[int]:
         """The special token that the template ends a turn with, if it does: the tokenizer may name another."""
         ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"][:1] if self.closing else []
