@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from qra_eval.tasks.sources import (
     find_split_files,
     is_file_name,
     is_hub_name,
-    read_examples,
     read_hub_rows,
     read_rows,
     read_splits,
@@ -91,8 +89,11 @@ class JSONLTask(Task):
         self.wants_chat = chat
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        make = partial(make_example, columns=self.columns)
-        examples = read_examples(self.data, make, self.subset, self.names)
+        found = read_splits(self.data, self.subset, self.names)
+        examples = {
+            split: [make_example(row, where, self.columns) for where, row in rows]
+            for split, rows in found.items()
+        }
         what = self.data if isinstance(self.data, str) else self.name
         every = [example for rows in examples.values() for example in rows]
         self._choose_metrics(every, what)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval import hub
-from qra_eval.tasks.example import SPLITS, Example, SplitName
+from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
 from qra_search.files import make_encoding_error
@@ -45,17 +45,6 @@ def is_data_path(name: str) -> bool:
 def is_hub_name(name: str) -> bool:
     """Whether it may be a data set's name on the hub, `owner/name`, and is no path here."""
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
-
-
-def read_examples(
-    data: Any,
-    make_example: Callable[[dict[str, Any], str], Example],
-    subset: str | None = None,
-    splits: Mapping[str, str] | None = None,
-) -> dict[SplitName, list[Example]]:
-    """The examples of each split that the data has, made of a row and where it stands; see `read_splits`."""
-    found = read_splits(data, subset, splits)
-    return {split: [make_example(row, where) for where, row in rows] for split, rows in found.items()}
 
 
 def read_splits(
