@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_python.py"
 
 
-def test_the_example_plans_tunes_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_plans_tunes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
     tiny = load_model("tiny")
     for saved in (tiny.model, tiny.tokenizer):
         saved.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path / "model"), str(tmp_path / "run")])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert RunFolder(tmp_path / "run").records() and (tmp_path / "run" / "report.html").is_file()
+    assert RunFolder(tmp_path / "run").records() and (tmp_path / "run" / "exports").is_dir()
 
 
 def test_the_model_is_left_as_it_was_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
