@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from qra_eval.export import llama_cpp
-from qra_eval.export.gguf_tokenizer import add_tokenizer, compute_piece_scores, list_tokenizer_issues
+from qra_eval.export.gguf import add_tokenizer, compute_piece_scores, list_tokenizer_issues
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 WORDS = "▁the ▁then ▁there ▁a ing ▁thing er ▁banana ▁ba nan ana ▁an and ▁and"
