@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task
+from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import (
     CHAT,
@@ -31,7 +31,6 @@ from qra_eval.tasks.sources import (
     read_splits,
     read_text,
 )
-from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput, shorten
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from qra_eval.tasks.base import Task
+from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude_known, shuffle_examples, split_examples
 from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
 from qra_eval.tasks.scoring import exact_match, json_f1
 from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_hub_rows
-from qra_eval.tasks.splits import TRAIN_SHARES, exclude_known, shuffle_examples, split_examples
 from qra_search.errors import BadInput, shorten
 
 APART = 8

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_eval.tasks import SPLITS, Example, Task, make_task
-from qra_eval.tasks.splits import split_examples
+from qra_eval.tasks.base import split_examples
 from qra_search.errors import BadInput
 
 SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
