@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.tunings_errors import fit_answers
 from qra_eval.landscapes.tunings import (
     PRIORS,
     Traits,
@@ -69,10 +68,3 @@ def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
     rows.append({**row(0.0, 2), "failed": "diverged"})
     del rows[-1]["test_loss"]
     assert estimate_noise(rows) == pytest.approx({30: 0.2 / math.sqrt(2), 120: 0.0})
-
-
-def test_right_answers_follow_from_the_loss() -> None:
-    losses = np.geomspace(0.1, 2.0, 40)
-    shares = 1 / (1 + np.exp(1.0 + 1.5 * np.log(losses)))
-    found = fit_answers(losses, shares * 500, 500).predict(np.log(losses))
-    assert found == pytest.approx(shares, abs=0.003)

