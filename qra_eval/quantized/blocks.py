@@ -48,14 +48,10 @@ class Blocks:
         self.model, self.device, self.compute = model, device, compute
         self.stored: torch.dtype = model.dtype
         self.layers: list[nn.Module] = list(model.get_submodule(path))
-        self.devices = [device] * len(self.layers)
         self._tuple: bool | None = None
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def get_device(self, index: int) -> torch.device:
-        return self.device
 
     # -- weights in place ----------------------------------------------------------------------
     @contextmanager

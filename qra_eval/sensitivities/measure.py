@@ -178,7 +178,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             moments,
             probe,
             backend,
-            blocks.get_device(layer),
+            blocks.device,
             lambda: report("probe", next(done), len(bank.linears)),
         )
         squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
@@ -333,7 +333,7 @@ def measure_divergence(
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
                 for key, hidden in probes.items():
-                    probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
+                    probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.device)).cpu()
                     report()
                 for key in (key for key, depth in depths.items() if depth == layer):
                     with _degrade(tuner, {name: probe.module for name, probe in degraded[key]}):
