@@ -31,7 +31,7 @@ from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import find_modules, visit_linears
 from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
-from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
+from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
 from qra_search.schemas import LevelName, Sensitivities
@@ -245,7 +245,7 @@ def sample_probe_batch(tuner: FineTuner) -> Batch:
     rows = tuner.rows("train", SAMPLED_ROWS)
     count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
     sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return collate([rows[i] for i in sample], multiple=PASS_MULTIPLE)
+    return collate([rows[i] for i in sample])
 
 
 def choose_probes(space: SearchSpace) -> list[tuple[int, int]]:
