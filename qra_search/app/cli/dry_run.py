@@ -26,7 +26,7 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Listener
 
-PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune", "reload")
+PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune",)
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 

@@ -11,7 +11,7 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.compare import Against, Comparison
-from qra_search.app.finetune import check_reloads, select_tunings
+from qra_search.app.finetune import select_tunings
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run, open_run
 from qra_search.app.settings import change_settings
@@ -59,7 +59,7 @@ def finetune(
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
     ] = False,
     device: Annotated[
-        str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")
+        str | None, option("--device D", "auto, cpu, cuda, cuda:1; default: the run's.")
     ] = None,
     rates: Annotated[
         str | None,
@@ -101,14 +101,11 @@ def finetune(
             tried = chosen_from or ()
             print_dry_run(settings, view, tunings=tunings, rates=tried, as_json=as_json)
             return
-        comparison = opened.finetune(
-            plan, **asked, **changes, tolerance=tolerance, progress=view, check=False
-        )
+        comparison = opened.finetune(plan, **asked, **changes, tolerance=tolerance, progress=view)
     if as_json:
         common.print_json(comparison.to_dict())
     else:
         print_comparison(opened, comparison)
-    check_reloads(comparison, opened.folder)
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:
