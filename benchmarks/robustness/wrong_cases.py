@@ -25,7 +25,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show", "Missing argument 'RUN'"),
     ("plans dif land land5", "No such command 'plans'"),
     # models
-    (f"plan {TINY} --model smollm2", "--model is given twice: give it once"),
     (f"plan {OF_A_TASK} --model smolm2", "did you mean smollm2"),
     (f"plan {OF_A_TASK} --model ''", "model.name is '': a text is needed"),
     (f"plan {OF_A_TASK} --model ./none", "no file or folder './none'"),
@@ -110,7 +109,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --set options.lairs=4", "did you mean layers"),
     (f"plan {TINY} --set options.layers=4", "it takes none"),
     (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
-    (f"search {LAND} --out new --gpus-per-worker 1", "give the number of workers with --workers"),
+    (f"search {LAND} --out new --executor ray", "give the number of workers with --workers"),
     # configs
     ("search none.yaml", "`qra schema --example` prints one to start from"),
     ("search unyaml.yaml", "cannot be read as YAML: line 1"),

@@ -29,7 +29,6 @@ from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Study
 
-GPUS = "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, 0 on the CPU."
 BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
 
 
@@ -110,7 +109,6 @@ def search(
         str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
     ] = None,
     address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
-    gpus_per_worker: Annotated[float | None, option("--gpus-per-worker N", GPUS, WHERE)] = None,
     batch: Annotated[int | None, option("--batch N", BATCH, WHERE, min=1)] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -140,10 +138,10 @@ def search(
         print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
-    of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
+    of_workers = {"--executor": executor, "--address": address}
     if unused := [name for name, value in of_workers.items() if value is not None and not workers]:
         raise BadInput(f"{unused[0]}: give the number of workers with --workers")
-    pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
+    pool = Workers(workers, executor or "process", address) if workers else None
     complete = _Completion()
     try:
         with Run(folder.path, settings) as run:
