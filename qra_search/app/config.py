@@ -29,7 +29,6 @@ from qra_search.sections import (
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-MAX_CONFIG_BYTES = 1 << 20
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
 MANY_FIELDS = 16
 """More than these are not named in an error."""
@@ -122,42 +121,15 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 
 def read_yaml(text: str) -> Any:
-    """The plain data of a YAML text; raises ValueError, in one line, if it is none, or too long."""
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
+    """The plain data of a YAML text; raises ValueError, in one line, if it is none."""
     try:
-        return _Loader(text).get_single_data()
+        return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or str(error)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(one_line(place + problem, 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 500)) from None
-
-
-_Fault: Any = yaml.constructor.ConstructorError
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which yaml keeps the last, and aliases: `<<: [*a, *a]` in a row expand
-    a few hundred bytes to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            problem = f"*{event.anchor[:40]} is an alias: write the value out"
-            raise _Fault(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _Fault(None, None, "a key is one word", key.start_mark)
-            if key.value in seen:
-                raise _Fault(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def make_config(

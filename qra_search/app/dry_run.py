@@ -6,7 +6,7 @@ import math
 
 from qra_search.allocate.solve import Allocation
 from qra_search.app.report import formatting
-from qra_search.app.tunable import CostedEvaluator, count_rows
+from qra_search.app.tunable import TunableEvaluator, count_rows
 from qra_search.errors import shorten
 from qra_search.evaluator import Evaluator
 from qra_search.study.study import Listener
@@ -42,7 +42,7 @@ def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool
     Args:
         is_measured: the sensitivities are there, and cost nothing more.
     """
-    if not isinstance(evaluator, CostedEvaluator):
+    if not isinstance(evaluator, TunableEvaluator):
         return format_cost(evaluations) if is_measured else None
     charge = 0.0 if is_measured else evaluator.sensitivity_cost()
     return format_cost(evaluations, charge, evaluator.evaluation_seconds())

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Against, Comparison, choose_rung, compare, list_rungs, select_baselines
+from qra_search.app.baselines import Against, choose_rung, list_rungs, select_baselines
+from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
@@ -154,9 +155,8 @@ class _Job:
 
     def compare_records(self) -> Comparison:
         run = self.tunings.run
-        budget_bytes, known = self.tunings.budget_bytes, run.result.sensitivities
-        records, space = run.folder.records(), run.result.space
-        found = compare(records, space, self.tunings.plan, budget_bytes, self.settings, known)
+        plan, budget_bytes = self.tunings.plan, self.tunings.budget_bytes
+        found = compare(run.folder.records(), run.result.space, plan, budget_bytes, self.settings)
         assert found is not None  # the plan's record is there
         return found
 

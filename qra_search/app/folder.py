@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qra_search.app.compare import Comparison, ShownResult, compare
-from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.compare import Comparison, compare
+from qra_search.app.config import RunConfig, dump_config, find_differences, load_config
 from qra_search.app.rates import Foretold, foretell_rate, make_rate_key, read_trials
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
@@ -137,10 +137,6 @@ class RunFolder:
         Returns whether this call made the folder. Raises BadInput as `check_begin` does, and if nothing can be written.
         """
         self.check_begin(config, resume=resume)
-        try:
-            read_yaml(dump_config(config))
-        except ValueError as error:
-            raise BadInput(f"these settings cannot be saved: {error}") from error
         is_made = True
         try:
             try:
@@ -175,27 +171,11 @@ class RunFolder:
         config = self.config() if self.config_file.is_file() else None
         if result is None:
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
-            result = ShownResult.from_state(state, strategy)
+            result = SearchResult.from_state(state, strategy)
         known = self.plan_file.is_file()
         plan = read_plan(result.space, self.plan_file) if known else result.choose_plan()
         records = tuple(self.records())
         return Snapshot(self, config, result, {**evaluator, **study}, plan, records, self._read_selection())
-
-    def result(self) -> SearchResult:
-        """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
-        return self.read().result
-
-    def plan(self) -> Plan:
-        """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
-        return self.read().require_plan()
-
-    def comparison(self) -> Comparison | None:
-        """The selected tuning beside its baselines; None if nothing is selected."""
-        return self.read().comparison()
-
-    def find_tuning(self, name: str | None = None) -> TuningFolder:
-        """As `Snapshot.find_tuning`."""
-        return self.read().find_tuning(name)
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
         """The sensitivities of the run, None if none are measured; raises BadInput if it is of another evaluator."""
@@ -316,8 +296,8 @@ class Snapshot:
         if selected is None or self.selection is None:
             return None
         budget_bytes = self.selection.budget_bytes if budget_bytes is None else budget_bytes
-        own, sensitivities = plan or selected.plan, self.result.sensitivities
-        found = compare(self.records, space, own, budget_bytes, selected.settings, sensitivities)
+        own = plan or selected.plan
+        found = compare(self.records, space, own, budget_bytes, selected.settings)
         if found is None:
             return None
         is_tuned = self.plan in {None, *(record.plan for record in self.records)}

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qra_search import plugins
-from qra_search.app.compare import Against, Comparison
+from qra_search.app.baselines import Against
+from qra_search.app.compare import Comparison
 from qra_search.app.config import RunConfig, make_config, make_in_memory_name
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
@@ -170,11 +171,11 @@ class Run:
     @property
     def result(self) -> SearchResult:
         """What the sensitivities and the search have found so far."""
-        return self.folder.result()
+        return self.folder.read().result
 
     @property
     def plan(self) -> Plan:
-        return self.folder.plan()
+        return self.folder.read().require_plan()
 
     @property
     def records(self) -> list[TuningRecord]:
@@ -184,7 +185,7 @@ class Run:
     @property
     def comparison(self) -> Comparison | None:
         """The selected tuning beside its baselines on test data; None before `finetune`."""
-        return self.folder.comparison()
+        return self.folder.read().comparison()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -376,7 +377,7 @@ class Run:
         if untuned and tuning is not None:
             raise BadInput("give --tuning or --untuned, not both")
         run = self.folder.check()
-        found = run.tuning("untuned") if untuned else run.find_tuning(tuning)
+        found = run.tuning("untuned") if untuned else run.read().find_tuning(tuning)
         weights = found.adapter / "adapter_model.safetensors"
         if not weights.is_file() and not untuned:
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
@@ -413,7 +414,7 @@ class Run:
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
         """
-        found = self.folder.find_tuning(tuning)
+        found = self.folder.read().find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
             options = {"device": device, "trust_remote_code": trust_remote_code}
@@ -440,7 +441,7 @@ class Run:
         engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
         if engine not in GENERATING:
             raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
-        found = self.folder.check().find_tuning(tuning)
+        found = self.folder.read().find_tuning(tuning)
         if engine == "llama.cpp":
             exported = self.path / "exports" / f"gguf-{found.id}"
             if not exported.is_dir():

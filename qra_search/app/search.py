@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.solve import solve
-from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
@@ -42,8 +41,7 @@ def search(
 
     Args:
         strategy, callbacks, study_options: as `Study` takes them.
-        progress: a function of (stage, done, total); None: bars in a terminal or the cell of a notebook, elsewhere a
-            line for each stage on stderr; True: elsewhere a line for each event; False: nothing.
+        progress: a function of (stage, done, total); None: lines on stderr, with bars in a terminal; False: nothing.
 
     Raises:
         BadInput: an argument that cannot be used; nothing was spent.
@@ -54,15 +52,14 @@ def search(
         study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
-            return ShownResult.from_result(study.run())
+            return study.run()
         finally:
             evaluator.progress = own  # the next search has a listener of its own
 
 
 @contextmanager
 def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run with these settings; if this process made it, and nothing was begun in it at the end, it
-    is removed. In a folder that another process made nothing is removed.
+    """Make the folder of a run with these settings, and remove it if this process made it and left it empty.
 
     Raises BadInput if what was given cannot be used; nothing was spent.
     """
@@ -70,24 +67,9 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
     try:
         yield
     finally:
-        if is_made and not folder.has_run:  # nothing that a second try would trip over
-            _remove_empty_folder(folder)
-
-
-def _remove_empty_folder(folder: RunFolder) -> None:
-    """Remove an empty log, and the folder if it is then empty, unless another process has begun to write there."""
-    from filelock import FileLock, Timeout  # as in the trial log
-
-    lock = FileLock(f"{folder.log_file}.lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return
-    for file in (folder.log_file, Path(lock.lock_file)):
-        file.unlink(missing_ok=True)
-    lock.release()
-    if not any(folder.path.iterdir()):
-        folder.path.rmdir()
+        if is_made:
+            with suppress(OSError):  # it holds something
+                folder.path.rmdir()
 
 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
@@ -115,7 +97,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     else:
         solved = {budget: solve(space, sensitivities, budget) for budget in budgets}
         strategy = search.strategy
-        result = ShownResult(
+        result = SearchResult(
             space, (), sensitivities, budgets, search.seed, strategy=strategy, allocations=solved
         )
         if not (folder.has_run and folder.plan_file.is_file()):
@@ -180,7 +162,7 @@ def search_run(
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         try:
             with on_interrupt(stop):
-                result = ShownResult.from_result(study.run())
+                result = study.run()
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it

@@ -58,8 +58,8 @@ class RateTrial:
     curve: Sequence[float] = ()
 
 
-class CostedEvaluator(Evaluator):
-    """An evaluator that knows its rows, and what a search will take, before it evaluates anything."""
+class TunableEvaluator(Evaluator):
+    """An evaluator of a model, whose plans can be tuned in full, saved and served."""
 
     @abstractmethod
     def row_counts(self) -> Mapping[str, RowCount]:
@@ -72,10 +72,6 @@ class CostedEvaluator(Evaluator):
     @abstractmethod
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation, roughly, without running one."""
-
-
-class TunableEvaluator(CostedEvaluator):
-    """An evaluator of a model, whose plans can be tuned in full, saved and served."""
 
     @abstractmethod
     def estimate(self) -> Mapping[str, Any]:
@@ -168,7 +164,7 @@ class TunableEvaluator(CostedEvaluator):
 
 def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:
     """Rows by split; empty if the evaluator does not know them."""
-    return evaluator.row_counts() if isinstance(evaluator, CostedEvaluator) else {}
+    return evaluator.row_counts() if isinstance(evaluator, TunableEvaluator) else {}
 
 
 def render_row(evaluator: Evaluator) -> Sequence[tuple[str, bool]]:

@@ -157,8 +157,10 @@ class RayExecutor(WorkerExecutor):
                 self.shutdown()
                 raise
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
-        options = {"num_gpus": int(self._device == "cuda"), "max_restarts": 0, "max_task_retries": 0}
-        self._actor_class = ray.remote(num_cpus=1, **options)(_Actor)
+        remote = ray.remote(
+            num_cpus=1, num_gpus=int(self._device == "cuda"), max_restarts=0, max_task_retries=0
+        )
+        self._actor_class: Any = remote(_Actor)
 
     def start_worker(self, slot: int) -> RayWorker:
         return RayWorker(self._ray, self._actor_class.remote(self._device))

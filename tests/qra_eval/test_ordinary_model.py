@@ -328,7 +328,7 @@ def test_a_baseline_that_becomes_the_plan_gets_its_base(
     monkeypatch.setenv("QRA_CACHE", str(tmp_path / "cache"))
     tuned = plan("tiny", "arithmetic", memory="75%", out=tmp_path / "run", config=BRIEF)
     tuned.finetune(against="best")
-    baseline = tuned.folder.find_tuning("uniform")
+    baseline = tuned.folder.read().find_tuning("uniform")
     record = baseline.record()
     assert record is not None
     baseline.base_file.unlink(missing_ok=True)  # it has one if it is what to deploy

@@ -183,13 +183,12 @@ def read_pairs(
     return given
 
 
-def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
+def read_numbers(option: str, text: str) -> list[float]:
     """Numbers that are separated by commas, whole ones as integers; raises BadInput for anything else."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        what = f"expected numbers separated by commas, such as {example}"
-        raise BadInput(f"{option} is {text!r}: {what}") from None
+        raise BadInput(f"{option} is {text!r}: expected numbers separated by commas, such as 2,3,4") from None
     return [int(number) if number.is_integer() else number for number in numbers]
 
 

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
-from qra_search.app.cli.dry_run import print_dry_run
-from qra_search.app.compare import Against, Comparison
-from qra_search.app.finetune import check_reloads, select_tunings
+from qra_search.app.compare import Comparison
+from qra_search.app.finetune import check_reloads
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run, open_run
-from qra_search.app.settings import change_settings
 from qra_search.engines import serve_command
 from qra_search.errors import one_line
 from qra_search.space.budgets import check_budget_text
@@ -73,9 +72,6 @@ def finetune(
         list[str] | None,
         option("--set FIELD=VALUE", "A field of training or finetune: finetune.evaluate_every=50."),
     ] = None,
-    dry_run: Annotated[
-        bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
-    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
@@ -89,20 +85,22 @@ def finetune(
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
-    chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
+    chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
-    changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
-    asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    view = common.make_view(quiet=as_json)
     with open_run(run) as opened:
-        if dry_run:
-            settings = change_settings(opened.config, **changes)
-            tunings = select_tunings(opened.folder.read(), plan, **asked)
-            tried = chosen_from or ()
-            print_dry_run(settings, view, tunings=tunings, rates=tried, as_json=as_json)
-            return
         comparison = opened.finetune(
-            plan, **asked, **changes, tolerance=tolerance, progress=view, check=False
+            plan,
+            memory=budget,
+            steps=steps,
+            epochs=epochs,
+            seeds=seeds,
+            against=against,
+            settings=own,
+            with_16_bit=with_16_bit,
+            rates=chosen_from,
+            tolerance=tolerance,
+            progress=common.make_view(quiet=as_json),
+            check=False,
         )
     if as_json:
         common.print_json(comparison.to_dict())
@@ -160,7 +158,7 @@ def export(
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine
-        source = "the plan" if untuned else f"tuning {opened.folder.find_tuning(tuning).id}"
+        source = "the plan" if untuned else f"tuning {opened.folder.read().find_tuning(tuning).id}"
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return

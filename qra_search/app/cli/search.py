@@ -134,7 +134,9 @@ def search(
     view = common.make_view(quiet=as_json)
     common.report_default_model(settings, view)
     if dry_run:
-        left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
+        left = (
+            None if resumed is None else max(0.0, settings.search.evaluations - resumed.read().result.spent)
+        )
         print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Iterator
 
-from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
+from qra_search.allocate.solve import Allocation
 from qra_search.app.compare import (
     Comparison,
     TunedPlan,
@@ -28,7 +28,6 @@ from qra_search.app.report.formatting import (
     format_percent,
     format_plan,
 )
-from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange, SearchResult, UniformComparison
@@ -80,13 +79,11 @@ def list_findings(
         return [*searched, "The run's plan is not tuned yet. These are figures of another.", *sentences]
     found = find_evaluated(result, budget_bytes)
     if found is not None:
-        above = _describe_next_uniform(space, result.sensitivities, found.chosen.plan, found.budget_bytes)
-        return [_describe(found, space), *above]
+        return [_describe(found, space)]
     allocation = result.allocation(budget_bytes)
     if allocation is None or (result.failures() and not result.candidates):
         return [NOTHING]
-    above = _describe_next_uniform(space, result.sensitivities, allocation.plan, allocation.budget_bytes)
-    return [describe_allocation(allocation, space), *above, f"{_describe_missing(result).capitalize()}."]
+    return [describe_allocation(allocation, space), f"{_describe_missing(result).capitalize()}."]
 
 
 def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
@@ -176,10 +173,8 @@ def summarize_comparison(comparison: Comparison) -> str:
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
-    space, plan, budget_bytes = comparison.space, comparison.chosen.plan, comparison.budget_bytes
-    above = _describe_next_uniform(space, comparison.sensitivities, plan, budget_bytes)
-    scores, shuffle = _compare_scores(comparison), _judge_shuffle(comparison)
-    return [*_list_faults(comparison), _describe(comparison, space), *scores, *shuffle, *above]
+    figures = [_describe(comparison, comparison.space), *_compare_scores(comparison)]
+    return [*_list_faults(comparison), *figures, *_judge_shuffle(comparison)]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -246,29 +241,6 @@ def _describe(found: Finding, space: SearchSpace) -> str:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
-
-
-def _describe_next_uniform(
-    space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int
-) -> Iterator[str]:
-    """The cheapest uniform plan above a budget that is predicted to be better than those within it.
-
-    What a plan gains should not depend on where the budget falls.
-    """
-    uniform = predict_uniform(space, build_additive_table(space, known), plan, space.uniform_plans())
-    least = min((u.gain for u in uniform if u.memory_bytes <= budget_bytes), default=math.inf)
-    other = next((u for u in uniform if u.memory_bytes > budget_bytes and u.gain < least), None)
-    if other is None:
-        return
-    name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
-    text = f"The next better uniform plan, {name}, takes {more} more than the budget"
-    if known is None:
-        yield f"{text}."
-        return
-    low, high = other.interval
-    chance = f", {CHANCE}" if low <= 0 <= high else ""
-    gain = f"{abs(other.gain):.3f} nats {'farther from' if other.gain >= 0 else 'closer to'} 16 bits"
-    yield f"{text}. Before tuning it is predicted {gain} than the plan{chance}."
 
 
 def explain_inconclusive(change: LossChange) -> str:

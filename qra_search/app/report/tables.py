@@ -19,7 +19,8 @@ from qra_search.allocate.solve import (
     solve,
     solve_front,
 )
-from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
+from qra_search.app.baselines import can_shuffle, shuffle_plan
+from qra_search.app.compare import Comparison, classify_record, compare_losses
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.finding import make_answer, summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
@@ -46,9 +47,6 @@ BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
 EQUAL_RANKS_SHARE = 0.9
 """Share of linears of one rank above which ranks are not shown layer by layer, and a note explains the smallest."""
-NOTEBOOK_WIDTH = 110
-"""Columns in a notebook."""
-HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
 
 
 @dataclass(frozen=True)
@@ -317,13 +315,6 @@ def render_comparison(comparison: Comparison) -> Group:
     answer, findings = make_answer(comparison), summarize_comparison(comparison)
     lines = [Text(answer, style="bold"), Text(findings.removeprefix(answer).strip())]
     return Group(*lines, Text(), make_tuned_table(comparison))
-
-
-def render_html(thing: Any) -> str:
-    """What rich prints of an object, as HTML for a notebook."""
-    console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
-    console.print(thing)
-    return console.export_html(inline_styles=True, code_format=HTML)
 
 
 def render_text(thing: object) -> str:

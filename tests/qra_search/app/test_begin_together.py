@@ -59,7 +59,7 @@ def test_the_process_that_is_refused_leaves_the_log_of_the_other(tmp_path: Path)
         (tmp_path / "refused").touch()
         _, errors = first.communicate()
     assert first.returncode == 0, errors
-    assert RunFolder(run).result().spent == 6 and RunFolder(run).plan_file.is_file()
+    assert RunFolder(run).read().result.spent == 6 and RunFolder(run).plan_file.is_file()
 
 
 def test_a_refused_process_removes_only_a_folder_that_it_made_and_left_empty(tmp_path: Path) -> None:

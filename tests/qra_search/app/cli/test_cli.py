@@ -30,7 +30,6 @@ def test_the_commands_import_nothing_heavy() -> None:
 
 
 REFUSED = (
-    "search --workers 1 --gpus-per-worker 1.5",
     "search --strategy none",
     "finetune none",
     "export none --format peft",

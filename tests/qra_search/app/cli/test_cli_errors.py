@@ -108,7 +108,7 @@ CASES = [
     (("show", "a", "torn.json"), "torn.json is not JSON"),
     (("show", "a", "other.json"), "other.json has plan format"),
     # tuning and the rest
-    (("finetune", "a", "--dry-run"), "evaluator 'landscape' cannot fine-tune a plan"),
+    (("finetune", "a"), "evaluator 'landscape' cannot fine-tune a plan"),
     (("export", "a", "--format", "peft"), "a has no selected tuning (tunings: none): run `qra finetune a`"),
     (("export", "a", "--format", "ggfu"), "unknown export format 'ggfu': did you mean gguf?"),
     (("finetune", "a", "--plan", "five.json"), "bits 5 is not one of"),
@@ -119,8 +119,7 @@ CASES = [
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at"),
     # what workers cannot have
-    (("search", *LANDSCAPE, "--gpus-per-worker", "1"), "give the number of workers with --workers"),
-    ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, enough for 0 of 2 workers"),
+    ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, and each of 2 workers"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown"),
     ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor"),

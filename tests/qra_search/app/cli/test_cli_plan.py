@@ -22,10 +22,10 @@ def test_a_plan_evaluates_nothing_and_is_the_exact_optimum_of_the_sensitivities(
     done = qra("plan", *MODULES, "--memory", "uniform3r8", "--out", tmp_path / "a", "--json")
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "a")
-    result, (budget,) = run.result(), run.result().memory_budgets
+    result, (budget,) = run.read().result, run.read().result.memory_budgets
     assert result.trials == () and result.sensitivities is not None
     allocation = solve(result.space, result.sensitivities, budget)
-    assert run.plan() == allocation.plan
+    assert run.read().require_plan() == allocation.plan
     (row,) = done.json["allocations"]
     assert row["memory_bytes"] <= row["budget_bytes"] == budget
     fitting = [p for p in result.space.uniform_plans() if result.space.memory_bytes(p) <= budget]
@@ -38,7 +38,7 @@ def test_the_front_has_plans_of_every_size_and_what_they_lead_uniform_plans_by(
 ) -> None:
     command = ("plan", *MODULES, "--memory", "uniform3r8", "--front")
     found = qra(*command, "--out", tmp_path / "a", "--json").json["predicted_front"]
-    result = RunFolder(tmp_path / "a").result()
+    result = RunFolder(tmp_path / "a").read().result
     for row in found:
         plan = solve(result.space, result.sensitivities, row["budget_bytes"]).plan
         assert row["plan"] == plan.to_dict() and row["memory_bytes"] <= row["budget_bytes"]

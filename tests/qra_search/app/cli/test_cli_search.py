@@ -35,7 +35,7 @@ def test_json_is_all_that_goes_to_stdout_and_nothing_goes_to_stderr(qra: Qra, tm
     done = qra.search(tmp_path / "a", "--json")
     assert done.err == ""
     assert done.json["complete"] is True
-    written = RunFolder(tmp_path / "a").result().to_dict()
+    written = RunFolder(tmp_path / "a").read().result.to_dict()
     assert {k: done.json[k] for k in written} == written
 
 
@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_would_be_and_spends_nothing(qra: Qra, tmp_path: Pat
     text = qra.search(tmp_path / "a", "--dry-run")
     assert not (tmp_path / "a").exists()
     qra.search(tmp_path / "a")
-    space = RunFolder(tmp_path / "a").result().space
+    space = RunFolder(tmp_path / "a").read().result.space
     assert facts["groups"] == len(space) == 4
     assert facts["smallest_bytes"] == space.memory.minimum
     assert facts["largest_bytes"] == space.memory.maximum
@@ -79,7 +79,7 @@ def test_a_resumed_search_goes_on_with_more_evaluations_as_if_it_had_been_asked_
 ) -> None:
     qra.search(tmp_path / "a", evaluations=6)
     count = len(trials(tmp_path / "a"))
-    left = 14 - RunFolder(tmp_path / "a").result().spent
+    left = 14 - RunFolder(tmp_path / "a").read().result.spent
     assert qra("search", tmp_path / "a", "-n", 14, "--dry-run", "--json").json[
         "evaluations"
     ] == pytest.approx(left)

@@ -134,37 +134,15 @@ def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
     assert "beats" in summarize_comparison(compared(failed="diverged: training loss is nan"))
 
 
-@pytest.mark.parametrize(
-    ("damage", "text"),
-    [
-        (0.3, "0.600 nats closer to 16 bits than the plan."),
-        (0.01, "0.020 nats closer to 16 bits than the plan, too small to tell from chance."),
-    ],
-)
-def test_the_headline_names_the_next_uniform_plan_with_its_predicted_difference(
-    damage: float, text: str
-) -> None:
-    """A step from 3 to 4 bits takes away this damage of each of two groups; no other plan is as small as 3 bits."""
+@pytest.mark.parametrize("damage", [0.3, 0.01])
+def test_before_tuning_the_headline_is_predicted_and_none_if_it_may_be_chance(damage: float) -> None:
+    """A step from 3 to 4 bits takes away this damage of each of two groups."""
     three, four = (TWO.memory_bytes(Plan((b, b), (8, 8))) for b in (3, 4))
     by_bits = Sensitivities(np.array([[9.0, damage, 0.0]] * 2), np.zeros((2, 1)), repair=0.0)
-    result = SearchResult(TWO, (), by_bits, (three,), 0, strategy="qra", allocations={})
-    size = format_bytes(four - three)
-    more = f" The next better uniform plan, uniform 4 bits, rank 8, takes {size} more than the budget"
-    assert f"{more}. Before tuning it is predicted {text} Nothing was tuned yet." in summarize_run(result)
-    mixed = replace(result, memory_budgets=((three + four) // 2,))
-    is_certain = damage > 0.1
+    mixed = SearchResult(TWO, (), by_bits, ((three + four) // 2,), 0, strategy="qra", allocations={})
     lead = f"{damage:.3f} nats closer to 16 bits than"
     assert f"): before tuning it is predicted {lead} uniform 3 bits, rank 8" in summarize_run(mixed)
-    assert (f"before tuning predicted {lead} the best uniform plan" in make_headline(mixed)) is is_certain
-    tuned_in_three = replace(compared(uniform=None), budget_bytes=three)
-    assert summarize_comparison(tuned_in_three).endswith(f"{more}.")
-    printed = " ".join(str(replace(tuned_in_three, sensitivities=by_bits)).split())
-    assert f"{more}. Before tuning it is predicted 9.000 nats closer to 16 bits than the plan." in printed, (
-        "whose 2 bits cost 9"
-    )
-    assert "next better" not in summarize_comparison(compared()), "all uniform plans fit"
-    worse = replace(by_bits, bits_damage=by_bits.bits_damage * [1, 1, 0] + [0, 0, 1])
-    assert "next better" not in summarize_run(replace(result, sensitivities=worse, allocations={}))
+    assert (f"before tuning predicted {lead} the best uniform plan" in make_headline(mixed)) is (damage > 0.1)
 
 
 def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:
