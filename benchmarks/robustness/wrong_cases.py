@@ -164,7 +164,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show land torn.json", "torn.json is not JSON"),
     # benchmarks and the rest
     ("bench --task hills", "write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
-    ("bench --seeds 5-3", "write how many"),
     ("bench --task additive-4-layer-flat --strategy nsga3", "did you mean nsga2"),
     ("demo --out land", "land holds another run"),
     ("schema extra", "unexpected extra argument"),

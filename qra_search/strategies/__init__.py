@@ -91,7 +91,7 @@ def find_non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
-    """A strategy from its name, its class, or itself.
+    """A strategy from its name, `FILE.py:NAME`, its class, or itself.
 
     Args:
         options: keyword arguments of its constructor.
@@ -112,7 +112,8 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
         factory = spec
     elif isinstance(spec, str):
         name = spec
-        factory = plugins.load("strategies", spec)
+        own = plugins.is_object_path(spec)
+        factory = plugins.load_object(spec) if own else plugins.load("strategies", spec)
     else:
         raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
     with convert_to_bad_input():

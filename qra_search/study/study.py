@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import MAX_INT, Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
+from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import check_sensitivities, space_to_dict
@@ -115,7 +114,6 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, batch)
         self.strategy = make_strategy(strategy, **(options or {}))
         whole = evaluator.space
         self.space: SearchSpace = whole if self.strategy.searches_extra else whole.without_extra
@@ -308,13 +306,3 @@ def check_evaluator(evaluator: Any) -> Evaluator:
         return evaluator
     by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
     raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
-
-
-def check_options(evaluations: Any, seed: Any, batch: Any) -> None:
-    """Raises BadInput for a search budget, a seed or a batch that cannot be used."""
-    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
-        raise wrong_type("evaluations", evaluations, "a positive number is needed")
-    if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
-        raise wrong_type("seed", seed, "a whole number from 0 on is needed, below 2**63")
-    if batch is not None and not (isinstance(batch, Integral) and int(batch) >= 1):
-        raise wrong_type("batch", batch, "a whole number from 1 on, or None, is needed")

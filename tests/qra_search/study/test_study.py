@@ -241,12 +241,6 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluations": "ten"}, r"evaluations is 'ten' \(str\): a positive number is needed"),
-        ({"evaluations": 0}, "evaluations is 0"),
-        ({"evaluations": float("nan")}, "evaluations is nan"),
-        ({"seed": "x"}, r"seed is 'x' \(str\): a whole number from 0 on is needed"),
-        ({"seed": -1}, "seed is -1"),
-        ({"batch": 0}, "batch is 0"),
         ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
         ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
         ({"memory_budget": "lots"}, "'lots' is not a memory budget: write one such as 108MiB"),

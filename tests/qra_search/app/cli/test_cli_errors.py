@@ -115,7 +115,6 @@ CASES = [
     (("finetune", "a", "--plan", "plan.json", "--memory", "1GiB"), "give one of them"),
     (("finetune", "a", "--steps", "0"), "--steps"),
     (("bench", "--task", "hills"), "unknown task 'hills': write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
-    (("bench", "--seeds", "5-3"), "--seeds is '5-3': write how many (3: the seeds 0 to 2), or the first and"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at"),
     # what workers cannot have
