@@ -24,7 +24,6 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.interrupt import on_interrupt
 from qra_search.study.result import SearchResult, UniformComparison
 from qra_search.study.study import Callback, Listener, Study, StudyFailed, check_evaluator
 
@@ -152,17 +151,10 @@ def search_run(
         folder.write_config(config)
         _describe_start(study, listener)
 
-        def stop() -> None:
-            study.stop()
-            listener.say(
-                "stopping after the running evaluations, which are saved; press Ctrl-C again to stop now"
-            )
-
         planned = folder.plan_file.read_text() if folder.plan_file.is_file() else None
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         try:
-            with on_interrupt(stop):
-                result = study.run()
+            result = study.run()
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it

@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from rich.markup import escape
-
 from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
-from qra_search.app.cli.app import INTERRUPTED
 from qra_search.app.cli.common import WHERE, option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.config import RunConfig
@@ -27,7 +23,6 @@ from qra_search.app.settings import check_budget, make_folder_name
 from qra_search.errors import BadInput
 from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study
 
 BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
 
@@ -115,7 +110,7 @@ def search(
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
-    Ctrl-C finishes the running evaluation and saves. The folder of a run in place of a config resumes that run: one
+    Every finished evaluation is saved. The folder of a run in place of a config resumes that run: one
     that was broken off, or one that `qra plan` made.
 
     [bold]Example[/]
@@ -144,14 +139,12 @@ def search(
     if unused := [name for name, value in of_workers.items() if value is not None and not workers]:
         raise BadInput(f"{unused[0]}: give the number of workers with --workers")
     pool = Workers(workers, executor or "process", address) if workers else None
-    complete = _Completion()
     try:
         with Run(folder.path, settings) as run:
             result = run.search(
                 resume=resumed is not None,
                 workers=pool,
                 batch=batch,
-                callbacks=[complete],
                 progress=view,
             )
     except KeyboardInterrupt:
@@ -160,30 +153,10 @@ def search(
             view.say(f"Stopped; finished evaluations are saved. Resume: {command}")
         raise
     if as_json:
-        common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
-    else:
-        print_result(result, folder, complete=complete.reached)
-    if not complete.reached:
-        raise typer.Exit(INTERRUPTED)
-
-
-def print_result(result: SearchResult, folder: RunFolder, *, complete: bool) -> None:
-    """Print the finding, the plans against uniform, and the commands that may follow."""
+        common.print_json({"folder": str(folder.path), **result.to_dict()})
+        return
+    comparison = folder.read(result).comparison()
     console = common.stdout()
     console.print()
-    comparison = folder.read(result).comparison()
     console.print(render_result(result, comparison))
-    if complete:
-        common.print_next_steps(folder, result, comparison)
-    else:
-        command = escape(f"qra search {shlex.quote(str(folder.path))}")
-        console.print(f"Interrupted and saved. Resume it with: [bold]{command}[/]", soft_wrap=True)
-
-
-class _Completion(Callback):
-    """Notes whether a search came to its end, or was interrupted."""
-
-    reached = True
-
-    def on_end(self, study: Study) -> None:
-        self.reached = not study.stopping or study.state.spent >= study.evaluations
+    common.print_next_steps(folder, result, comparison)
