@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import json
 import logging
+import mmap
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears, normalise
 from qra_search.errors import BadInput
 
+SUFFIX = ".safetensors"
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+
+
+class MappedFiles:
+    """The checkpoints that this process has mapped, as ranges of addresses; none but on Linux."""
+
+    def __init__(self) -> None:
+        lines = Path("/proc/self/maps").read_text().splitlines() if _libc is not None else []
+        ranges = [line.split()[0].split("-") for line in lines if line.endswith(SUFFIX)]
+        self.ranges = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
+
+    def release(self, tensor: Tensor) -> None:
+        """Let go of the pages of a tensor on the host that nobody has written to; they are read again at its use."""
+        address = tensor.data_ptr()
+        if _libc is None or not any(first <= address < last for first, last in self.ranges):
+            return
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (address + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start:
+            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+
+
 log = logging.getLogger(__name__)
 
 SLICES, SLICE_BYTES = 16, 4096
+SUMMED = 1 << 19
+"""64-bit words of a tensor that are summed at a time, and let go."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +100,8 @@ def prepare_model(
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
         return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
-    digest = compute_fingerprint(model)
+    # The pages of a model in memory are its owner's, who may have changed them.
+    digest = compute_fingerprint(model, release=stream and fields.get("source") is None)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(make_input_contiguous)
@@ -110,10 +139,13 @@ def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any
     return (args[0].contiguous(), *args[1:])
 
 
-def compute_fingerprint(model: nn.Module) -> str:
+def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
     """Hash of the model's class and tensors: names, shapes, types, up to 64 KiB of each, evenly spaced, and the sum of
     its 64-bit words: a sum costs a twentieth of a hash, and tells a tensor from one with other rows.
+
+    By `release` pages of tensors that are mapped from a file, and were never written to, are let go.
     """
+    files = MappedFiles() if release else None
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -125,7 +157,11 @@ def compute_fingerprint(model: nn.Module) -> str:
             digest.update(b"".join(flat[start : start + SLICE_BYTES].numpy().tobytes() for start in starts))
         words = flat[: len(flat) // 8 * 8]
         words = words if words.storage_offset() % 8 == 0 else words.clone()
-        total = int(words.view(torch.int64).sum())
+        total = 0
+        for part in words.view(torch.int64).split(SUMMED):
+            total += int(part.sum())
+            if files is not None:
+                files.release(part)
         digest.update((total % 2**64).to_bytes(8, "little"))
     return digest.hexdigest()[:16]
 

@@ -105,8 +105,8 @@ class PlanSwitcher:
         weight = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
-            plain = type(module) is nn.Linear
-            weight = module.weight if plain else self.quantized_model.backend.dequantize(module)
+            backend = self.quantized_model.backend
+            weight = module.weight if isinstance(module, nn.Linear) else backend.dequantize(module)
             weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from qra_backends.trellis import linear
+from qra_backends.trellis import decode_numba, linear
 from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
@@ -156,3 +158,39 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
         found = layer(x)
     assert sizes == [10] * 9 + [6]
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [1, 5])
+def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int):
+    code = TrellisCode(4, 12)
+    codes = torch.randint(0, 256, (code.stream_bytes(601), 256), dtype=torch.uint8)
+    multiply = decode_numba.make_product(codes, torch.rand(601).half(), code, 256)
+    x, threads = torch.randn(inputs, 256), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = multiply(x)
+        torch.set_num_threads(1)
+        assert torch.equal(multiply(x), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux says what was resident")
+@pytest.mark.parametrize("inputs", [1, 40])
+def test_a_product_never_has_a_whole_weight_in_memory(inputs: int):
+    out, columns, code = 8192, 4096, TrellisCode(4, 12)
+    codes = torch.randint(0, 256, (code.stream_bytes(out), columns), dtype=torch.uint8)
+    form = {"out_features": out, "in_features": columns, "bias": None, "dtype": torch.bfloat16}
+    tensors = {"codes": codes, "scale": torch.ones(out, 1, dtype=torch.float16)}
+    layer = TrellisLinear(tensors, code=code, block=256, **form)
+
+    def read_status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
+
+    with torch.no_grad():
+        layer(torch.randn(inputs, columns).bfloat16())  # compiles
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = read_status("VmRSS")
+        layer(torch.randn(inputs, columns).bfloat16())
+    assert read_status("VmHWM") - before < out * columns  # half of the weight in 16 bits

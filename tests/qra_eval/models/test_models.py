@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -186,3 +187,22 @@ def test_the_head_is_given_the_last_positions_side_by_side(folder):
     last = model(input_ids=ids, logits_to_keep=1).logits
     assert seen == [True]
     torch.testing.assert_close(last, whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
+def test_weights_that_were_hashed_are_not_resident(tmp_path: Path):
+    """A run that is loaded hashes 16-bit weights of which it needs few: 10 MiB of files would take 270 MiB."""
+
+    def count_mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+
+    size = 64 << 20
+    save_file({"weight": torch.zeros(size // 4)}, tmp_path / "model.safetensors")
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(load_file(tmp_path / "model.safetensors")["weight"])
+    before = count_mapped()
+    kept = compute_fingerprint(model)
+    assert count_mapped() - before > size / 2
+    assert compute_fingerprint(model, release=True) == kept
+    assert count_mapped() - before < size / 8
