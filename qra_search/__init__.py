@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qra_search.app.run import Run, open_run, plan
+    from qra_search.app.run import Run
     from qra_search.app.search import search
+    from qra_search.app.start import open_run, plan
     from qra_search.errors import BadInput, EvaluationFailed
     from qra_search.evaluator import Evaluator
     from qra_search.log.journal import TrialLog
@@ -61,7 +62,8 @@ _HOMES = {
     "strategies": ("Strategy",),
     "study.result": ("EvaluatedPlan", "SearchResult"),
     "study.study": ("Callback", "Study"),
-    "app.run": ("Run", "open_run", "plan"),
+    "app.run": ("Run",),
+    "app.start": ("open_run", "plan"),
     "app.search": ("search",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,8 @@ from qra_search.app.cli.common import argument, option
 from qra_search.app.compare import Comparison
 from qra_search.app.finetune import check_reloads
 from qra_search.app.report.tables import render_comparison
-from qra_search.app.run import Run, open_run
+from qra_search.app.run import Run
+from qra_search.app.start import open_run
 from qra_search.engines import serve_command
 from qra_search.errors import one_line
 from qra_search.space.budgets import check_budget_text

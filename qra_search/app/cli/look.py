@@ -19,8 +19,8 @@ from qra_search.app.report.tables import (
     make_plan_table,
     make_record_table,
 )
-from qra_search.app.run import open_run
 from qra_search.app.search import write_report
+from qra_search.app.start import open_run
 from qra_search.errors import convert_to_bad_input
 from qra_search.schemas import LevelName, format_level
 from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
