@@ -193,14 +193,8 @@ def make_in_memory_name(given: object) -> str:
 
 
 def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configs differ, by dotted path: the old value and the new.
-
-    A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
-    """
-    found = dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
-    if "auto" in found.get("space.granularity", ()):
-        del found["space.granularity"]
-    return found
+    """Fields in which two configs differ, by dotted path: the old value and the new."""
+    return dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
 
 def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:

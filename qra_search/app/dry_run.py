@@ -1,10 +1,9 @@
-"""What is said of a run before it starts: its rows, and the cost and possible gain of a search."""
+"""What is said of a run before it starts: its rows, and the cost of a search."""
 
 from __future__ import annotations
 
 import math
 
-from qra_search.allocate.solve import Allocation
 from qra_search.app.report import formatting
 from qra_search.app.tunable import TunableEvaluator, count_rows
 from qra_search.errors import shorten
@@ -46,17 +45,6 @@ def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool
         return format_cost(evaluations) if is_measured else None
     charge = 0.0 if is_measured else evaluator.sensitivity_cost()
     return format_cost(evaluations, charge, evaluator.evaluation_seconds())
-
-
-def describe_gain(allocation: Allocation | None) -> str:
-    """What a search may gain over the allocated plan."""
-    best = None if allocation is None else allocation.best_uniform
-    if best is not None and best.is_certain:
-        return (
-            "probably little. A search checks the predicted plan by short tunings, in case the sensitivities "
-            "are wrong; on SmolLM2-135M it improved that plan little (docs/study.md)"
-        )
-    return "unknown, because the predicted gain over uniform plans is within its error. A search measures it"
 
 
 def describe_rows(evaluator: Evaluator) -> list[str]:

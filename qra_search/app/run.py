@@ -26,7 +26,6 @@ from qra_search.app.finetune import (
     write_deployed_base,
 )
 from qra_search.app.folder import RunFolder, Snapshot
-from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
 from qra_search.app.settings import (
@@ -40,7 +39,6 @@ from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.files import read_tensor_names
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
 from qra_search.study.result import SearchResult
@@ -300,9 +298,6 @@ class Run:
         weights = found.adapter / "adapter_model.safetensors"
         if not weights.is_file() and not untuned:
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
-        for file in (found.base_file, weights):
-            if file.is_file():
-                read_tensor_names(file)  # before seconds of loading libraries
         is_named = tuning is not None or untuned
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -411,10 +406,7 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        if not self.folder.has_run:
-            return f"Run({str(self.path)!r})"
-        run = self.folder.read()
-        return f"Run({str(self.path)!r}): {summarize_run(run.result, run.comparison())}"
+        return f"Run({str(self.path)!r})"
 
     def _change_evaluations(self, count: float) -> RunConfig:
         fields = self.config.model_dump(mode="json")

@@ -9,7 +9,7 @@ from typing import Any
 
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
+from qra_search.app.dry_run import estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -177,7 +177,7 @@ def search_run(
 
 
 def _describe_start(study: Study, listener: Listener) -> None:
-    """Say what a study resumes, what it searches, and, of a new one, what it costs and may gain."""
+    """Say what a study resumes, what it searches, and, of a new one, what it costs."""
     state, evaluator = study.state, study.evaluator
     if state.trials:
         spent, total = state.spent, study.evaluations
@@ -197,8 +197,6 @@ def _describe_start(study: Study, listener: Listener) -> None:
     cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
     if cost is not None:
         listener.say(f"what it costs: {cost}")
-    if study.sensitivities is not None:
-        listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
 
 
 def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import ByteSize
 
 from qra_search.errors import BadInput
 from qra_search.schemas import LevelName, check_name, format_level
@@ -133,14 +134,7 @@ def parse_bytes(text: str | int | float) -> int:
 
 def format_bytes(count: int | float) -> str:
     """A size as people read it: `108.0 MiB`."""
-    size = float(count)
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            break
-        size = size / 1024
-        unit = larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    return ByteSize(count).human_readable(separator=" ")
 
 
 BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"

@@ -281,21 +281,15 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)
+        fault = ""
         if size > state.memory_limit:
-            raise StudyFailed(
-                f"the strategy proposed a plan of {size} bytes: at most {state.memory_limit} are allowed, "
-                f"state.memory_limit"
-            )
-        if proposal.key in known:
-            raise StudyFailed(
-                f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}: give a plan that is not "
-                f"in state.seen, or a new seed, state.next_seed(plan)"
-            )
-        if proposal.fidelity not in state.fidelities:
-            raise StudyFailed(
-                f"the strategy proposed fidelity {proposal.fidelity}: it must be one of state.fidelities, "
-                f"{state.fidelities}"
-            )
+            fault = f"a plan of {size} bytes, and state.memory_limit is {state.memory_limit}"
+        elif proposal.key in known:
+            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, state.next_seed(plan)"
+        elif proposal.fidelity not in state.fidelities:
+            fault = f"fidelity {proposal.fidelity}, and state.fidelities are {state.fidelities}"
+        if fault:
+            raise StudyFailed(f"the strategy proposed {fault}")
         known.add(proposal.key)
     return list(proposals)
 

@@ -24,7 +24,6 @@ from qra_search.app.report.tables import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
-from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Listener
 
@@ -151,12 +150,6 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
     console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
     for what, command in list_next_steps(folder, result, found):
         console.print(f"  {what + ':':28}  [bold]{escape(command)}[/]", soft_wrap=True)
-
-
-def report_default_model(config: RunConfig, view: Listener) -> None:
-    """Say which model is taken, if none was named."""
-    if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
-        view.say(f"No --model given: using {config.model.name}.")
 
 
 def print_json(data: Any) -> None:

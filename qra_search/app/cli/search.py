@@ -12,7 +12,7 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import WHERE, option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import describe_gain, estimate_cost
+from qra_search.app.dry_run import estimate_cost
 from qra_search.app.evaluator import Workers
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
@@ -49,7 +49,6 @@ def plan(
     """
     settings = common.read_settings(given)
     view = common.make_view(quiet=as_json)
-    common.report_default_model(settings, view)
     if dry_run:
         check_budget(settings)
         print_dry_run(settings, view, is_plan=True, as_json=as_json)
@@ -89,7 +88,6 @@ def print_planned(
     common.print_next_steps(folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")
-    console.print(f"What it may gain: {describe_gain(result.allocation())}.")
 
 
 @common.with_settings()
@@ -127,7 +125,6 @@ def search(
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
     view = common.make_view(quiet=as_json)
-    common.report_default_model(settings, view)
     if dry_run:
         left = (
             None if resumed is None else max(0.0, settings.search.evaluations - resumed.read().result.spent)

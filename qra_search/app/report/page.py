@@ -43,7 +43,6 @@ from qra_search.app.report.formatting import (
     format_metric_name,
     format_metric_parts,
     format_plan,
-    format_time,
 )
 from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
@@ -178,17 +177,8 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
             name = format_plan(found.baseline.plan, result.space)
             items.append(("Against uniform", change, f"{found.data} loss{ends and f', {ends}'}; {name}"))
     if result.trials:
-        running = len(result.trials) - len(result.ended_trials)
-        counts = {"failed": len(result.failures()), "not finished": running}
-        more = "".join(f", {count} {what}" for what, count in counts.items() if count)
-        seconds = sum(trial.evaluation.seconds for trial in result.trials if trial.evaluation is not None)
-        seconds += result.sensitivities.seconds if result.sensitivities else 0.0
-        more = f"{format_time(seconds)}; {len(result.candidates)} plans{more}; strategy {result.strategy}"
+        more = f"{len(result.candidates)} plans; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))
-    if run.records:
-        seconds = sum(record.seconds for record in run.records)
-        more = f"{len(run.records)} tunings, with their tests"
-        items.append(("Time of tuning", format_time(seconds), more))
     return items
 
 

@@ -43,7 +43,6 @@ SHORT = 12
 WIDTH = 120
 """Columns of what does not go to a terminal."""
 CHANCE_NOTE = "Chance: the interval holds zero."
-BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
 EQUAL_RANKS_SHARE = 0.9
 """Share of linears of one rank above which ranks are not shown layer by layer, and a note explains the smallest."""
@@ -257,14 +256,11 @@ def make_predicted_front_table(result: SearchResult) -> TextTable:
 
 
 def make_comparison_table(result: SearchResult) -> TextTable:
-    """For every budget the best plan, and below it the best uniform plan; a few budgets stand for many.
+    """For every budget the best plan, and below it the best uniform plan.
 
     Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
     """
     compared, space = result.comparisons, result.space
-    if len(compared) > BUDGETS_SHOWN:
-        step = (len(compared) - 1) / (BUDGETS_SHOWN - 1)
-        compared = [compared[round(i * step)] for i in range(BUDGETS_SHOWN)]
     rows: list[tuple[str, ...]] = []
 
     def make_row(within: str, name: str, plan: EvaluatedPlan, change: str) -> tuple[str, ...]:

@@ -8,11 +8,9 @@ import pytest
 from fakes import AdditiveEvaluator, QuietTunable
 
 from qra_search import BudgetTooSmall
-from qra_search.allocate.solve import solve
 from qra_search.app.cli.dry_run import describe_run
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import (
-    describe_gain,
     describe_rows,
     estimate_cost,
     format_cost,
@@ -65,16 +63,6 @@ def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured()
     assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
     assert format_cost(4.5) == "4.5 plans tuned briefly"
     assert estimate_cost(AdditiveEvaluator(), 15, is_measured=False) is None
-
-
-def test_a_search_checks_a_clear_gain_and_measures_an_unclear_one() -> None:
-    evaluator = AdditiveEvaluator()
-    sensitivities, memory = evaluator.sensitivities(), evaluator.space.memory
-    assert sensitivities is not None
-    clear = solve(evaluator.space, sensitivities, memory.minimum + memory.maximum >> 1)
-    assert clear.best_uniform is not None
-    assert ("checks the predicted plan" in describe_gain(clear)) == clear.best_uniform.is_certain
-    assert "measures it" in describe_gain(None)
 
 
 ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}

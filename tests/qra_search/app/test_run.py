@@ -14,6 +14,7 @@ from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
 from qra_search.app.config import ConfigError, dump_config, make_config
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.folder import RunFolder
+from qra_search.app.report.finding import summarize_run
 from qra_search.app.search import begin_run, search_run
 from qra_search.app.settings import make_settings
 from qra_search.errors import RunFailed
@@ -155,7 +156,8 @@ def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp
     folder.tuning(record.id).path.mkdir(parents=True)
     folder.tuning(record.id).write(record)
     folder.select(record, 0)
-    text = repr(Run(tmp_path / "a", make_settings(SETTINGS)))
+    read = folder.read()
+    text = summarize_run(read.result, read.comparison())
     searched, _, tuned = text.partition("The run's plan is not tuned yet. These are figures of another. ")
     assert "whose test loss is 1.500" in tuned and "whose validation loss" in searched
 

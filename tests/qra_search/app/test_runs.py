@@ -73,15 +73,13 @@ def test_the_plan_of_a_run_is_that_of_its_file_and_without_one_what_the_log_lead
         (config(), config(), True, ""),
         (config(), config(evaluations=12), False, r"is 8.0 there and 12.0 here; .* in Python open_run\(\)"),
         (config(), config(evaluations=12), True, ""),
-        (config("module"), config(), True, ""),
-        (config(), config("module"), True, ""),
         (config("module"), config("layer"), True, "space.granularity is 'module' there and 'layer' here"),
     ],
 )
 def test_another_config_is_refused_with_the_field_and_both_values(
     tmp_path: Path, known: RunConfig, given: RunConfig, resume: bool, message: str
 ) -> None:
-    """The same one has to be resumed; more evaluations, and a granularity that was left open, are no other run."""
+    """The same one has to be resumed; more evaluations are no other run."""
     folder, _ = searched(tmp_path / "a", settings=known)
     with pytest.raises(BadInput, match=message) if message else nullcontext():
         folder.begin(given, resume=resume)

@@ -174,13 +174,6 @@ def test_piped_tables_keep_to_the_columns_that_are_asked_for(
     assert 50 < max(map(len, qra("strategies").out.partition("\n\n")[0].splitlines())) <= 60
 
 
-def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
-    told = "No --model given: using smollm2."
-    refused = ("plan", "--task", "arithmetic")
-    assert told in qra(*refused).err
-    assert told not in qra(*refused, "--model", "tiny").err
-
-
 def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(
     qra: Qra, tmp_path: Path
 ) -> None:
