@@ -18,7 +18,7 @@ class Mine(Evaluator):
                 Group(name=f"block.{i}", linears=[Linear(name=f"block.{i}.w", out_features=o, in_features=n)])
                 for i, (o, n) in enumerate(shapes)
             ],
-            bits=(2, 3, 4, 8), ranks=(0, 1, 2), formats=None, fixed_bytes=1000,
+            bits=(2, 3, 4, 8), ranks=(0, 1, 2), fixed_bytes=1000,
         )
 
     def evaluate(self, plan, *, fidelity=1.0, seed=0):

@@ -30,8 +30,6 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
-MANY_FIELDS = 16
-"""More than these are not named in an error."""
 
 
 class ConfigError(BadInput):
@@ -207,29 +205,19 @@ def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tupl
 
 def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
-    first, *others = error.errors()
+    first = error.errors()[0]
     # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
     types = ("str", "bool", "int", "float")
     field = tuple(takewhile(lambda part: part not in types and "[" not in str(part), first["loc"]))
-    where = ".".join(map(str, field)) or "config"
-    where = where if where.isprintable() and len(where) < 200 else shorten(where)
+    where = shorten(".".join(map(str, field)) or "config", 200).strip("'\"")
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in field[:-1]:
             section = section.model_fields[part].annotation
-        allowed = list(section.model_fields)
-        near = suggest_names(field[-1], allowed, most=1)
-        listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
-        return f"{where} is not a known field: {near}allowed are {listed}"
-    faults = [first, *(other for other in others if other["loc"][: len(field)] == field)]
+        near = suggest_names(field[-1], section.model_fields, most=1)
+        return f"{where} is not a known field: {near}`qra schema` lists them"
+    faults = [fault for fault in error.errors() if fault["loc"][: len(field)] == field]
     given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
-    needed = dict.fromkeys(_describe_fault(fault["type"], fault["msg"]) for fault in faults)
-    return f"{where} is {shorten(given)}: {' or '.join(needed).replace(' or must be ', ' or ')}"
-
-
-def _describe_fault(kind: str, message: str) -> str:
-    """What is needed, in pydantic's words but for its own nouns."""
-    if kind == "model_type":
-        return "must be a mapping of fields, such as {name: ...}"
-    text = message.removeprefix("Value error, ").partition(", unable to")[0]
-    return text[:1].lower() + text[1:] if "nput should" not in text else text.replace("Input should", "must")
+    needed = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults)
+    words = " or ".join(needed).replace("or Input should be", "or").replace("Input should", "must")
+    return f"{where} is {shorten(given)}: {words}"

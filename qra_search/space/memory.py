@@ -183,24 +183,10 @@ def read_name(text: str) -> LevelName:
     return name
 
 
-def make_levels(
-    bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None
-) -> tuple[Level, ...]:
-    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
-
-    Args:
-        formats: of those given as numbers; None for the default of all.
-    """
-
-    levels = []
-    for value in check_list(bits, (int, np.integer, Level), BITS_WANTED):
-        if isinstance(value, Level):
-            levels.append(value)
-            continue
-        width = int(value)
-        if formats is not None and width not in (*formats, UNQUANTIZED_BITS):
-            raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
-        levels.append(Level(width, width, format=formats.get(width) if formats else None))  # type: ignore[arg-type]
+def make_levels(bits: Iterable[int | Level]) -> tuple[Level, ...]:
+    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none."""
+    given = check_list(bits, (int, np.integer, Level), BITS_WANTED)
+    levels = [value if isinstance(value, Level) else Level(int(value), int(value)) for value in given]
     levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):

@@ -20,7 +20,6 @@ from qra_search.space.memory import (
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
-    StorageFormat,
     adapter_bytes,
     check_list,
     format_bytes,
@@ -38,11 +37,9 @@ class SearchSpace:
 
     Args:
         groups: at least one, with unique names.
-        bits: levels to choose from: bit-widths, or `Level` objects where a width is stored in several ways; 16 leaves
-            a linear unquantized.
+        bits: levels to choose from: bit-widths, which stand for groups of 64 weights with 32 bits of scale and zero, or
+            `Level` objects with formats of their own; 16 leaves a linear unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
-        formats: bit-width to its `StorageFormat`, for bits given as numbers; default: group-wise with 32 bits of scale
-            and zero for every 64 weights.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
@@ -67,7 +64,6 @@ class SearchSpace:
         groups: Iterable[Group],
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
-        formats: Mapping[int, StorageFormat] | None = None,
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
         extra: Mapping[str, Parameter] | None = None,
@@ -76,7 +72,7 @@ class SearchSpace:
         self.groups = tuple(groups)
         if not all(isinstance(group, Group) for group in self.groups):
             raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
-        self.levels = make_levels(bits, formats)
+        self.levels = make_levels(bits)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
         self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))
@@ -180,13 +176,8 @@ class SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
         beside, though it may be none of this space."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
-        ranks = sorted({0, self.ranks[-1]})
-        return SearchSpace(
-            groups=groups,
-            bits=(UNQUANTIZED_BITS,),
-            ranks=ranks,
-            fixed_bytes=self.fixed_bytes,
-            adapter_bits=self.adapter_bits,
+        return self._copy(
+            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=sorted({0, self.ranks[-1]}), extra={}
         )
 
     def find_space(self, plan: Plan) -> SearchSpace:
@@ -248,15 +239,12 @@ class SearchSpace:
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
         """The same space with these extra parameters in place of its own."""
-        if extra == self.extra:
-            return self
+        return self if extra == self.extra else self._copy(extra=extra)
+
+    def _copy(self, **changes: Any) -> SearchSpace:
+        names = ("groups", "ranks", "fixed_bytes", "adapter_bits", "extra")
         return SearchSpace(
-            groups=self.groups,
-            bits=self.levels,
-            ranks=self.ranks,
-            fixed_bytes=self.fixed_bytes,
-            adapter_bits=self.adapter_bits,
-            extra=extra,
+            **{"bits": self.levels, **{name: getattr(self, name) for name in names}, **changes}
         )
 
     def contains(self, plan: Plan) -> bool:

@@ -17,14 +17,14 @@ EXAMPLE = Path(__file__).parents[2] / "backends" / "example"
 
 SEARCH = """
 from qra_backends import make_backend
-from qra_search import Evaluation, Evaluator, Group, Linear, SearchSpace, search
+from qra_search import Evaluation, Evaluator, Group, Level, Linear, SearchSpace, search
 
 backend = make_backend({3: "hqq", 4: "reference", 8: "reference"})
 
 class Toy(Evaluator):
     space = SearchSpace(
         groups=[Group(name=str(i), linears=[Linear(name=str(i), out_features=64, in_features=64)]) for i in range(4)],
-        bits=(3, 4, 8), ranks=(4, 8), formats={bits: backend.storage(bits) for bits in backend.bits},
+        bits=[Level(b, b, format=backend.storage(b)) for b in (3, 4, 8)], ranks=(4, 8),
     )
     def evaluate(self, plan, *, fidelity=1.0, seed=0):
         loss = sum(4.0 ** -bits for bits in plan.bits)

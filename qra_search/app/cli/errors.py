@@ -26,7 +26,7 @@ def run_safely(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", TornLine)
-            warnings.showwarning = lambda message, *place, **more: _print_line(str(message), OK)
+            warnings.showwarning = _show_warning
             check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
@@ -51,6 +51,10 @@ def run_safely(arguments: list[str]) -> int:
 def exit_status(error: BaseException) -> int:
     """2 if the user can mend it by giving something else, 1 if the run failed."""
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    _print_line(str(message), OK)
 
 
 def _print_line(message: str, status: int) -> int:
