@@ -321,11 +321,7 @@ def compare(
     budget_bytes: int,
     settings: Mapping[str, Any],
 ) -> Comparison | None:
-    """The comparison of a plan with what was tuned alike; None if the plan was not tuned with these settings.
-
-    Args:
-        budget_bytes: that other plans keep to; at least the plan's own bytes count.
-    """
+    """The comparison of a plan with what was tuned alike; None if the plan was not tuned with these settings."""
     by_plan: dict[tuple[Plan, bool], list[TuningRecord]] = {}
     for record in records:
         if record.settings == settings:

@@ -17,13 +17,7 @@ ROW_FIELDS = {"validation": "evaluation.validation_rows", "test": "finetune.test
 
 
 def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
-    """What a search takes, in words.
-
-    Args:
-        evaluations: full evaluations that it may spend.
-        charge: of measuring the sensitivities, in full evaluations; 0 if they are measured.
-        seconds: of a full evaluation; nan if unknown.
-    """
+    """What a search takes, in words."""
 
     def format_seconds(count: float) -> str:
         return f", about {formatting.format_time(count * seconds)}" if math.isfinite(seconds) else ""
@@ -36,11 +30,7 @@ def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.n
 
 
 def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
-    """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it.
-
-    Args:
-        is_measured: the sensitivities are there, and cost nothing more.
-    """
+    """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it."""
     if not isinstance(evaluator, TunableEvaluator):
         return format_cost(evaluations) if is_measured else None
     charge = 0.0 if is_measured else evaluator.sensitivity_cost()

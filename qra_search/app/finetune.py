@@ -193,9 +193,6 @@ def tune_missing(
 
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
     awaited at the end. Raises RunFailed if the plan cannot be tuned; of a baseline that is only said.
-
-    Args:
-        untuned: measure the untuned model as well.
     """
     evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
@@ -344,9 +341,6 @@ def choose_rate(
 
     Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, as the
     best rate falls with their number (docs/tuning.md).
-
-    Args:
-        build: makes the evaluator of settings.
 
     Raises:
         RunFailed: the plan cannot be tuned at any of the rates.

@@ -286,12 +286,7 @@ class Snapshot:
         return plan
 
     def comparison(self, plan: Plan | None = None, budget_bytes: int | None = None) -> Comparison | None:
-        """The selected tuning beside its baselines; None if nothing is selected.
-
-        Args:
-            plan: another, as it was tuned with the selected tuning's settings.
-            budget_bytes: another than the selection's.
-        """
+        """The selected tuning beside its baselines; None if nothing is selected."""
         selected, space = self.selected, self.result.space
         if selected is None or self.selection is None:
             return None

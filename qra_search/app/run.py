@@ -112,9 +112,6 @@ class Run:
     def select(self, tuning: str) -> Snapshot:
         """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
-        Args:
-            tuning: as `load` takes it.
-
         Raises:
             BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
         """
@@ -255,11 +252,7 @@ class Run:
         return replace(comparison, is_selected=is_selected, tolerance=tolerance)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the HTML report, one file that needs no network, and return its path.
-
-        Args:
-            out: default: `report.html` in the run's folder.
-        """
+        """Write the HTML report, one file that needs no network, and return its path."""
         with convert_to_bad_input():
             return write_report(self.folder.read(), out)
 

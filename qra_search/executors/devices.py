@@ -67,10 +67,6 @@ def make_environment(device: str, workers: int) -> dict[str, str]:
 
     A worker sees its own GPU only, which is its evaluator's `cuda`.
 
-    Args:
-        device: `cpu`, or a GPU such as `cuda:0`.
-        workers: how many share the machine's cores.
-
     Raises:
         ValueError: another form, or a GPU that this process was not given.
     """

@@ -28,9 +28,6 @@ def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) ->
     """A memory budget as text, checked for its form; `resolve_budget` gives its bytes once the space is known.
 
     Raises BadInput, which names the forms.
-
-    Args:
-        needs_unit: refuse a number without a unit that is too small to be meant in bytes.
     """
     text = str(budget)
     if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):

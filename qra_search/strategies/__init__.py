@@ -93,9 +93,6 @@ def find_non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
     """A strategy from its name, `FILE.py:NAME`, its class, or itself.
 
-    Args:
-        options: keyword arguments of its constructor.
-
     Raises:
         BadInput: none of these, or an option that the strategy does not take, or not with this value.
         UnknownName: no strategy of that name.

@@ -41,11 +41,7 @@ class AdditiveStrategy(Strategy):
 def propose_optima(
     state: StudyState, table: np.ndarray, n: int, *, origin: str, skip: int = 0
 ) -> list[Proposal]:
-    """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets.
-
-    Args:
-        skip: budgets of the sweep that are left out, since their plans are in the log.
-    """
+    """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets."""
     seen = set(state.seen)
     proposals: list[Proposal] = []
     for budget in islice(_list_budgets(state), skip, None):

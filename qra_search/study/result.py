@@ -255,11 +255,7 @@ class SearchResult(StudyState):
         }
 
     def write(self, folder: str | Path, *, evaluator: Mapping[str, Any] | None = None) -> None:
-        """Write `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder.
-
-        Args:
-            evaluator: what identifies it, for `sensitivities.json`.
-        """
+        """Write `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.sensitivities is not None:

@@ -45,11 +45,7 @@ class Callback:
 
 
 class Listener(Callback):
-    """Called with what a run does. Every method does nothing by default; a terminal's view is one.
-
-    Args:
-        progress: a function for the steps of long work.
-    """
+    """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
 
     def __init__(self, progress: Callable[[str, int, int], None] | None = None):
         self._progress = progress

@@ -61,14 +61,6 @@ def run_benchmark(
 
     Returns how many cells ran, and how many of these failed.
 
-    Args:
-        tasks: names for `build_task`.
-        strategies: texts for `parse_strategy`.
-        seeds: each draws a landscape and seeds the search on it.
-        evaluations: full evaluations that a search may spend.
-        workers: processes, each with one thread.
-        progress: is given one line for every finished cell.
-
     Raises:
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """

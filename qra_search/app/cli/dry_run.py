@@ -38,12 +38,7 @@ def print_dry_run(
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Build the evaluator, spend nothing, and print what a command would do.
-
-    Args:
-        is_plan: a plan, without a search.
-        evaluations: full evaluations that a search may still spend; None: as the config says.
-    """
+    """Build the evaluator, spend nothing, and print what a command would do."""
     check_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)
@@ -87,9 +82,6 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     """Facts of a plan or a search that is yet to begin, as plain data; raises BadInput for a budget that no plan fits.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
-
-    Args:
-        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     space = evaluator.space
     with convert_to_bad_input():

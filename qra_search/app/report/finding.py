@@ -267,11 +267,7 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
 def list_next_steps(
     folder: RunFolder, result: SearchResult, found: Finding | None = None
 ) -> list[tuple[str, str]]:
-    """Commands that may follow, each with what it does.
-
-    Args:
-        found: what the run found; what was tuned can be exported.
-    """
+    """Commands that may follow, each with what it does."""
     path = str(folder.path)
     quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
     steps = [("look at the plan", f"qra show {quoted}")]

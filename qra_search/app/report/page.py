@@ -64,9 +64,6 @@ HEADERS_SHOWN, HEADER_EVERY = 12, 5
 def write_page(run: Snapshot, path: str | Path | None = None) -> Path:
     """Write the report of a run, and return its path.
 
-    Args:
-        path: default: `report.html` in the run's folder.
-
     Raises:
         BadInput: the path is a folder's.
     """
