@@ -34,10 +34,7 @@ TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 @dataclass(frozen=True)
 class TunedPlan:
     """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; `failed` tells that
-    one seed diverged.
-
-    Attributes:
-        records: those of its seeds, ascending.
+    one seed diverged. Records are ascending by seed.
     """
 
     role: Role

@@ -12,7 +12,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.config import RunConfig
 from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator
-from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
+from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator, Progress
 from qra_search.executors import (
     Executor,
@@ -54,10 +54,7 @@ def build_evaluator(
             raise BadInput(f"{what}: give its name or folder")
         options = {"progress": progress, **({} if weights else {"weights": False})}
         taken = {name: value for name, value in options.items() if takes_all or name in parameters}
-        try:
-            evaluator: Evaluator = factory(config, **taken, **objects)
-        except SystemExit as error:
-            raise RunFailed(f"evaluator {config.evaluator!r} exited while being built: {error}") from error
+        evaluator: Evaluator = factory(config, **taken, **objects)
         return evaluator
 
 
@@ -70,13 +67,7 @@ def check_can_tune(evaluator: Evaluator, config: RunConfig) -> TunableEvaluator:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where evaluations run, if not in this process.
-
-    Attributes:
-        count: how many workers.
-        kind: `process` or `ray`.
-        address: of a Ray cluster.
-    """
+    """Where evaluations run, if not in this process; the kind is `process` or `ray`, which may have an address."""
 
     count: int
     kind: str = "process"

@@ -43,7 +43,6 @@ class Tunings:
     """What is to be tuned in a run, each plan with each seed.
 
     Attributes:
-        run: as it was read.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
         rungs: of a ladder, cheapest first, of which no more are tuned than decide how small a plan may be.
@@ -141,12 +140,6 @@ class _Job:
                 self.evaluator.write_base(plan, tuning.path)
         if record is None:
             return True
-        own = self.evaluator.metric_digests()
-        if changed := [name for name, old in record.metric_digests.items() if own.get(name, old) != old]:
-            self.listener.say(
-                f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
-                f"delete {tuning.path} to tune and score it again"
-            )
         self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
         if is_chosen and record.failed:
             where = f"(in {tuning.path})"
@@ -200,9 +193,6 @@ def tune_missing(
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
-    if config.finetune.monitor == "task":
-        rows = evaluator.row_counts()["validation"].had
-        listener.say(f"the best adapters are those by the task's own measure, on {rows} validation rows")
     folder = tunings.run.folder
     known = {record.id for record in folder.records()}
     missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]

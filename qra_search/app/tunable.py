@@ -82,10 +82,6 @@ class TunableEvaluator(Evaluator):
         """
 
     @abstractmethod
-    def metric_digests(self) -> Mapping[str, str]:
-        """Of the source of each metric of generated answers: a record that has another one has old scores."""
-
-    @abstractmethod
     def cards(self) -> Sequence[Mapping[str, Any]]:
         """Which graphics cards a run fits; `qra doctor --model` prints it.
 

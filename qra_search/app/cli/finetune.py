@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
 from qra_search.app.start import open_run
 from qra_search.engines import serve_command
-from qra_search.errors import one_line
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
@@ -30,8 +28,6 @@ TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss i
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
-SAMPLE = 220
-"""Characters of a prompt or an answer that are shown."""
 
 
 def finetune(
@@ -111,25 +107,13 @@ def finetune(
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:
-    """The finding, the table of the run's comparison, a few answers, and what to do next."""
+    """The finding, the table of the run's comparison, and what to do next."""
     console, snapshot = common.stdout(), run.snapshot
     comparison = snapshot.comparison() or comparison  # that of a longer tuning, perhaps
     console.print()
     console.print(render_comparison(comparison))
-    _print_samples(comparison.chosen.samples)
     console.print()
     common.print_next_steps(run.folder, snapshot.result, comparison)
-
-
-def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
-    """Generated answers from before a tuning and after."""
-    console = common.stdout()
-    if samples:
-        console.print("\nAnswers to test rows, by the quantized model before its tuning and after:")
-    for sample in samples:
-        console.print(f"\n  {one_line(sample['prompt'], SAMPLE)}", markup=False, style="bold")
-        for name in ("wanted", "before", "after"):
-            console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
 
 
 def export(

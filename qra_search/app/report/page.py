@@ -190,14 +190,7 @@ def _list_css_properties(ramps: dict[str, int], *, dark: bool) -> dict[str, str]
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What the groups of a space are coloured by.
-
-    Attributes:
-        ramp: name of its colours, `bits`, `rank` or `damage`.
-        levels: the step of each group.
-        labels: what each group's cell says.
-        legend: what each step stands for.
-    """
+    """What the groups of a space are coloured by: steps of a ramp and labels of cells, one for each group."""
 
     ramp: str
     title: str

@@ -10,14 +10,13 @@ import pytest
 from cli_runner import Qra
 
 import qra_search
-from qra_search import BadInput, Callback, Run, SearchResult, plugins, search
+from qra_search import BadInput, Callback, Run, SearchResult, search
 from qra_search.app.config import ConfigError, dump_config, make_config
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.search import begin_run, search_run
 from qra_search.app.settings import make_settings
-from qra_search.errors import RunFailed
 from qra_search.schemas import TuningRecord
 from qra_search.study.study import Listener, StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
@@ -123,16 +122,11 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
     assert folder.config() == config
 
 
-def test_workers_are_refused_live_objects_and_an_evaluator_may_not_leave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_are_refused_live_objects(tmp_path: Path) -> None:
     live = Run(tmp_path / "a", make_settings(SETTINGS), objects={"model": object()})
     with pytest.raises(BadInput, match="workers cannot share an in-memory model or task"):
         live.search(workers=1)
     assert Run(tmp_path / "a", live.config).search(workers=1).spent == 12
-    monkeypatch.setattr(plugins, "load", lambda kind, name: lambda config: exec("raise SystemExit(0)"))
-    with pytest.raises(RunFailed, match="'landscape' exited while being built"):
-        build_evaluator(make_settings({"evaluator": "landscape"}), print)
 
 
 def test_a_second_report_keeps_the_comparison_on_test_data(tmp_path: Path) -> None:
