@@ -78,9 +78,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{path} is not JSON ({error}): give another file, or remove it and run the command again"
-        ) from None
+        raise BadInput(f"{path} is not JSON ({error}): give another file, or remove it") from None
 
 
 def read_tensor_names(path: Path) -> list[str]:

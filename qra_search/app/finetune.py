@@ -349,9 +349,7 @@ def choose_rate(
             continue
         loss = next(r for r in comparison.chosen.records if r.seed == first.seeds[0]).validation_loss
         if loss is None:
-            raise BadInput(
-                f"evaluator {config.evaluator!r} measures no validation loss, which --rates compares"
-            )
+            raise BadInput(f"{config.evaluator} measures no validation loss, which --rates compares")
         losses[rate] = loss
         listener.say(f"learning rate {rate:g}: validation loss {loss:.4f}")
     if not losses:
@@ -371,5 +369,5 @@ def check_reloads(comparison: Comparison, folder: RunFolder) -> None:
                 path = folder.tuning(record.id).path
                 raise RunFailed(
                     f"the adapter in {path} differs from the tuned one when reloaded: {record.reload_error}; "
-                    "do not use it: delete its folder, and run the same command again"
+                    "delete its folder, and tune again"
                 )

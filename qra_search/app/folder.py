@@ -97,9 +97,7 @@ class RunFolder:
         if not self.has_run:
             what = f"holds no {LOG_NAME}, nor config.yaml with {SENSITIVITIES_NAME}"
             what = what if self.path.is_dir() else "is not a folder"
-            raise NoRun(
-                f"{self.path} is not a run: it {what}; give a folder that `qra plan` or `qra search` wrote"
-            )
+            raise NoRun(f"{self.path} is not a run: it {what}")
         return self
 
     def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
@@ -127,8 +125,7 @@ class RunFolder:
                 )
         if has_run and not resume:
             raise BadInput(
-                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
-                "or give another --out"
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run()"
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
@@ -146,9 +143,7 @@ class RunFolder:
             TemporaryFile(dir=self.path).close()
         except OSError as error:
             problem = describe_os_error(error)
-            raise BadInput(
-                f"the run's folder {self.path} cannot be written ({problem}): give another place with --out"
-            ) from error
+            raise BadInput(f"the run's folder {self.path} cannot be written ({problem})") from error
         return is_made
 
     def write_config(self, config: RunConfig) -> None:
@@ -158,10 +153,7 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
-            begun = "`qra plan` or `qra search` did not begin it"
-            raise NoRun(
-                f"{self.path} has no config.yaml: {begun}; continue it in Python, with the same Study"
-            )
+            raise NoRun(f"{self.path} has no config.yaml: `qra plan` or `qra search` did not begin it")
         return load_config(self.config_file)
 
     def read(self, result: SearchResult | None = None) -> Snapshot:
@@ -229,9 +221,7 @@ class RunFolder:
             return None if data is None else Selection.model_validate(data)
         except ValidationError:
             command = f"`qra show {self.path} --tuning ID`"
-            raise BadInput(
-                f"{self.selection_file} is damaged: remove it, then {command} selects a tuning"
-            ) from None
+            raise BadInput(f"{self.selection_file} is damaged: remove it, then use {command}") from None
 
 
 @dataclass(frozen=True)
@@ -270,9 +260,7 @@ class Snapshot:
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""
         if self.plan is None:
-            raise NoRun(
-                f"{self.folder.path} has no plan yet: resume its search with `qra search {self.folder.path}`"
-            )
+            raise NoRun(f"{self.folder.path} has no plan yet: resume it with `qra search`")
         return self.plan
 
     def choose_plan(self, budget_bytes: int | None) -> Plan:
@@ -329,9 +317,7 @@ class Snapshot:
             what = f"no tuning {name!r}" if name else "no selected tuning"
             there = ", ".join(record.id for record in records) or "none"
             option = {"shuffled": " --against shuffled", "16-bit": " --with-16-bit"}.get(name or "", "")
-            raise BadInput(
-                f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`, or give an id"
-            )
+            raise BadInput(f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`")
         return self.folder.tuning(found[0].id)
 
 

@@ -85,9 +85,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     if sensitivities is not None:
         listener.say("resumed: the sensitivities are already measured")
     elif (sensitivities := evaluator.sensitivities()) is None:
-        raise BadInput(
-            f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
-        )
+        raise BadInput(f"{config.evaluator} measures no sensitivities, which a plan needs: use `qra search`")
     check_sensitivities(space, sensitivities)
     folder.check_begin(config, resume=True)  # of another process, perhaps, by now
     known = folder.read() if folder.log_file.is_file() else None
@@ -212,9 +210,7 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
     # Without an interval nothing tells a gain from chance.
     if change is None or change.interval is None or change.may_be_chance or not change.is_lower:
         amount = f" ({format_change(change)})" if change else ""
-        listener.say(
-            f"no plan of the search beats {name} by more than chance{amount}. What was tuned stays selected"
-        )
+        listener.say(f"no plan of the search beats {name} by more than chance{amount}")
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "

@@ -38,8 +38,7 @@ def check_enough_gpus(gpus: int, workers: int, where: str) -> None:
     """Raises BadInput if not every worker can have a GPU of its own; `where` says what has the GPUs."""
     if gpus < workers:
         raise BadInput(
-            f"{where} has {gpus} GPU{'s' * (gpus != 1)}, and each of {workers} workers needs one: ask for fewer "
-            "workers, or use --device cpu"
+            f"{where} has {gpus} GPUs, and each of {workers} workers needs one: use fewer, or --device cpu"
         )
 
 
@@ -52,9 +51,7 @@ def assign_devices(device: str, workers: int) -> list[str]:
         return ["cpu"] * workers
     visible, named = list_visible_gpus(), parse_gpus(device)
     if missing := [name for name in named if name not in visible]:
-        raise BadInput(
-            f"device {missing[0]!r}: torch sees {len(visible) or 'no'} GPUs here: name others, or use cpu"
-        )
+        raise BadInput(f"device {missing[0]!r}: torch sees {len(visible)} GPUs here, numbered from 0")
     if device == "auto" and not visible:
         return ["cpu"] * workers
     gpus = named or visible
@@ -82,8 +79,7 @@ def make_environment(device: str, workers: int) -> dict[str, str]:
         known = [name.strip() for name in given.split(",") if name.strip()]
         if int(index) >= len(known):
             raise ValueError(
-                f"device {device!r} does not exist: this process was given {len(known)} GPUs "
-                f"(CUDA_VISIBLE_DEVICES={given}), which are numbered from 0"
+                f"device {device!r}: this process was given {len(known)} GPUs (CUDA_VISIBLE_DEVICES={given})"
             )
         index = known[int(index)]
     return {DEVICE: "cuda", "CUDA_VISIBLE_DEVICES": index, **threads}

@@ -186,8 +186,7 @@ class RayWorker:
             return self._ray.get(reply, timeout=START_SECONDS if function is build_evaluator else None)
         except errors.GetTimeoutError:
             raise WorkerUnusable(
-                f"Ray had no worker ready within {START_SECONDS:g} seconds: are there as many CPUs and GPUs "
-                f"free as were asked for?"
+                f"Ray had no worker ready within {START_SECONDS:g} seconds: are enough CPUs and GPUs free?"
             ) from None
         except errors.RayTaskError as error:
             raise error.cause from None

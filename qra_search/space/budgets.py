@@ -79,8 +79,7 @@ def _find_reference(space: SearchSpace, text: str) -> Plan:
     """The uniform plan that a percentage is of."""
     if not space.uniform_ranks:
         raise BadInput(
-            f"memory budget {text!r} is a share of a uniform plan, but this space has none, because no rank "
-            "is allowed for every group. Give the budget in bytes"
+            f"memory budget {text!r} is a share of a uniform plan, but this space has none: give it in bytes"
         )
     rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
     names = [level.name for level in space.levels if level.width == REFERENCE_BITS]

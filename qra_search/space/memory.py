@@ -120,9 +120,7 @@ def parse_bytes(text: str | int | float) -> int:
     else:
         match = SIZE.fullmatch(str(text))
         if match is None:
-            raise BadInput(
-                f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
-            )
+            raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB")
         value = float(match.group(1))
         unit = (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
@@ -160,7 +158,7 @@ class Level:
         check_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
             raise ValueError(
-                f"level {self.name} has width {self.width}: the name of a level is its width, or a text"
+                f"level {self.name} has width {self.width}: a level's name is its width, or a text"
             )
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")

@@ -100,8 +100,7 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
     if isinstance(spec, Strategy):
         if options:
             raise BadInput(
-                f"options are given ({', '.join(options)}), and the strategy is an object already: give its name or "
-                "class, or construct it with them"
+                f"options are given ({', '.join(options)}), and the strategy is an object already: construct it so"
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):

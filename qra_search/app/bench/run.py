@@ -269,8 +269,7 @@ def build_task(name: str, seed: int) -> Any:
     parts = TASK.fullmatch(name)
     if parts is None:
         raise ValueError(
-            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}, or "
-            f"{TUNINGS}banking77"
+            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}"
         )
     family, layers, granularity, sensitivities, noise = parts.groups()
     options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}

@@ -75,9 +75,7 @@ def print_planned(
         console.print(f"\nWithin [bold]{describe_size(result.space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
         if not allocation.is_exact:
-            console.print(
-                "Too many groups are alike for the exact optimum, so the plan may be an exchange off it."
-            )
+            console.print("Too many groups are alike for an exact solution: the plan may be an exchange off.")
     if front:
         console.print()
         console.print(make_predicted_front_table(result))

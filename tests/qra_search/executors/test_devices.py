@@ -46,8 +46,8 @@ def test_each_worker_gets_a_gpu_that_its_run_names_or_leaves_open(four, device, 
 @pytest.mark.parametrize(
     ("device", "workers", "message"),
     [
-        ("auto", 5, "this machine has 4 GPUs, and each of 5 workers needs one: ask for fewer workers"),
-        ("cuda:1", 2, "device 'cuda:1' has 1 GPU, and each of 2 workers needs one"),
+        ("auto", 5, "this machine has 4 GPUs, and each of 5 workers needs one: use fewer"),
+        ("cuda:1", 2, "device 'cuda:1' has 1 GPUs, and each of 2 workers needs one"),
         ("cuda:7", 1, "device 'cuda:7': torch sees 4 GPUs here"),
     ],
 )
@@ -59,7 +59,7 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
     monkeypatch.setattr(devices, "list_visible_gpus", list)
-    with pytest.raises(BadInput, match="this machine has 0 GPUs, .* use --device cpu"):
+    with pytest.raises(BadInput, match="this machine has 0 GPUs, .* or --device cpu"):
         make_executor(config("cuda"), Workers(2))
     assert assign("auto", 2) == ["cpu", "cpu"]
 

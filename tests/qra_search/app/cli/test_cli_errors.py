@@ -37,7 +37,7 @@ def folder(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-NO_TASK = "say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub"
+NO_TASK = "say with --task what to tune for: a name (qra tasks), a file, or a data set on the hub"
 CASES = [
     # the command line itself
     (("serch",), "No such command 'serch'. Did you mean 'search'"),

@@ -148,7 +148,7 @@ def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than
         assert (
             folder.read().require_plan() == tuned
             and "by more than chance" in text
-            and "What was tuned stays selected" in text
+            and "no plan of the search beats" in text
         )
 
 
