@@ -73,7 +73,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'qra_search' has no attribute {name!r}")
     return getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
-from qra_search.app.config import RunConfig, make_config
+from qra_search.app.config import RunConfig
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
@@ -28,11 +28,7 @@ from qra_search.app.finetune import (
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
-from qra_search.app.settings import (
-    change_settings,
-    check_budget,
-    check_task,
-)
+from qra_search.app.settings import change_settings, check_budget, check_task, make_settings
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -50,7 +46,7 @@ GENERATING = ("transformers", "llama.cpp")
 """Engines that `generate` has; the first is the default."""
 
 
-class Run:
+class Run(AbstractContextManager["Run"]):
     """One run: a folder, its settings, and what is done with it; made by `qra_search.plan` or `open_run`.
 
     The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.
@@ -68,9 +64,6 @@ class Run:
         self._held: tuple[RunConfig, Evaluator] | None = None
         self._snapshot: Snapshot | None = None
 
-    def __enter__(self) -> Run:
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.close()
 
@@ -82,7 +75,6 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Path of the run's folder."""
         return self.folder.path
 
     @property
@@ -204,14 +196,12 @@ class Run:
             steps: of the optimizer; None: as the settings say.
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
-            against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
-                the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
-                bits, of any size without `memory`, as far as they tell how small a plan may be.
+            against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled`, `all` uniform
+                plans that fit and that one, `none`, or a `ladder` from 1 to 4 bits, of any size without `memory`.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
-                loss is kept for all else.
+            rates: to tune the plan at in full, of which that of lowest validation loss is kept for all else.
             tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
                 percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
             check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
@@ -402,5 +392,4 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     def _change_evaluations(self, count: float) -> RunConfig:
-        fields = self.config.model_dump(mode="json")
-        return make_config(fields, {"search.evaluations": count}, source="options")
+        return make_settings(self.config, {"search.evaluations": count})

@@ -6,9 +6,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from operator import methodcaller
 from queue import LifoQueue
-from typing import Any, Self
+from typing import Any
 
 from qra_search.errors import BadInput, EvaluationFailed, convert_to_bad_input, describe, describe_failure
 from qra_search.evaluator import Evaluator, check_evaluation
@@ -67,7 +68,7 @@ class InProcessExecutor(Executor):
         return future
 
 
-class WorkerExecutor(Executor):
+class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
     """An executor with `slots` workers, each started when it is first needed and kept.
 
     A worker that dies is replaced, and its evaluation is run again once. Use it in a `with` block: at its end, or at
@@ -112,9 +113,6 @@ class WorkerExecutor(Executor):
         for worker in workers:
             worker.kill()
         self._threads.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.shutdown()

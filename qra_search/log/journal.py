@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -160,7 +160,7 @@ def to_printable(text: str) -> str:
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
 
 
-class TrialLog:
+class TrialLog(AbstractContextManager["TrialLog"]):
     """Trials in the order in which they were proposed.
 
     Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
@@ -267,9 +267,6 @@ class TrialLog:
             self._file = -1
         if lock is not None and lock.is_locked:
             lock.release()
-
-    def __enter__(self) -> TrialLog:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -14,16 +14,6 @@ from qra_search.errors import BadInput, convert_to_bad_input, wrong_type
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal, Trial
 
-__all__ = [
-    "Estimates",
-    "Strategy",
-    "StudyState",
-    "average_losses",
-    "average_replicates",
-    "find_non_dominated",
-    "make_strategy",
-]
-
 
 @dataclass(frozen=True)
 class Estimates:

@@ -24,7 +24,6 @@ from qra_search.app.report.formatting import (
     format_loss,
     format_metric,
     format_metric_name,
-    format_pair,
     format_percent,
     format_plan,
 )
@@ -220,7 +219,7 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
     )
     if change.interval is None or change.may_be_chance:
         says = explain_inconclusive(change)
-    yield f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}: {says}."
+    yield f"The plan shuffled over linears has {format_loss(shuffled.loss)}: {says}."
 
 
 def _describe(found: Finding, space: SearchSpace) -> str:
@@ -233,7 +232,7 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
-    own, other = format_pair(found.chosen.loss, found.baseline.loss)
+    own, other = format_loss(found.chosen.loss), format_loss(found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
         return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_inconclusive(change)}."

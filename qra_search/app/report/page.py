@@ -37,11 +37,10 @@ from qra_search.app.report.finding import (
     make_headline,
 )
 from qra_search.app.report.formatting import (
-    format_change_parts,
+    format_change,
     format_evaluations,
     format_metric,
     format_metric_name,
-    format_metric_parts,
     format_plan,
 )
 from qra_search.errors import BadInput, one_line
@@ -160,8 +159,8 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
         tuned, uniform = found.chosen, found.baseline
         for name in found.metric_names:
             rows = len(tuned.row_scores[name])
-            figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))
-            more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
+            figure = format_metric(name, tuned.metrics[name], tuned.metric_interval(name))
+            more = f"on {rows} test row{'s' * (rows != 1)}"
             if uniform is not None and uniform is not tuned:
                 more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
             items.append((format_metric_name(name).capitalize(), figure, more))
@@ -170,9 +169,8 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
         share = size / result.space.unquantized.memory.minimum
         items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
         if found.baseline is not None and found.change is not None:
-            change, ends = format_change_parts(found.change)
             name = format_plan(found.baseline.plan, result.space)
-            items.append(("Against uniform", change, f"{found.data} loss{ends and f', {ends}'}; {name}"))
+            items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))
     if result.trials:
         more = f"{len(result.candidates)} plans; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))

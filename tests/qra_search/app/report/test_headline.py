@@ -49,7 +49,7 @@ def compared(
 def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
     sentence = summarize_comparison(compared())
     assert sentence.startswith(
-        "Test loss 1.43 instead of 1.71 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: −16.3%"
+        "Test loss 1.432 instead of 1.710 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: "
     )
     assert sentence.endswith(").") and "+" not in sentence
 
@@ -93,8 +93,8 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     shuffled = Plan((4, 2), (8, 8))
     for ratio, text in (
-        (1.0, "The plan shuffled over linears has 1.71: choosing by layer brings −16"),
-        (0.7, "The plan shuffled over linears has 1.20: choosing by layer does not pay here, +19"),
+        (1.0, "The plan shuffled over linears has 1.710: choosing by layer brings −16"),
+        (0.7, "The plan shuffled over linears has 1.197: choosing by layer does not pay here, +19"),
     ):
         comparison = compared()
         control = tuned("shuffled", shuffled, [1.71 * ratio] * len(RATIOS), 108)

@@ -127,7 +127,7 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     assert heading is not None
     verdict, finding = (part for part in heading.groups())
     assert re.fullmatch(r"Deploy the plan \(\d+\.\d KiB\): 50\.0% right, uniform .* 40\.0% .*", verdict)
-    assert finding.split()[2:6] == ["1.00", "instead", "of", "1.10"]
+    assert finding.split()[2:6] == ["1.005", "instead", "of", "1.105"]
     assert "on 1 test row; best uniform plan: 40.0%" in text
 
 

@@ -75,11 +75,6 @@ def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
     assert formatting.format_time(seconds) == text
 
 
-@pytest.mark.parametrize("pair", [("1.43", "1.71"), ("1.431", "1.435")])
-def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -> None:
-    assert formatting.format_pair(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
-
-
 def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
     half = make_toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
