@@ -13,7 +13,7 @@ from qra_search import Plan, search
 from qra_search.app.compare import Comparison, Role, TunedPlan
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_headline, summarize_comparison, summarize_run
-from qra_search.app.report.tables import make_allocation_table, make_tuned_table
+from qra_search.app.report.tables import make_allocation_table
 from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
 from qra_search.study.result import EvaluatedPlan, LossChange, SearchResult, UniformComparison
@@ -102,15 +102,6 @@ def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     few = compared(ratios=(0.8,), uniform=None)
     control = tuned("shuffled", shuffled, [1.71], 108)
     assert "nothing says whether" in summarize_comparison(replace(few, tunings=(*few.tunings, control)))
-
-
-def test_metrics_that_score_the_same_rows_share_a_note() -> None:
-    scores = {"slot_f1": (0.0, 1.0) * 16, "exact_match": (1.0, 0.0) * 16, "f1": (0.0, 1.0) * 12}
-    notes = make_tuned_table(compared(uniform=None, row_scores=scores)).notes
-    assert [note for note in notes if ": on " in note] == [
-        "Slot f1, exact match: on 32 test rows.",
-        "F1: on 24 test rows.",
-    ]
 
 
 def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> None:
