@@ -12,8 +12,6 @@ from qra_search.study.study import Listener
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
-ROW_FIELDS = {"validation": "evaluation.validation_rows", "test": "finetune.test_rows"}
-"""Fields that say how many rows of a split are measured."""
 
 
 def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
@@ -49,14 +47,8 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
         parts.append(f"{count.had} {whole}{name}{asked}")
     lines = [", ".join(parts)]
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
-        may_be_raised = [name for name, c in few.items() if name in ROW_FIELDS and c.asked == c.had]
-        advice = [f"raise {ROW_FIELDS[name]}" for name in may_be_raised]
-        if len(advice) < len(few):
-            advice.append("give more data")
         rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
-        lines.append(
-            f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}"
-        )
+        lines.append(f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others")
     if conflicting := [count for count in counts.values() if count.conflicting]:
         lines.append(
             f"warning: {sum(count.conflicting for count in conflicting)} rows share a prompt with another row but have "

@@ -77,7 +77,7 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             {"train": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)},
             [
                 "rows: 24 train (800 asked for), 40 validation (64 asked for), 3 test (128 asked for)",
-                "warning: 24 train and 3 test rows: fewer than 32 say little of others, give more data",
+                "warning: 24 train and 3 test rows: fewer than 32 say little of others",
             ],
         ),
         (
@@ -104,9 +104,7 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             },
             [
                 "rows: 24 train (96 asked for), 64 of 80 validation, 8 test",
-                "warning: 24 train and 8 test rows: fewer than 32 say little of others, "
-                "raise finetune.test_rows and give "
-                "more data",
+                "warning: 24 train and 8 test rows: fewer than 32 say little of others",
             ],
         ),
     ],
