@@ -91,6 +91,7 @@ def measure_damage(evaluator: QuantizedLoRAEvaluator, layers: Sequence[int], tok
         taken += len(row)
         if taken >= tokens > 0:
             rows = rows[:count]
+            break
     levels = [] if tokens else list(HALF_BITS)
     damage: dict[str, dict[str, float]] = {}
     start = time.process_time()

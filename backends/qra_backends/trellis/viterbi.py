@@ -4,7 +4,9 @@ A state is v · 2^k + j: its k lowest bits j fall out of the window after its ro
 the same v only the cheapest is followed, and its j, which says where it came from, is kept for the way back.
 
 Compilers make vectors of loops whose numbers lie side by side. So costs and values lie as [v // lanes, j, v modulo
-lanes], with so many lanes that a loop has 256 numbers. The GIL is let go: threads work side by side.
+lanes], with so many lanes that a loop has 256 numbers, or fewer where states are short. The GIL is let go: threads work
+side by side. No array is cut or seen as another type in a loop over rows: numba counts references to it each time,
+which takes as long as a row of short states.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from qra_backends.trellis.jit import OPTIONS, compile_once
 
 PIECE, AHEAD = 4096, 128
 """Rows of which ways back are kept, and rows looked at beyond them. Paths have long merged by then."""
+SHORT = 10
+"""Bits of a state below which codes are probes, of two bits a weight."""
 _UNROLLED = 16  # turns of a loop that a compiler unrolls, which it has to before it makes vectors of the loop around it
 _RENEWED = 64  # rows after which the least cost is taken off all costs, so that they stay small
 _FAR = np.float32(1e30)
@@ -32,14 +36,13 @@ class Layout(NamedTuple):
 
     Attributes:
         plain: value of each state, float32 (2^L,).
-        even, odd: the same in the order in which even rows and odd rows go through them.
+        ordered: the same in the order in which even rows go through them, then that of odd rows, float32 (2 · 2^L,).
         even_shift, odd_shift: bits that fall out after an even row, and after an odd one.
         L: bits of a state.
     """
 
     plain: NDArray[np.float32]
-    even: NDArray[np.float32]
-    odd: NDArray[np.float32]
+    ordered: NDArray[np.float32]
     even_shift: int
     odd_shift: int
     L: int
@@ -51,29 +54,31 @@ def make_layout(code: TrellisCode) -> Layout:
     plain = (make_state_values(code.L) * UNIT).astype(np.float32)
     shifts = code.get_state_shifts()
     # Axes: v // lanes, v modulo lanes, j.
-    even, odd = (
-        plain.reshape(-1, _count_lanes(2**shift), 2**shift).transpose(0, 2, 1).reshape(-1) for shift in shifts
-    )
-    return Layout(plain, even, odd, *shifts, code.L)
+    ordered = [
+        plain.reshape(-1, _count_lanes(2**shift, code.L), 2**shift).transpose(0, 2, 1).reshape(-1)
+        for shift in shifts
+    ]
+    return Layout(plain, np.concatenate(ordered), *shifts, code.L)
 
 
-def _count_lanes(branches: int) -> int:
-    return max(16, 256 // branches)  # 16 floats are the longest vector there is
+def _count_lanes(branches: int, L: int = 16) -> int:
+    if L < SHORT:
+        return 16  # floats of the longest vector that there is
+    return max(16, 256 // branches)
 
 
-def _make_step(branches: int) -> Any:
+def _make_step(branches: int, L: int = 16) -> Any:
     """One row: the cheapest way to each v, of the `branches` states that lead to it.
 
     The lowest bits of a cost make room for j: the smaller number is then the cheaper path, with its j. Indices are
     unsigned, as numba would look for negative ones one by one.
     """
     half, lowest = min(branches, _UNROLLED), np.int32(branches - 1)
-    lanes = _count_lanes(branches)
+    lanes = _count_lanes(branches, L)
     size = branches * lanes  # of a block
 
     @numba.njit(inline="always", **OPTIONS)  # called for every row: a call takes as long as short states do
-    def step(best, before, after, spread, values, x, scale, back):  # type: ignore[no-untyped-def]
-        costs = best.view(np.float32)
+    def step(best, costs, before, after, spread, values, first, x, scale, back, row):  # type: ignore[no-untyped-def]
         turns = before // branches
         blocks = max(1, turns // lanes)
         if turns >= lanes:
@@ -91,7 +96,7 @@ def _make_step(branches: int) -> Any:
                         np.uint64((lane & (turns - 1)) * branches + j)
                     ]
         for block in range(after // lanes):
-            here, costs_here = block * size, (block & (blocks - 1)) * size
+            here, costs_here = first + block * size, (block & (blocks - 1)) * size
             for lane in range(lanes):
                 least = _WORST
                 for j in range(half):
@@ -107,12 +112,13 @@ def _make_step(branches: int) -> Any:
                         least = min(least, (cost & ~lowest) | np.int32(j))
                 best[np.uint64(block * lanes + lane)] = least
         for v in range(after):
-            back[np.uint64(v)] = best[np.uint64(v)] & lowest
+            back[row, np.uint64(v)] = best[np.uint64(v)] & lowest
 
     return step
 
 
 _step_2, _step_4, _step_8, _step_16, _step_32 = map(_make_step, (2, 4, 8, 16, 32))
+_step_4_short = _make_step(4, L=SHORT - 1)
 
 
 @numba.njit(**OPTIONS)
@@ -134,20 +140,28 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
         if first > 0:  # the row before is odd, as a piece has an even number of rows
             costs[states[first - 1] >> plan.odd_shift] = 0
         for row in range(first, stop):
-            shift, shift_before, values = plan.even_shift, plan.odd_shift, plan.even
+            shift, shift_before, start = plan.even_shift, plan.odd_shift, 0
             if row & 1:
-                shift, shift_before, values = plan.odd_shift, plan.even_shift, plan.odd
-            before, after, kept = 1 << (plan.L - shift_before), 1 << (plan.L - shift), back[row - first]
+                shift, shift_before, start = plan.odd_shift, plan.even_shift, 1 << plan.L
+            before, after, at = 1 << (plan.L - shift_before), 1 << (plan.L - shift), row - first
             if shift == 1:
-                _step_2(best, before, after, spread, values, x[row], scale[row], kept)
+                _step_2(best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at)
+            elif shift == 2 and plan.L < SHORT:
+                _step_4_short(
+                    best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at
+                )
             elif shift == 2:
-                _step_4(best, before, after, spread, values, x[row], scale[row], kept)
+                _step_4(best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at)
             elif shift == 3:
-                _step_8(best, before, after, spread, values, x[row], scale[row], kept)
+                _step_8(best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at)
             elif shift == 4:
-                _step_16(best, before, after, spread, values, x[row], scale[row], kept)
+                _step_16(
+                    best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at
+                )
             else:
-                _step_32(best, before, after, spread, values, x[row], scale[row], kept)
+                _step_32(
+                    best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at
+                )
             if row % _RENEWED == _RENEWED - 1:
                 least = costs[_find_smallest(costs, after)]
                 for v in range(after):
