@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,11 @@ class Callback:
         """Called when the search ends."""
 
 
-class Listener(Callback):
+class Listener(Callback, AbstractContextManager[Any]):
     """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
 
     def __init__(self, progress: Callable[[str, int, int], None] | None = None):
         self._progress = progress
-
-    def __enter__(self) -> Any:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         return None
