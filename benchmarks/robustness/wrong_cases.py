@@ -132,7 +132,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("show empty", "holds no trials.jsonl"),
     ("show damaged", "is not a readable trial log"),
     ("show begun", "resume its search with `qra search begun`"),
-    ("show land --memory much", "is not a memory budget"),
     ("report none", "none is not a run"),
     ("report land --out rows.jsonl/x.html", "is a file, but a folder is needed"),
     # tuning

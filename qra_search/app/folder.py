@@ -273,24 +273,22 @@ class Snapshot:
             raise BadInput(f"no plan of {self.folder.path} fits {size}: search with this budget first")
         return plan
 
-    def comparison(self, plan: Plan | None = None, budget_bytes: int | None = None) -> Comparison | None:
+    def comparison(self) -> Comparison | None:
         """The selected tuning beside its baselines; None if nothing is selected."""
         selected, space = self.selected, self.result.space
         if selected is None or self.selection is None:
             return None
-        budget_bytes = self.selection.budget_bytes if budget_bytes is None else budget_bytes
-        own = plan or selected.plan
-        found = compare(self.records, space, own, budget_bytes, selected.settings)
+        budget_bytes = self.selection.budget_bytes
+        found = compare(self.records, space, selected.plan, budget_bytes, selected.settings)
         if found is None:
             return None
         is_tuned = self.plan in {None, *(record.plan for record in self.records)}
-        is_selected = own == selected.plan
         return replace(
             found,
-            is_selected=is_selected,
+            is_selected=True,
             is_of_another=not is_tuned,
             tolerance=self.selection.tolerance,
-            is_named=self.selection.is_named and is_selected,
+            is_named=self.selection.is_named,
         )
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:

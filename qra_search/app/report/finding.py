@@ -48,23 +48,18 @@ Finding = Comparison | UniformComparison
 """A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
 
 
-def find_evaluated(result: SearchResult, budget_bytes: int | None = None) -> UniformComparison | None:
-    """What was found on validation data within a budget (default: the largest); None if nothing that fits was
-    evaluated."""
-    evaluated = result.comparison(budget_bytes)
+def find_evaluated(result: SearchResult) -> UniformComparison | None:
+    """What was found on validation data within the largest budget; None if nothing that fits was evaluated."""
+    evaluated = result.comparison()
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
-def summarize_run(
-    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
-) -> str:
+def summarize_run(result: SearchResult, comparison: Comparison | None = None) -> str:
     """What a run found, or, before anything was evaluated, what is predicted; see `list_findings`."""
-    return " ".join(list_findings(result, comparison, budget_bytes))
+    return " ".join(list_findings(result, comparison))
 
 
-def list_findings(
-    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
-) -> list[str]:
+def list_findings(result: SearchResult, comparison: Comparison | None = None) -> list[str]:
     """What a run found, a sentence each, the most important first.
 
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before all else.
@@ -76,10 +71,10 @@ def list_findings(
             return sentences
         searched = list_findings(result) if result.candidates else []
         return [*searched, "The run's plan is not tuned yet. These are figures of another.", *sentences]
-    found = find_evaluated(result, budget_bytes)
+    found = find_evaluated(result)
     if found is not None:
         return [_describe(found, space)]
-    allocation = result.allocation(budget_bytes)
+    allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
         return [NOTHING]
     return [describe_allocation(allocation, space), f"{_describe_missing(result).capitalize()}."]

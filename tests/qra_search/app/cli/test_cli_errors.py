@@ -103,7 +103,7 @@ CASES = [
     (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
     (("report", "a", "--out", "empty"), "empty is a folder: say which file to write, such as"),
     (("show", "damaged"), "damaged/trials.jsonl"),
-    (("show", "a", "--memory", "much"), "'much' is not a memory budget"),
+    (("finetune", "a", "--memory", "much"), "'much' is not a memory budget"),
     (("show", "a", "none.json"), "none.json does not exist: give the folder of a run, or a plan.json"),
     (("show", "a", "torn.json"), "torn.json is not JSON"),
     (("show", "a", "other.json"), "other.json has plan format"),

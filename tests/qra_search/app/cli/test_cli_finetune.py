@@ -114,8 +114,7 @@ def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tun
     assert done.status == 0, done.err
     sizes = [run.read().result.space.memory_bytes(plan) for plan, _, _ in tuner["tuned"]]
     assert len(sizes) == 2 and max(sizes) <= small
-    for shown in (done, qra("show", planned, "--memory", "uniform3r8")):
-        assert f"within {format_bytes(small)}" in shown.out
+    assert f"within {format_bytes(small)}" in done.out
     comparison = run.read().comparison()
     assert (
         comparison is not None and comparison.chosen.plan == tuner["tuned"][0][0] != run.read().require_plan()

@@ -10,7 +10,6 @@ from cli_runner import Qra
 
 from qra_search.app.folder import RunFolder
 from qra_search.log.journal import TrialLog
-from qra_search.space.serialization import plan_from_dict
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +36,6 @@ def test_show_prints_bits_and_rank_of_every_group_by_layer_and_kind(qra: Qra, ru
         for kind, width, rank in zip(kinds, bits, ranks, strict=True):
             at = next(i for i, g in enumerate(space.groups) if (g.kind, g.depth) == (kind, layer))
             assert (width, rank) == (str(plan.bits[at]), f"r{plan.ranks[at]}")
-
-
-def test_show_of_a_smaller_budget_is_the_best_plan_within_it(qra: Qra, runs: Path) -> None:
-    run = RunFolder(runs / "a")
-    result = run.read().result
-    small = result.memory_budgets[0]
-    data = qra("show", run.path, "--memory", "uniform3r8", "--json").json
-    best = result.best(small)
-    assert best is not None and plan_from_dict(result.space, data) == best.plan
-    assert data["memory_bytes"] <= small
 
 
 def test_report_writes_one_file_where_it_is_wanted(qra: Qra, runs: Path, tmp_path: Path) -> None:
