@@ -121,7 +121,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --set evaluation.steps", "such as training.learning_rate=0.0005"),
     (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every too"),
     # where runs go
-    (f"search {LAND} --out /proc/x", "give another place with --out"),
+    (f"search {LAND} --out /proc/x", "cannot be written"),
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
     (f"search {LAND} --out rows.jsonl/x", "rows.jsonl"),
     (f"search {LAND} --out land", "land holds another run"),
