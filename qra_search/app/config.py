@@ -212,9 +212,10 @@ def explain_error(error: ValidationError) -> str:
     where = shorten(".".join(map(str, field)) or "config", 200).strip("'\"")
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
-        for part in field[:-1]:
+        *sections, name = first["loc"]
+        for part in sections:
             section = section.model_fields[part].annotation
-        near = suggest_names(field[-1], section.model_fields, most=1)
+        near = suggest_names(name, section.model_fields, most=1)
         return f"{where} is not a known field: {near}`qra schema` lists them"
     faults = [fault for fault in error.errors() if fault["loc"][: len(field)] == field]
     given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
