@@ -33,16 +33,11 @@ def check_names(model: str | None = None, task: str | None = None) -> None:
             plugins.find_entry_point("tasks", task)
         elif task.endswith(ROWS_ENDS):
             raise BadInput(f"no file {task!r}: give a file of rows, or the name of a task (see `qra tasks`)")
-    if model is not None:
-        check_model(model)
+    if model is not None and find_path(model) is None and model not in KNOWN:
+        from huggingface_hub import try_to_load_from_cache
 
-
-def check_model(name: str) -> None:
-    """Raise BadInput if there is no such model here, in the cache of the hub, or on the hub."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if find_path(name) is None and name not in KNOWN and try_to_load_from_cache(name, "config.json") is None:
-        check_hub(name)
+        if try_to_load_from_cache(model, "config.json") is None:
+            check_hub(model)
 
 
 def find_path(name: str) -> Path | None:
@@ -83,7 +78,6 @@ def find_path(name: str) -> Path | None:
 
 
 def check_hub(model: str) -> None:
-    """Raise BadInput if the hub does not give a model."""
     if (reason := unavailable_reason("model", model)) is not None:
         raise make_unknown_error(model, reason)
 

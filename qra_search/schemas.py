@@ -373,7 +373,6 @@ class TuningRecord(Schema):
         metric_digests: of the source of each metric that scored generated answers.
         samples: generated answers, each with `prompt`, `wanted`, `before` the tuning and `after` it.
         failed: why it diverged; empty if it did not.
-        reload_error: why the saved adapter does not load back as it was tuned; empty if it does.
         unscored: why answers were not scored; empty if they were, or nobody asked.
         settings: all else that the figures follow from, as plain data: training, model, backend, rows. Records whose
             settings are equal can be compared.
@@ -393,7 +392,6 @@ class TuningRecord(Schema):
     commonest_scores: dict[str, float] = field(default_factory=dict, repr=False)
     metric_digests: dict[str, str] = field(default_factory=dict, repr=False)
     failed: str = ""
-    reload_error: str = ""
     unscored: str = ""
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     finished_at: float = 0.0

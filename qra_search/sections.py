@@ -61,7 +61,7 @@ class ModelConfig(Section):
     name: str = Field("smollm2", min_length=1)
     """`smollm2`, `tiny`, a folder, a GGUF file, or a hub id"""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1`: layers on both"""
+    """`auto`, `cpu`, `cuda`, `cuda:1`"""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """dtype of unquantized parameters; auto: bfloat16"""
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -70,7 +70,6 @@ class ModelConfig(Section):
     dequantized_cache: str = "auto"
     """memory for keeping weights dequantized, such as 2GiB; 0: none; auto: by how much is free. If not all weights fit,
     each is dequantized at every use"""
-    trust_remote_code: bool = False
 
     @field_validator("dequantized_cache", mode="before")
     @classmethod
@@ -217,9 +216,6 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(0, ge=0)
     """steps between evaluations on the validation split, of which the best adapters are kept; 0: keep those of the last
     step"""
-    monitor: Literal["loss", "task"] = "loss"
-    """what these evaluations compare: the loss, or the task's own measure (see search.metric), for which all
-    evaluation.validation_rows are answered"""
     patience: int = Field(0, ge=0)
     """stop after so many evaluations without improvement; 0: never"""
     checkpoint_every: int = Field(0, ge=0)
@@ -238,10 +234,10 @@ class FinetuneConfig(Section):
     )
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
 
-    @field_validator("monitor", "patience")
+    @field_validator("patience")
     @classmethod
     def _check_evaluations(cls, value: Any, info: ValidationInfo) -> Any:
-        if value not in (0, "loss") and not info.data.get("evaluate_every"):
+        if value and not info.data.get("evaluate_every"):
             raise ValueError("it needs validation measurements: set finetune.evaluate_every too")
         return value
 

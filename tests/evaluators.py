@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export.tuned import TunedRun
+from qra_eval.tuning.loading import load
 from qra_search.schemas import Plan
 from qra_search.sections import ModelConfig, SearchConfig, TaskConfig
 from qra_search.space.space import SearchSpace
@@ -74,3 +77,19 @@ def tune_tiny(
     evaluator.tune(plan, steps=steps, folder=folder)
     evaluator.close()
     return TunedRun(folder)
+
+
+@torch.no_grad()
+def measure_reload(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> float:
+    """Largest difference of logits between the plan that was tuned last, in its stored form, and what `load` gives."""
+    tuner, switcher = evaluator.tuner, evaluator.tuner.switcher
+    row = tuner.rows("test", 1)[0].input_ids[:32].unsqueeze(0).to(tuner.device)
+    tuner.quantized_model.keeps_dequantized = False
+    for group, bits in zip(tuner.space.find_space(plan).groups, plan.bits, strict=True):
+        for linear in group.linears:
+            switcher.set_base_weight(linear.name, bits)
+    switcher._cast_unquantized(tuner.quantized_model.dtype)
+    mine = tuner.model.eval()(input_ids=row, use_cache=False).logits
+    loaded, _ = load(folder, device=str(tuner.device))
+    loaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
+    return float((mine - loaded(input_ids=row, use_cache=False).logits).abs().max())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -32,7 +31,6 @@ class PretendedGpu(TorchDispatchMode):
     Attributes:
         room: bytes that the device has.
         bytes, peak: on the device, now and at most since `peak` was last set.
-        held, most: by card, now and at most since `most` was last cleared.
         sent, fetched: bytes that went to the device, and came from it.
     """
 
@@ -40,8 +38,6 @@ class PretendedGpu(TorchDispatchMode):
         super().__init__()
         self.room = room
         self.bytes = self.peak = self.sent = self.fetched = 0
-        self.held: Counter[torch.device] = Counter()
-        self.most: Counter[torch.device] = Counter()
         self.sending: list[torch.device] = []
 
     def mark(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -56,9 +52,7 @@ class PretendedGpu(TorchDispatchMode):
                     f"the pretended GPU is out of memory: {size} bytes beside {self.bytes}"
                 )
             self.peak = max(self.peak, self.bytes)
-            self.held[device] += size
-            self.most[device] = max(self.most[device], self.held[device])
-            weakref.finalize(storage, self._free, size, device)
+            weakref.finalize(storage, self._free, size)
         storage.place = device
         return tensor
 
@@ -68,9 +62,8 @@ class PretendedGpu(TorchDispatchMode):
         self.sent += size if to.type == "cuda" else 0
         self.fetched += size if to == CPU else 0
 
-    def _free(self, size: int, device: torch.device) -> None:
+    def _free(self, size: int) -> None:
         self.bytes -= size
-        self.held[device] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t for t in iterate_tensors((args, kwargs)) if _kind(t).type == "cpu"]
@@ -142,12 +135,11 @@ def parse_device(device: Any) -> torch.device | None:
 
 
 @contextlib.contextmanager
-def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) -> Iterator[PretendedGpu]:
+def pretended_gpu(room: int = FREE, *, kernels: bool = False) -> Iterator[PretendedGpu]:
     """`cuda` is a device of this process, for as long as the context lasts.
 
     Args:
         kernels: ours are used as well, if Triton was imported to interpret them.
-        cards: how many there are; `room` is of all together.
     """
     import bitsandbytes  # noqa: F401 - libraries that look for CUDA when they are imported do so before it is there
     import peft  # noqa: F401
@@ -158,13 +150,13 @@ def pretended_gpu(room: int = FREE, *, kernels: bool = False, cards: int = 1) ->
     with contextlib.ExitStack() as stack:
         if not kernels:
             stack.enter_context(mock.patch.object(our_kernels, "_can_compile", lambda: False))
-        for owner, name, value in _replaced(gpu, cards):
+        for owner, name, value in _replaced(gpu):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(gpu)
         yield gpu
 
 
-def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
+def _replaced(gpu: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
@@ -209,7 +201,7 @@ def _replaced(gpu: PretendedGpu, cards: int) -> Iterator[tuple[Any, str, Any]]:
         (torch.cuda, name, value)
         for name, value in {
             "is_available": lambda: True,
-            "device_count": lambda: cards,
+            "device_count": lambda: 1,
             "current_device": lambda: 0,
             "mem_get_info": lambda device=None: (gpu.room - gpu.bytes, gpu.room),
             "memory_reserved": lambda device=None: gpu.bytes,

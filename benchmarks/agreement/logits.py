@@ -46,7 +46,7 @@ def float32_weight(run: TunedRun) -> Callable[[str], Tensor]:
 
 def run_model(run: TunedRun, weight: Callable[[str], Tensor] | None) -> Any:
     """The tuned model with dequantized linears, or in float32 with other weights in the searched linears."""
-    model, _ = load_base(run.folder, device="cpu", trust_remote_code=run.trusted)
+    model, _ = load_base(run.folder, device="cpu")
     for name in run.levels:
         bias = model.get_submodule(name).bias
         model.set_submodule(

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
-import torch
-
-import qra_eval
 from benchmarks.gpu_parts.common import make, measured, random_model
 from qra_eval.costs.phases import CUDA_CONTEXT
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
@@ -69,10 +65,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if work is not load:
             evaluator()  # its loading is no part of the phase
         yield phase(name, work, options, estimate["phases"])
-    if "reload" not in done:
-        evaluator.cache_clear()  # what is reloaded has the device for itself
-        gc.collect()
-        yield phase("reload", partial(reload, folder, options.device), options, estimate["phases"])
 
 
 def phase(
@@ -86,13 +78,3 @@ def phase(
     ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
     row = {"phase": name, "backend": options.backend, "dequantized_cache": options.dequantized_cache, **found}
     return row | {"foretold_device": device, "foretold_host": host, "ratio": ratio, **facts}
-
-
-@torch.no_grad()
-def reload(folder: Any, device: str) -> dict[str, Any]:
-    """Load what was tuned, and evaluate it once."""
-    loaded, _ = qra_eval.load(folder, device=device)
-    logits = loaded(
-        input_ids=torch.ones(1, 32, dtype=torch.long, device=device)
-    ).logits.float()  # as it is compared
-    return {"logits": list(logits.shape)}

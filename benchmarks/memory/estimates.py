@@ -106,7 +106,7 @@ def main() -> None:
             append_lines(RESULTS / "estimates.jsonl", facts)
 
 
-PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
+PHASES = ("load", "quantize", "sensitivities", "search", "tune")
 
 
 def foretold(

@@ -4,7 +4,7 @@
     python -m benchmarks.memory.scale --depths 8 16 32
     python -m benchmarks.memory.scale --sizes FILE.gguf --data DIR --backends mixed-calibrated --bank BANK
 
-Each phase (load, quantize at 2, 3, 4 and 8 bits, prior, two evaluations, final tuning, reload) is a process of its own,
+Each phase (load, quantize at 2, 3, 4 and 8 bits, prior, two evaluations, final tuning) is a process of its own,
 on the bank of the process before. Measured are the pages that belong to no file, libraries among them, looked at every
 three milliseconds; foretold is the estimate that another process makes from shapes alone. Plans are the largest of the
 space, which are what is foretold. A row that is there for size, backend, phase, commit, cache and `MALLOC_` variables
@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import qra_eval
 from benchmarks.common import (
     RESULTS,
     PeakWatch,
@@ -49,8 +48,8 @@ from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
 from qra_search.space.memory import format_bytes
 
-PHASES = ("load", "quantize", "sensitivities", "search", "tune", "reload")
-NEEDS = {"sensitivities": "quantize", "search": "quantize", "tune": "quantize", "reload": "tune"}
+PHASES = ("load", "quantize", "sensitivities", "search", "tune")
+NEEDS = {"sensitivities": "quantize", "search": "quantize", "tune": "quantize"}
 BITS = (2, 3, 4, 8)
 SECTIONS: dict[str, dict[str, int]] = {
     "training": {"batch_size": 1, "max_length": 512},
@@ -241,19 +240,12 @@ def tune(make: Make, folder: Path) -> dict[str, Any]:
     return {"test_loss": tuned.test_loss}
 
 
-@torch.no_grad()
-def reload(make: Make, folder: Path) -> dict[str, Any]:
-    model, _ = qra_eval.load(folder)
-    return {"logits": list(model(input_ids=torch.ones(1, 32, dtype=torch.long)).logits.shape)}
-
-
 WORK = {
     "load": load,
     "quantize": quantize,
     "sensitivities": sensitivities,
     "search": search,
     "tune": tune,
-    "reload": reload,
 }
 
 

@@ -31,10 +31,7 @@ class Activations:
 
     Args:
         layer: the decoder layer, for its norms, with its `linears` by name; there are `layers` of it.
-        dtype: of the arithmetic.
         rank: of the adapters, 0 for none, whose inputs have `dropout` in training.
-        checkpointing: whether layers compute their activations again in the backward pass.
-        tables: whether embeddings and head are quantized.
         decoding: bytes for each weight while it is dequantized, beside the result.
     """
 
@@ -125,7 +122,6 @@ class Activations:
 
     # -- parts of a pass -----------------------------------------------------------------------
     def count_kept_bytes(self, rows: int, tokens: int) -> int:
-        """What the backward pass needs of one layer."""
         kept = rows * tokens * (self.numbers * self.wide + self.norm_bytes)
         return kept + self._count_pair_bytes(rows, tokens)
 
@@ -142,7 +138,6 @@ class Activations:
         return pairs * 3 * 4 if is_dropped else rows * self.heads * tokens * 4
 
     def _count_attention_bytes(self, rows: int, tokens: int) -> int:
-        """Queries and keys with their rotated copies, and matrices of pairs, while attention is computed."""
         pairs = rows * self.heads * tokens**2
         matrices = 0
         if self.attention == "eager":
@@ -201,7 +196,6 @@ class Activations:
 
 
 def _select_one_expert(linears: Mapping[str, Any]) -> dict[str, Any]:
-    """Linears by name, of the experts of a mixture those of the first."""
     first: dict[str, str] = {}
     for name in linears:
         if expert := EXPERT.fullmatch(name):

@@ -30,7 +30,6 @@ PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
 
 
 def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
-    """What each card needs: see `Evaluator.cards`."""
     rows: list[dict[str, Any]] = [
         {"name": name, "bytes": int(gib * USABLE * 2**30), "settings": None} for name, gib in CARDS.items()
     ]
@@ -49,11 +48,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
     """
     model = tuner.quantized_model
     device = tuner.device
-    if device.type != "cuda" or not model.loaded.weights or model.loaded.trust_remote_code:
-        return  # sums are of the decoders that transformers has
-    several = dict.fromkeys([device, *model.blocks.devices])
-    # What a process has reserved is free to it.
-    free = sum(count_free_bytes(card) + torch.cuda.memory_reserved(card) for card in several)
+    if device.type != "cuda" or not model.loaded.weights:
+        return
+    free = count_free_bytes(device) + torch.cuda.memory_reserved(device)  # what it has reserved is free to it
     done = {"quantize": model.is_quantized(), "sensitivities": get_sensitivities_file(tuner).is_file()}
 
     def find_highest_peak() -> tuple[int, str]:
@@ -61,7 +58,8 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
 
     most, phase = find_highest_peak()
-    if most > free and tuner.switcher.disable_dequantized_cache():
+    if most > free and model.keeps_dequantized:
+        model.keeps_dequantized = False
         most, phase = find_highest_peak()
     if most > free:
         ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))

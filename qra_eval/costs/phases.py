@@ -1,7 +1,7 @@
 """What every phase of a run takes in memory at its peak, from the shapes of the model and of the rows alone.
 
-Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune`, `reload` (the
-check of what was saved) and `export`. All are sums, over weights and over activations (`qra_eval.costs.activations`).
+Phases are those of a run: `load`, `quantize`, `sensitivities`, `search` (an evaluation), `tune` and `export`. All are
+sums, over weights and over activations (`qra_eval.costs.activations`).
 On a CPU all is host memory, and files that are mapped (the checkpoint, the bank) are not counted: the system lets their
 pages go. On a GPU the host holds the hidden states that wait, and libraries.
 """
@@ -24,13 +24,12 @@ from qra_eval.quantized.calibration import LABELS, choose_segment
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tuning.final import CHECKED_TOKENS
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 from qra_search.schemas import LevelName
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
-RELOAD_LIBRARIES = 356 << 20
+EXPORT_LIBRARIES = 356 << 20
 """The same where nothing but a saved model is loaded."""
 TOKEN_BYTES = 800
 """Bytes that a tokenizer takes of a token: Qwen2.5's 656 to 877, SmolLM2's 256."""
@@ -56,30 +55,31 @@ class Peak:
 def estimate_peaks(
     tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None
 ) -> dict[str, Peak]:
-    """The peak of every phase; of layers over several devices, on one that holds them all.
+    """The peak of every phase.
 
     Args:
         budget: bytes of the largest plan that will be put in place, if not the largest of the space.
         gpu: whether the device is a GPU with no room for dequantized weights; None: the device and the room at hand.
     """
     run = _Run(tuner, budget, gpu)
-    evaluation = tuner.evaluation
-    finetune = tuner.finetune
+    model, evaluation, finetune = tuner.quantized_model, tuner.evaluation, tuner.finetune
+    calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
+    rows = model.calibration_batches() if calibrated else []
     tested: tuple[SplitName, int] = ("test", finetune.test_rows)
-    looked_at: tuple[SplitName, int] = ("validation", evaluation.validation_rows)
     scored = 0 if tuner.metric == "loss" else evaluation.validation_rows
-    searching = run.count_training_bytes(tuner.get_batches(evaluation.steps, 0), *looked_at, scored=scored)
+    batches = tuner.get_batches(evaluation.steps, 0)
+    searching = run.count_training_bytes(batches, "validation", evaluation.validation_rows, scored=scored)
     batches = tuner.get_final_batches(tuner.finetune_steps, 0)
     tuning = run.count_training_bytes(batches, *tested, scored=finetune.scored_rows)
-    if finetune.monitor != "loss":
-        tuning = max(tuning, run.count_training_bytes([], *looked_at, scored=looked_at[1]))
     return {
         "load": run.make_peak(),
-        "quantize": run.make_peak(*run.count_plan_bytes()),
+        # A plan is quantized, each linear at one level: counted at the widest.
+        "quantize": run.make_peak(
+            *run.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], rows)
+        ),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
         "tune": run.make_peak(max(tuning, run.count_untuned_bytes(*tested))),
-        "reload": run.make_peak(run.count_reload_bytes(), libraries=RELOAD_LIBRARIES),
         "export": Peak(0, run.count_export_bytes()),
     }
 
@@ -152,7 +152,6 @@ class _Run:
         return self.activations.count_pass_bytes(*find_largest_batch(batches), labels, training=training)
 
     def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
-        """Passes with all that dequantizing takes on the device."""
         return Activations(
             self.model.blocks.layers[self.layer],
             {name: m for name, m in self.model.linears.items() if self.model.layer_of[name] == self.layer},
@@ -166,18 +165,14 @@ class _Run:
             decoding=GPU_DEQUANTIZE_BYTES if self.gpu else DEQUANTIZE_BYTES,
         )
 
-    def count_linear_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
-        return self.model.backend.count_work_bytes(
-            levels, *shape, dtype=self.model.dtype, device=self.device.type
-        )
-
     def count_level_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         return sum(self.model.backend.storage(level).bytes(*shape) for level in levels)
 
     def count_made_work_bytes(self, levels: Sequence[LevelName], shape: tuple[int, int]) -> int:
         """What was made of a linear is on a GPU until all levels are: then it goes to the host."""
-        made = self.count_level_bytes(levels, shape) if self.gpu else 0
-        return self.count_linear_work_bytes(levels, shape) + made
+        model = self.model
+        work = model.backend.count_work_bytes(levels, *shape, dtype=model.dtype, device=self.device.type)
+        return work + (self.count_level_bytes(levels, shape) if self.gpu else 0)
 
     def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
         """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
@@ -208,21 +203,14 @@ class _Run:
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
     # -- phases --------------------------------------------------------------------------------
-    def make_peak(self, device: int = 0, host: int = 0, *, libraries: int = LIBRARIES) -> Peak:
+    def make_peak(self, device: int = 0, host: int = 0) -> Peak:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
             return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)
-        return Peak(0, libraries + TOKEN_BYTES * tokens + copied + device + host)
-
-    def count_plan_bytes(self) -> tuple[int, int]:
-        """A plan is quantized, each linear at one level: counted at the widest."""
-        model = self.model
-        calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
-        batches = model.calibration_batches() if calibrated else []
-        return self.count_quantization_bytes(model.levels[-1:], model.table_levels[-1:], batches)
+        return Peak(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
@@ -303,7 +291,6 @@ class _Run:
     def count_training_bytes(
         self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int
     ) -> int:
-        """Training a plan on batches, measuring it, or generating the answers of so many rows."""
         trained = self.count_batch_bytes(batches, training=True) if batches and self.rank else 0
         trained += self.count_scale_bytes(batches) if batches else 0
         rows = self.tuner.rows(split, held_out)
@@ -317,7 +304,7 @@ class _Run:
         task = tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
-        rows = min(scored, SCORED_TOGETHER * tuner.device_batch_size)
+        rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
         text = tuner.model.config.get_text_config()
@@ -337,16 +324,6 @@ class _Run:
         highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest
 
-    def count_reload_bytes(self) -> int:
-        """What was saved is loaded, then computes the logits of a short row with one linear dequantized at a time.
-
-        peft makes factors in float32 where a base has integers for weights; they are cast when all are there.
-        """
-        saved = self.make_activations(self.model.dtype, tables=self.tables > 0, rank=self.rank)
-        passing = saved.count_pass_bytes(1, CHECKED_TOKENS, CHECKED_TOKENS, training=False)
-        computing = self.adapters * self.stored + passing
-        return (self.packed if self.gpu else 0) + max(4 * self.adapters, computing)
-
     def count_export_bytes(self) -> int:
         """On the host, whatever the device: the saved model with its tables dequantized, and what is read back of it.
 
@@ -354,7 +331,7 @@ class _Run:
         """
         tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
         model = self.packed + self.rest + 4 * self.adapters
-        return RELOAD_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
+        return EXPORT_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
 
 
 def find_largest_batch(batches: list[Batch]) -> tuple[int, int]:

@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from qra_backends import Backend
 from torch import nn
 
 from qra_eval.costs.cards import list_engine_bytes
 from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
+from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
@@ -79,16 +79,11 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
 
 
 def _list_quantized(tuner: FineTuner) -> list[tuple[nn.Linear, Sequence[LevelName]]]:
-    """Every linear and table that is quantized, with the levels that store its shape."""
     model = tuner.quantized_model
     modules = [(m, model.levels) for m in model.linears.values()]
     modules += [(t, model.table_levels) for t in model.tables.values()]
-    return [(m, some) for m, levels in modules if (some := _select_levels(model.backend, m, levels))]
-
-
-def _select_levels(backend: Backend, linear: nn.Linear, levels: Sequence[LevelName]) -> list[LevelName]:
-    shape = linear.out_features, linear.in_features
-    return [bits for bits in levels if backend.unsupported_reason(bits, *shape) is None]
+    storable = [(m, [b for b in levels if can_store(model.backend, b, m)]) for m, levels in modules]
+    return [(m, levels) for m, levels in storable if levels]
 
 
 def measure_seconds_per_token(tuner: FineTuner) -> float:
@@ -151,7 +146,7 @@ def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
         False
     )
     hessian = torch.eye(columns, device=model.device) if backend.calibrated else None
-    levels = _select_levels(backend, linear, model.levels)
+    levels = [bits for bits in model.levels if can_store(backend, bits, linear)]
     middle = levels[len(levels) // 2 :][:1]
     quantizing = _measure_min_seconds(
         lambda: backend.quantize_levels(linear, middle, hessian=hessian), model.device

@@ -69,7 +69,6 @@ class Landscape(Evaluator):
         return Evaluation(loss, size, seconds=time.perf_counter() - begun, fidelity=fidelity, seed=seed)
 
     def true_loss(self, plan: Plan) -> float:
-        """Noise-free loss at full fidelity."""
         return float(self.tables.compute_losses(self.space.encode(plan)[None])[0])
 
     def find_reference_front(self, budgets: tuple[int, ...]) -> Reference:

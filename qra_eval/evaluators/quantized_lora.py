@@ -16,7 +16,7 @@ from qra_backends import make_backend
 from qra_eval.costs.cards import check_engine, check_fit, list_cards
 from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
 from qra_eval.models.attention import use_fast_attention
-from qra_eval.models.device import limit_onednn_cache, resolve_devices
+from qra_eval.models.device import limit_onednn_cache, resolve_device
 from qra_eval.models.load import load_model
 from qra_eval.models.loaded import LoadedModel, get_max_positions
 from qra_eval.quantized.model import QuantizedModel
@@ -26,11 +26,10 @@ from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
-from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory, try_rate
 from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
-from qra_eval.tuning.trial import try_rate
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
@@ -83,11 +82,11 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             )
         self.config = config.with_objects(model=model, task=task, metrics=metrics)
         search = config.search
-        devices = resolve_devices(config.model.device)
+        device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
-        loaded = self._load_model(devices[0], model, tokenizer, weights, progress)
+        loaded = self._load_model(device, model, tokenizer, weights, progress)
         most = get_max_positions(loaded.model)
         if most is not None and config.training.max_length > most:
             raise BadInput(
@@ -102,8 +101,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             config.space,
             self.rows,
             config.training,
-            device=devices[0],
-            devices=devices,
+            device=device,
             compute=config.model.compute,
             progress=progress,
             dequantized_cache=config.model.dequantized_cache,
@@ -124,7 +122,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         check_fit(self.tuner, self.budget)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
-        """The task of the settings, or of an object, with its rows read and its metrics tried on one of them."""
         given = self.config.task
         search = self.config.search
         if isinstance(task, Task):
@@ -140,18 +137,15 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             check_metric(name, metric, made.split("test")[0])
         made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
-        goals = {"search.metric": search.metric, "finetune.monitor": self.config.finetune.monitor}
-        for field, value in goals.items():
-            if value == "task" and made.judged_by is None:
-                raise BadInput(
-                    f"{field} is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
-                )
+        if search.metric == "task" and made.judged_by is None:
+            raise BadInput(
+                f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
+            )
         return made
 
     def _load_model(
         self, place: torch.device, model: Any, tokenizer: Any, weights: bool, progress: Progress | None
     ) -> LoadedModel:
-        """The model of the settings, or one in memory, with the attention that is fast on its device."""
         given = self.config.model
         if place.type == "cpu":
             limit_onednn_cache()
@@ -162,7 +156,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             tokenizer=tokenizer,
             dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
             device=place,
-            trust_remote_code=given.trust_remote_code,
             stream=True,
             weights=weights,
         )
@@ -185,43 +178,33 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.quantize_plan(plan)  # not part of any evaluation's time
-        return retry_with_less_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
+        return call_within_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
 
     def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
         settings = self.tuner.evaluation
         steps = math.ceil(fidelity * plan.length * settings.steps)
         held_out = math.ceil(fidelity * settings.validation_rows)
+        by_loss = self.tuner.metric == "loss"
         try:
             self.tuner.switcher.put_plan(plan, seed)
-            swapped = time.perf_counter() - start
             trained = self.tuner.train(steps, seed, learning_rate=dict(plan.extra).get(LEARNING_RATE))
-            began = time.perf_counter()
-            loss = self.tuner.measure_loss("validation", held_out)
-            by_task = None
-            if self.tuner.metric != "loss":
-                by_task = self.tuner.measure_objective("validation", held_out)
+            nats = self.tuner.measure_loss("validation", held_out)
+            loss = nats if by_loss else self.tuner.measure_objective("validation", held_out)
         except Diverged as error:
             raise EvaluationFailed(str(error)) from None
-        now = time.perf_counter()
+        metrics = {"train_loss": trained.loss if steps else 0.0, "trained_tokens": trained.tokens}
         return Evaluation(
-            loss=loss if by_task is None else by_task,
+            loss=loss,
             memory_bytes=self.space.memory_bytes(plan),
-            metrics={
-                **({} if by_task is None else {"loss": loss}),
-                "train_loss": trained.loss if steps else 0.0,
-                "trained_tokens": trained.tokens,
-                "swap_seconds": swapped,
-                "train_seconds": trained.seconds,
-                "model_seconds": trained.model_seconds + now - began,
-            },
-            seconds=now - start,
+            metrics=metrics if by_loss else {"loss": nats, **metrics},
+            seconds=time.perf_counter() - start,
             fidelity=fidelity,
             seed=seed,
         )
 
     def sensitivities(self) -> Sensitivities:
-        return retry_with_less_memory(self.tuner, lambda: read_or_measure(self.tuner), training=False)
+        return call_within_memory(self.tuner, lambda: read_or_measure(self.tuner))
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()

@@ -77,8 +77,6 @@ class Exporter(ABC):
         reasons = self.list_issues(tuned)
         if self.needs_adapter and tuned.adapter_folder is None:
             reasons = ["it needs an adapter: leave out --untuned, or take gguf, merged or recipe"]
-        if getattr(tuned.config, "auto_map", None) and tuned.trusted:
-            reasons = ["the model comes with its own code, which is not exported: load it with qra_eval.load"]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
         out.parent.mkdir(parents=True, exist_ok=True)

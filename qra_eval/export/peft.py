@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_embeddings
+from qra_eval.models.linears import find_fused_kind
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.engines import FUSED, advise_replan, fit_rank, serve_command
+from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
 from qra_search.files import write_digest, write_json
 from qra_search.schemas import LevelName
@@ -77,7 +78,7 @@ class PEFTExporter(Exporter):
             "autocast_adapter_dtype=False)`",
             *padding,
         )
-        base = load_plain(out, run.dtype, trust_remote_code=run.trusted)
+        base = load_plain(out, run.dtype)
         logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
         return Exported(out, notes, **run.compare_logits(logits))
 
@@ -196,7 +197,6 @@ class CompressedTensorsExporter(Exporter):
 
 
 def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers]) -> dict[str, Any]:
-    """The `quantization_config` of the folder's config.json."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, module in packed.items():
         size = 0 if module.group_size == module.in_features else module.group_size
@@ -229,13 +229,10 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
 
 
 def list_uneven_shards(run: TunedRun) -> list[str]:
-    """The fused matrices whose shards have different bits, each as one text."""
     found: dict[str, dict[str, LevelName]] = {}
     for name, level in run.levels.items():
         parent, _, kind = name.rpartition(".")
-        for fused, kinds in FUSED:
-            if kinds.fullmatch(kind):
-                found.setdefault(f"{parent}.{fused}_proj", {})[kind] = level
+        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", {})[kind] = level
     return [
         f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
         for name, shards in found.items()
@@ -244,11 +241,11 @@ def list_uneven_shards(run: TunedRun) -> list[str]:
 
 
 # -- parts -------------------------------------------------------------------------------------
-def load_plain(folder: Path, dtype: torch.dtype, **options: object) -> torch.nn.Module:
+def load_plain(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model folder as plain transformers loads it, without a network."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
 def write_model_files(run: TunedRun, out: Path) -> None:

@@ -59,7 +59,6 @@ class RecipeExporter(Exporter):
 
 
 def read_widths(run: TunedRun) -> dict[str, float]:
-    """Nominal bits of every linear and table of the plan."""
     groups = run.plan["groups"]
     return {name: group.get("width", group["bits"]) for group in groups for name in group["linears"]}
 

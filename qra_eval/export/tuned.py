@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from qra_eval.models.embeddings import find_quantized_embeddings, restore_embeddings
 from qra_eval.models.linears import is_conv1d, is_stacked, keep_expert_names
 from qra_eval.tuning import loading
-from qra_search.app.folder import is_code_trusted
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -37,7 +36,6 @@ class TunedRun:
         plan: what `plan.json` holds.
         spec: the model, as `load_model` takes it.
         adapter_folder: None of a plan that is exported untuned.
-        trusted: whether code that comes with the model is run.
         base: the model with quantized linears, without adapter, its tables dequantized.
         tables: quantized embeddings and head by path, or the one table of both by the embedding's.
         dtype: what the tuned model computes in.
@@ -48,7 +46,6 @@ class TunedRun:
 
     def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
         self.folder = loading.find_tuning(Path(folder))
-        self.trusted = is_code_trusted(self.folder)
         self.plan = loading.read_tuned_plan(self.folder)
         is_tuned = not self.plan.get(loading.UNTUNED)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER) if is_tuned else None
@@ -59,7 +56,6 @@ class TunedRun:
             self.folder,
             plan=self.plan,
             device=DEVICE,
-            trust_remote_code=self.trusted,
             model=model,
             tokenizer=tokenizer,
         )
@@ -170,9 +166,7 @@ class TunedRun:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype, trust_remote_code=self.trusted
-            )
+            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
 
     def build_plain_state(self, get_weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The state of plain transformers' model with these weights (out, in) for its linears.
@@ -200,7 +194,6 @@ class TunedRun:
 
 
 def add_adapter(model: Any, folder: Path) -> Any:
-    """A model with the PEFT adapter of a folder on top."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()

@@ -41,7 +41,6 @@ def make_configuration_space(space: SearchSpace, seed: int | None = None) -> Con
 
 
 def make_plan(space: SearchSpace, configuration: Mapping[str, Any]) -> Plan:
-    """The plan of a configuration of `make_configuration_space`."""
     plan = Plan(
         tuple(configuration[f"bits:{group.name}"] for group in space.groups),
         tuple(configuration[f"rank:{group.name}"] for group in space.groups),

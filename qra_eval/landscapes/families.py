@@ -168,7 +168,6 @@ class LandscapeNumbers:
 
     @property
     def is_additive(self) -> bool:
-        """Whether the loss is exactly a sum over groups."""
         return bool(np.isinf(self.cap)) and not (self.within.any() or self.coupling.any())
 
     def build_additive_table(self) -> np.ndarray:

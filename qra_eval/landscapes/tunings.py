@@ -76,7 +76,6 @@ def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
 
 @cache
 def read_task(task: str, data: Path = DATA) -> tuple[SearchSpace, Sensitivities]:
-    """The space and the sensitivities of a task's tunings."""
     space, sensitivities, _ = read_sensitivities(data / f"sensitivities-{task}.json")
     return space, sensitivities
 
@@ -109,7 +108,6 @@ class Traits:
 
 
 def list_kinds(space: SearchSpace) -> list[str]:
-    """Kinds of groups, in the order of their first group."""
     return list(dict.fromkeys(group.kind for group in space.groups))
 
 
@@ -136,7 +134,6 @@ def compute_traits(
 def compute_row_traits(
     space: SearchSpace, sensitivities: Sensitivities, rows: Sequence[Mapping[str, Any]]
 ) -> Traits:
-    """The traits of rows of a task's table."""
     codes = space.encode_many(parse_plan(row["plan"]) for row in rows)
     rates, steps = ([row[name] for row in rows] for name in ("learning_rate", "steps"))
     return compute_traits(space, sensitivities.bits_damage, codes, rates, steps)

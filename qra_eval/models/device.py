@@ -1,4 +1,4 @@
-"""Devices: which a text names, a model's layers over several of them, and the memory of a CPU."""
+"""Devices: which a text names, and the memory of a CPU."""
 
 from __future__ import annotations
 
@@ -6,35 +6,17 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from qra_eval.models.embeddings import find_embeddings
-from qra_eval.models.linears import find_decoder_layers
 from qra_search.errors import BadInput, shorten
-
-Device = TypeVar("Device")
 
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
 """glibc's function; None elsewhere."""
 
 PRODUCTS = 256
 """More than a step of training takes, adapters of four ranks among its products."""
-FORMS = "auto, cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread the layers,"
 _FORM = re.compile(r"auto|cpu|cuda(?::(\d+))?")
-
-
-def resolve_devices(text: str) -> list[torch.device]:
-    """The devices that a text names, over which the layers of a model are spread; mostly one."""
-    found = [resolve_device(part) for part in text.split(",")]
-    if len(found) > 1 and (len(set(found)) < len(found) or any(device.index is None for device in found)):
-        raise BadInput(f"device is {shorten(text)}: name each GPU by its number, once, such as cuda:0,cuda:1")
-    return found
 
 
 def resolve_device(text: str) -> torch.device:
@@ -42,56 +24,14 @@ def resolve_device(text: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     form = _FORM.fullmatch(text)
     if form is None:
-        raise BadInput(f"device is {shorten(text)}: {FORMS} is needed")
+        raise BadInput(f"device is {shorten(text)}: auto, cpu, cuda or cuda:1 is needed")
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     if not count:
-        built = "" if torch.backends.cuda.is_built() else " was built without CUDA"
-        raise BadInput(
-            f"device {text!r}: no CUDA device is visible to torch here (torch {torch.__version__}{built}): "
-            f"use --device cpu"
-        )
+        raise BadInput(f"device {text!r}: torch {torch.__version__} sees no CUDA device: use --device cpu")
     if int(form[1] or 0) >= count:
-        known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise BadInput(f"device {text!r} does not exist: torch sees {known}")
+        raise BadInput(f"device {text!r} does not exist: the last that torch sees is cuda:{count - 1}")
     return torch.device("cuda" if text == "auto" else text)
-
-
-def assign_devices(model: Any, devices: Sequence[Device]) -> list[Device]:
-    """The device of each decoder layer.
-
-    Layers that follow each other share one, and all have about as much to hold. The first layer is on the first,
-    where the tables are, also where these are more than a share: all but the layers is on the first layer's device.
-    """
-    layers: Any = model.get_submodule(find_decoder_layers(model))
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    held = sum(table.weight.numel() for table in find_embeddings(model).values())
-    share = (held + sum(sizes)) / len(devices)
-    found: list[Device] = []
-    for size in sizes:
-        found.append(devices[min(int((held + size / 2) / share), len(devices) - 1) if found else 0])
-        held += size
-    return found
-
-
-def connect_devices(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> list[RemovableHandle]:
-    """From here on a layer is called with what it takes on its device, and the last gives what it makes on the first's.
-
-    Nothing is done if all are on one device.
-    """
-    from accelerate.utils import send_to_device
-
-    def move_inputs(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return send_to_device(args, device), send_to_device(kwargs, device, skip_keys="past_key_values")
-
-    if len(set(devices)) == 1:
-        return []
-    handles = [
-        layer.register_forward_pre_hook(partial(move_inputs, device), with_kwargs=True)
-        for layer, device in zip(layers, devices, strict=True)
-    ]
-    last = layers[-1].register_forward_hook(lambda module, args, output: send_to_device(output, devices[0]))
-    return [*handles, last]
 
 
 def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -21,18 +21,16 @@ class Family:
         architecture: llama.cpp's name.
         permuted: whether llama.cpp reorders the rows of q and k for its rotary embedding.
         shifted_norms: whether the model multiplies by 1 + the weight of a norm, and llama.cpp by what the file has.
-        window: layers in a row of which all but the last see a sliding window; 0: llama.cpp knows no window.
+        window: whether some layers see a sliding window; if not, llama.cpp knows none.
         scalars: layers of the size whose attention llama.cpp scales by hidden / heads, and all others by the head's
             width; None: the model does not say otherwise.
-        activation: of the MLP in llama.cpp, whatever the file says; its GELU is that by tanh.
     """
 
     architecture: str
     permuted: bool = False
     shifted_norms: bool = False
-    window: int = 0
+    window: bool = False
     scalars: int | None = None
-    activation: str = "silu"
 
 
 FAMILIES = {
@@ -41,10 +39,10 @@ FAMILIES = {
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3"),
     "qwen3_moe": Family("qwen3moe"),
-    "gemma": Family("gemma", shifted_norms=True, activation="gelu"),
-    "gemma2": Family("gemma2", shifted_norms=True, window=2, scalars=46, activation="gelu"),
-    "gemma3_text": Family("gemma3", shifted_norms=True, window=6, scalars=62, activation="gelu"),
-    "phi": Family("phi2", activation="gelu"),
+    "gemma": Family("gemma", shifted_norms=True),
+    "gemma2": Family("gemma2", shifted_norms=True, window=True, scalars=46),
+    "gemma3_text": Family("gemma3", shifted_norms=True, window=True, scalars=62),
+    "phi": Family("phi2"),
     "phi3": Family("phi3"),
 }
 """Families by transformers' model type."""
@@ -65,43 +63,25 @@ def list_family_issues(config: Any) -> list[str]:
         ]
     family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
-    own = getattr(config, "layer_types", None)
-    scalar = getattr(config, "query_pre_attn_scalar", None)
-    scale = get_query_scale(config, family)
-    usual = getattr(config, "hidden_act", family.activation)
-    activation = getattr(config, "hidden_activation", None) or usual
-    has_layers = True
-    if family.window and own is not None:
-        has_layers = list(own) == list_layer_types(config.num_hidden_layers, family.window)
-    is_sparse = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1
+    layers = getattr(config, "layer_types", None)
+    scalar, scale = getattr(config, "query_pre_attn_scalar", None), get_query_scale(config, family)
+    usual = type(config)(num_hidden_layers=config.num_hidden_layers)
     issues = (
         (
             kind not in ROPES,
             f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}",
         ),
         (
-            not has_layers,
-            f"in llama.cpp only every {family.window}th layer attends beyond the window, but this model has {own}",
+            family.window and layers != usual.layer_types,
+            f"in llama.cpp layers attend beyond the window as is usual in this family, but this model has {layers}",
         ),
         (
             family.scalars is not None and scalar != scale,
             f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}",
         ),
         (
-            family.activation not in str(activation),  # the kinds of GELU differ by a thousandth
-            f"llama.cpp computes {family.activation} in this family, but this model has {activation}",
-        ),
-        (
             getattr(config, "norm_topk_prob", True) is False,
             "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)",
-        ),
-        (
-            is_sparse,
-            "llama.cpp expects experts in every layer, but this model does not have them (mlp_only_layers)",
-        ),
-        (
-            getattr(config, "qk_layernorm", False),
-            "llama.cpp has no norms of queries and keys in this family, but this model has (qk_layernorm)",
         ),
     )
     return [text for found, text in issues if found]
@@ -112,11 +92,6 @@ def get_rope_parameters(config: Any) -> dict[str, Any]:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
-
-
-def list_layer_types(layers: int, period: int) -> list[str]:
-    """What each layer attends to in llama.cpp, in transformers' words."""
-    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
 
 
 def get_query_scale(config: Any, family: Family) -> int:
@@ -131,7 +106,6 @@ def get_head_dim(config: Any) -> int:
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
-    """The keys that describe the architecture."""
     head = get_head_dim(config)
     turned = get_rope_parameters(config)
     fields: tuple[tuple[str, Callable[..., None]], ...] = (

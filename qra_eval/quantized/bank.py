@@ -81,7 +81,7 @@ class Bank:
     Args:
         fingerprint, calibration: identify the weights, and the calibration data.
         layers: decoder layer of each linear; tables are in one layer more.
-        devices: where modules and weights of a layer are given; default: where the linears are.
+        device: where modules and weights are given; default: where the linears are.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Bank:
         *,
         calibration: str = "",
         layers: Mapping[str, int],
-        devices: Mapping[int, torch.device] | None = None,
+        device: torch.device | None = None,
     ):
         self.linears, self.backend = dict(linears), backend
         self.folder, self.fingerprint, self.calibration = Path(folder), fingerprint, calibration
-        self.devices = dict(devices or {})
+        self.device = device
         # Layers that pass in float32 have float32 weights meanwhile.
         self.dtypes = {name: linear.weight.dtype for name, linear in self.linears.items()}
         self.layer_of = {name: layers[name] for name in self.linears}
@@ -137,7 +137,7 @@ class Bank:
 
     def digest(self, *content: Any) -> str:
         """Digest of the weights, the kind of device, and what else a file's content follows from."""
-        devices = sorted({device.type for device in self.devices.values()} - {"cpu"})
+        devices = [] if self.device is None or self.device.type == "cpu" else [self.device.type]
         identity = [BANK_VERSION, self.fingerprint, devices, *content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -192,7 +192,7 @@ class Bank:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
     def get_device(self, name: str) -> torch.device:
-        return self.devices.get(self.layer_of[name]) or self.linears[name].weight.device
+        return self.device or self.linears[name].weight.device
 
 
 def get_bank_folder(given: str | None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,36 +41,25 @@ class Blocks:
     Args:
         model: frozen; all but what lies in the layers, and searched tables, is on `device`.
         compute: dtype of the arithmetic; the model's own, `stored`, may be cast to it meanwhile.
-        devices: of each layer; default: `device`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        device: torch.device,
-        compute: torch.dtype,
-        devices: Sequence[torch.device] | None = None,
-    ):
+    def __init__(self, model: Any, device: torch.device, compute: torch.dtype):
         path = find_decoder_layers(model)
         self.model, self.device, self.compute = model, device, compute
         self.stored: torch.dtype = model.dtype
         self.layers: list[nn.Module] = list(model.get_submodule(path))
-        self.devices = list(devices or [device] * len(self.layers))
         self._tuple: bool | None = None
 
     def __len__(self) -> int:
         return len(self.layers)
 
-    def get_device(self, index: int) -> torch.device:
-        return self.devices[index] if index < len(self.layers) else self.device
-
     # -- weights in place ----------------------------------------------------------------------
     @contextmanager
     def place_layer(self, index: int) -> Iterator[None]:
         """A layer's tensors on the device, parameters in the dtype of the arithmetic; then the very same ones again."""
-        with move_tensors(self.layers[index], self.devices[index], self.compute):
+        with move_tensors(self.layers[index], self.device, self.compute):
             yield
-        release_freed_memory(self.devices[index])
+        release_freed_memory(self.device)
 
     @contextmanager
     def cast_outer_modules(self) -> Iterator[None]:
@@ -98,7 +87,7 @@ class Blocks:
         def move_inputs(index: int, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
                 # Memory is not released as by `place_layer`: this runs for every token that is written.
-                with move_tensors(self.layers[index], self.devices[index], self.compute):
+                with move_tensors(self.layers[index], self.device, self.compute):
                     return forward(*args, **kwargs)
 
             return run
@@ -132,7 +121,7 @@ class Blocks:
     def run_layer(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
-        given = flow.hidden.to(self.devices[index]) if hidden is None else hidden
+        given = flow.hidden.to(self.device) if hidden is None else hidden
         output = self.layers[index](given, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 

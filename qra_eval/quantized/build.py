@@ -144,9 +144,7 @@ def build(
             if progress is not None:
                 progress("quantize", next(done), len(missing))
 
-        def encode(
-            names: Sequence[str], moments: LayerMoments | KeptMoments | None, device: torch.device
-        ) -> None:
+        def encode(names: Sequence[str], moments: LayerMoments | KeptMoments | None) -> None:
             def encode_linear(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
                 modules = bank.backend.quantize_levels(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
@@ -156,7 +154,7 @@ def build(
                     bank.write(name, level, {key: tensor.cpu() for key, tensor in tensors.items()})
 
             own = {name: bank.linears[name] for name in names if name in missing}
-            visit_linears(own, moments, encode_linear, bank.backend, device, report)
+            visit_linears(own, moments, encode_linear, bank.backend, blocks.device, report)
 
         def pass_rows(layers: Sequence[int]) -> Generator[tuple[int, LayerMoments]]:
             tokens: dict[str, int] = {}
@@ -180,14 +178,12 @@ def build(
                 kept.write(bank.list_names(layer), moments)
             kept.write_index()
         if kept is None or kept.is_whole():
-            for device, names in group_by_device(bank, missing):
-                encode(names, kept, device)
+            encode(list(missing), kept)
         else:
             for layer, moments in pass_rows(sorted(calibrated)):
-                encode(bank.list_names(layer), moments, blocks.get_device(layer))
+                encode(bank.list_names(layer), moments)
             rest = [name for name in missing if bank.layer_of[name] not in calibrated]
-            for device, names in group_by_device(bank, rest):
-                encode(names, None, device)
+            encode(rest, None)
         if missing := bank.find_missing(wanted):
             raise RuntimeError(
                 f"{', '.join(missing)} of the bank {bank.folder} cannot be read after they were written"
@@ -236,13 +232,6 @@ def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Modu
     if layer == len(blocks):
         return {name: bank.linears[name] for name in names}
     return {name: blocks.model.get_submodule(name) for name in names}
-
-
-def group_by_device(bank: Bank, names: Iterable[str]) -> Iterable[tuple[torch.device, list[str]]]:
-    found: dict[torch.device, list[str]] = {}
-    for name in names:
-        found.setdefault(bank.get_device(name), []).append(name)
-    return found.items()
 
 
 def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:

@@ -300,7 +300,7 @@ def pass_layers(
         moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
         with blocks.place_layer(layer):
             for n, flow in enumerate(flows):
-                given = inputs[layer][n].to(blocks.devices[layer], blocks.compute).requires_grad_(True)
+                given = inputs[layer][n].to(blocks.device, blocks.compute).requires_grad_(True)
                 with moments.gather(flow.batch.width):
                     output = blocks.run_layer(layer, flow, given)
                     (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))

@@ -12,7 +12,6 @@ import torch
 from qra_backends import Backend
 from torch import nn
 
-from qra_eval.models.device import assign_devices, connect_devices
 from qra_eval.models.embeddings import find_embeddings, place_embeddings
 from qra_eval.models.linears import Granularity, find_linears, group_linears, resolve_granularity
 from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
@@ -61,7 +60,6 @@ class QuantizedModel:
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
         rows: of the task; the first of its train split calibrate backends that ask for it.
-        devices: over which the layers are spread; `device`, where all else is, comes first. None: it alone.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
         dequantized_cache: bytes for dequantized weights, as given (`2GiB`, 0), or a share of what is free (`auto`).
 
@@ -83,7 +81,6 @@ class QuantizedModel:
         settings: TrainingConfig,
         *,
         device: torch.device,
-        devices: Sequence[torch.device] = (),
         compute: str = "auto",
         dequantized_cache: int | str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
@@ -102,26 +99,18 @@ class QuantizedModel:
         dense = sum(linear.weight.nbytes for linear in [*self.linears.values(), *self.tables.values()])
         self.dtype: torch.dtype = self.model.dtype
         self.asked, self.keeps_dequantized = compute, True
-        layers = assign_devices(self.model, devices or [device])
-        auto = dequantized_cache == "auto"
-        room = count_cache_bytes(dequantized_cache, device) * (len(set(layers)) if auto else 1)
+        room = count_cache_bytes(dequantized_cache, device)
         kept = dense * self.compute.itemsize // self.dtype.itemsize
-        self.blocks = Blocks(self.model, device, self.compute, layers)
+        self.blocks = Blocks(self.model, device, self.compute)
         self.keeps_dequantized = kept <= room
-        could_keep = auto and device.type == "cpu" and 2 * kept <= count_free_bytes(device)
-        if could_keep and not self.keeps_dequantized:
+        could_keep = device.type == "cpu" and 2 * kept <= count_free_bytes(device)
+        if could_keep and dequantized_cache == "auto" and not self.keeps_dequantized:
             log.warning(
                 "dequantized weights need %s, more than a quarter of the free memory, so each weight is decoded "
                 "at every use, which may take twice as long. Keep them with --set model.dequantized_cache=%dMiB",
                 format_bytes(kept),
                 -(-kept >> 20),
             )
-        self.connections = connect_devices(self.blocks.layers, layers)
-        if self.connections:
-            searched = {id(p) for linear in self.linears.values() for p in linear.parameters()}
-            for layer, place in zip(self.blocks.layers, layers, strict=True):
-                for tensor in [*layer.parameters(), *layer.buffers()]:
-                    tensor.data = tensor.data if id(tensor) in searched else tensor.data.to(place)
         self.space = self.make_space(space, backend, self.granularity, self.tables, quantization.embeddings)
         self.levels, self.table_levels = (
             _list_levels(self.space, [g for g in self.space.groups if g.is_embedding == is_embedding])
@@ -134,7 +123,7 @@ class QuantizedModel:
             self.identity,
             calibration=self.calibration,
             layers=self.layer_of | dict.fromkeys(self.tables, len(self.blocks)),
-            devices=dict(enumerate([*layers, device])),
+            device=device,
         )
 
     def make_space(
@@ -197,11 +186,6 @@ class QuantizedModel:
             return 0
         numbers = self.backend.count_trainable(bits, out_features, in_features)
         return numbers if self.settings.scales != "auto" or numbers <= out_features else 0
-
-    def disable_dequantized_cache(self) -> bool:
-        """From here on decode weights at each use; False if that is so already."""
-        was, self.keeps_dequantized = self.keeps_dequantized, False
-        return was
 
     @property
     def identity(self) -> str:

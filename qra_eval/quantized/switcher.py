@@ -64,26 +64,18 @@ class PlanSwitcher:
             self.unquantize()
             self.quantized_model.quantize_plan(plan)
 
-    def put_plan(
-        self, plan: Plan, seed: int, *, dequantized: bool | None = None, keep_trained: bool = False
-    ) -> None:
-        """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start.
-
-        Linears multiply by dequantized weights if these are kept ready, or by `dequantized`. By `keep_trained` adapters
-        and scales stay as training left them.
-        """
+    def put_plan(self, plan: Plan, seed: int) -> None:
+        """Put a plan in place: bases from the bank, quantized if it lacks them, adapters as the seed has them start."""
         self.quantize_plan(plan)
         quantized, most = self.quantized_model, max(self.quantized_model.space.ranks)
         settings, wrapped = quantized.settings, self.wrapped
-        fast = quantized.keeps_dequantized if dequantized is None else dequantized
         self.applied = plan
-        if not keep_trained:
-            self.trained_scales.clear()
+        self.trained_scales.clear()
         for group, bits, rank in zip(quantized.space.groups, plan.bits, plan.ranks, strict=True):
             for linear in group.linears:
                 name, wrapper = linear.name, wrapped.get(linear.name)
-                self.set_base_weight(name, bits, dequantized=fast)
-                if wrapper is None or keep_trained:
+                self.set_base_weight(name, bits)
+                if wrapper is None:
                     continue
                 wrapper.trained = None
                 if rank == 0:
@@ -102,7 +94,7 @@ class PlanSwitcher:
 
     def set_alone(self, name: str, module: nn.Module | None) -> None:
         """Put a module's dequantized weight in a linear's or a table's place in an unquantized model; None: its own."""
-        weight = None
+        weight: Any = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
             backend = self.quantized_model.backend
@@ -110,27 +102,19 @@ class PlanSwitcher:
             weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 
-    def set_base_weight(self, name: str, bits: LevelName | None, *, dequantized: bool = True) -> None:
-        """Put a linear's or a table's weight in place at a level, if it is not there already; None: as it was loaded.
-
-        A plan's neighbour differs in a few linears.
-        """
+    def set_base_weight(self, name: str, bits: LevelName) -> None:
+        """Put a linear's or a table's weight in place, unless it is there: a plan's neighbour differs in a few."""
         quantized, base, trained = self.quantized_model, self._places[name], name in self.trained_scales
-        wanted = None if bits is None else (bits, dequantized)
-        if self._in_place.get(name) == wanted and wanted is not None and not trained:
-            return
-        self._in_place.pop(name, None)
-        base.set_base()  # what was there goes before the next comes
-        if bits is None or wanted is None:
-            return
-        if not dequantized:
-            base.set_base(module=self.get_base_module(name, bits))
-        elif trained:
-            base.set_base(
-                weight=quantized.backend.dequantize(self.get_base_module(name, bits)).to(quantized.compute)
-            )
-        else:
-            base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
+        wanted = bits, quantized.keeps_dequantized
+        if self._in_place.pop(name, None) != wanted or trained:
+            base.set_base()  # what was there goes before the next comes
+            if not quantized.keeps_dequantized:
+                base.set_base(module=self.get_base_module(name, bits))
+            elif trained:
+                weight = quantized.backend.dequantize(self.get_base_module(name, bits))
+                base.set_base(weight=weight.to(quantized.compute))
+            else:
+                base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
         if not trained:  # else it is no other plan's
             self._in_place[name] = wanted
 
@@ -166,7 +150,7 @@ class PlanSwitcher:
                 wrapper = self.wrapped[name]
                 if wrapper.trained is not None:
                     self.trained_scales[name], wrapper.trained = wrapper.trained.get_scales(), None
-                    self.set_base_weight(name, bits, dequantized=fast)
+                    self.set_base_weight(name, bits)
 
     # -- other states --------------------------------------------------------------------------
     def unquantize(self) -> None:
@@ -186,56 +170,17 @@ class PlanSwitcher:
             yield
 
     @contextmanager
-    def use_stored_form(self, plan: Plan) -> Iterator[Any]:
-        """The model as a run's folder gives it: quantized modules, stored dtype; for as long as the context lasts."""
-        self.put_plan(plan, 0, dequantized=False, keep_trained=True)
-        self._cast_unquantized(self.quantized_model.dtype)
-        try:
-            yield self.model
-        finally:
-            self._cast_unquantized(self.quantized_model.compute)
-            self.put_plan(plan, 0, keep_trained=True)
-
-    @contextmanager
     def use_float32(self) -> Iterator[Blocks]:
         """The layers of the unquantized model, computing in float32; for as long as the context lasts."""
         self.unquantize()
         self._cast_unquantized(torch.float32)
         try:
             own = self.quantized_model.blocks
-            yield Blocks(self.model, own.device, torch.float32, own.devices)
+            yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
 
-    @contextmanager
-    def release_model(self) -> Iterator[None]:
-        """Nothing of the model on the device but adapters; bases are gone afterwards."""
-        self._remove_base_weights()
-        own = {id(factor) for factor in adapters.get_named_factors(self.wrapped).values()}
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        moved = [(t, t.device) for t in tensors if t.device.type != "cpu" and id(t) not in own]
-        for tensor, _ in moved:
-            tensor.data = tensor.data.cpu()
-        if moved:
-            torch.cuda.empty_cache()
-        try:
-            yield
-        finally:
-            for tensor, device in moved:
-                tensor.data = tensor.data.to(device)
-
-    def disable_dequantized_cache(self) -> bool:
-        """From here on decode weights at each use; False if that is so already."""
-        if not self.quantized_model.disable_dequantized_cache():
-            return False
-        self._remove_base_weights()
-        self._cast_unquantized(self.quantized_model.compute)
-        return True
-
     def close(self) -> None:
-        """Give the model its own linears again."""
-        for handle in self.quantized_model.connections:
-            handle.remove()
         if self._wrapped is not None:
             self._remove_base_weights()
             restore_embeddings(self.model)

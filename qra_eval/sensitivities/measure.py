@@ -31,7 +31,7 @@ from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import find_modules, visit_linears
 from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
-from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, collate
+from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
 from qra_search.schemas import LevelName, Sensitivities
@@ -178,7 +178,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             moments,
             probe,
             backend,
-            blocks.get_device(layer),
+            blocks.device,
             lambda: report("probe", next(done), len(bank.linears)),
         )
         squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
@@ -245,7 +245,7 @@ def sample_probe_batch(tuner: FineTuner) -> Batch:
     rows = tuner.rows("train", SAMPLED_ROWS)
     count = max(1, min(PROBE_ROWS, PROBE_TOKENS // max(map(len, rows))))
     sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return collate([rows[i] for i in sample], multiple=PASS_MULTIPLE)
+    return collate([rows[i] for i in sample])
 
 
 def choose_probes(space: SearchSpace) -> list[tuple[int, int]]:
@@ -333,7 +333,7 @@ def measure_divergence(
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
                 for key, hidden in probes.items():
-                    probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.devices[layer])).cpu()
+                    probes[key] = blocks.run_layer(layer, flow, hidden.to(blocks.device)).cpu()
                     report()
                 for key in (key for key, depth in depths.items() if depth == layer):
                     with _degrade(tuner, {name: probe.module for name, probe in degraded[key]}):

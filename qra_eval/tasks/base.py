@@ -25,6 +25,10 @@ ROWS_SEED = 0x5EED
 """Added to a seed, so that the order of rows and the order of their batches come from different numbers."""
 ANSWER_MARGIN = 8
 """Tokens that a generated answer may be longer than the longest wanted one."""
+SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
+"""Parts of a user's own rows where all three splits are taken from them."""
+TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
+"""Parts of a data set's training split."""
 
 
 class Task(ABC):
@@ -54,7 +58,6 @@ class Task(ABC):
         self.seed = seed
         self.chat = chat
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
-        self._chats: dict[tuple[int, int], Chat] = {}
 
     def split(self, name: SplitName) -> Sequence[Example]:
         """The examples of a split, always in the same order."""
@@ -115,7 +118,6 @@ class Task(ABC):
 
     @property
     def metric_digests(self) -> dict[str, str]:
-        """Digest of the source of each metric of generated answers."""
         return {name: digest_source(metric) for name, metric in self.metrics.items()}
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
@@ -138,16 +140,16 @@ class Task(ABC):
     ) -> list[str]:
         """Greedy answers to the examples' prompts, in the chat format where they have it; see `generate_answers`.
 
-        Prompt and answer have `max_length` tokens at most. A conversation loses its oldest exchanges, see
-        `Chat.make_prompt`; what is still too long loses its left, but for what stands in every prompt.
+        Prompt and answer have `max_length` tokens at most; a longer prompt loses its left.
         """
         room = max(1, max_length - max_new_tokens)
         chats = [self.read_chat(example, tokenizer) for example in examples]
         prompts = []
         for example, chat in zip(examples, chats, strict=True):
-            text = example.prompt if chat is None else chat.make_prompt(room)
-            ids = encode_prompt(tokenizer, text, special=chat is None)
-            prompts.append(truncate_left(ids, room, tokenizer, head=chat.head if chat else 0))
+            text = example.prompt if chat is None else chat.prompt
+            prompts.append(
+                truncate_left(encode_prompt(tokenizer, text, special=chat is None), room, tokenizer)
+            )
         ends = sorted({end for chat in chats if chat for end in chat.end_tokens})
         texts = generate_answers(
             model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, stop=self.stop, ends=ends
@@ -165,16 +167,10 @@ class Task(ABC):
         return example.prompt if chat is None else chat.prompt
 
     def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
-        """An example's conversation, rendered when it is first asked for; None if it goes through no template."""
-        if not self.is_chat(example, tokenizer):
-            return None
-        key = id(example), id(tokenizer)  # the chat holds both, so that neither id is ever another's
-        if key not in self._chats:
-            self._chats[key] = Chat(example, tokenizer)
-        return self._chats[key]
+        """An example's conversation in the chat format; None if it goes through no template."""
+        return Chat(example, tokenizer) if self.is_chat(example, tokenizer) else None
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
-        """Whether an example goes through the tokenizer's chat template."""
         return self.chat
 
 
@@ -255,7 +251,7 @@ def _check_splits(
             if (first := seen.setdefault(example.key, name)) != name:
                 raise BadInput(
                     f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: give each row to "
-                    "one split, as `qra_eval.tasks.splits.split_examples` does"
+                    "one split, as `qra_eval.tasks.base.split_examples` does"
                 )
     return splits
 
@@ -272,3 +268,69 @@ def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[st
         pieces.append((text[len(done) :], learnt))
         done = text
     return pieces
+
+
+# -- splits that never overlap: what a user gives is kept, and what is missing is taken from the training rows
+def split_examples(
+    given: Mapping[SplitName, Sequence[Example]],
+    seed: int = 0,
+    *,
+    shares: Mapping[SplitName, float] = SHARES,
+    least: int = 0,
+    what: str = "the data",
+) -> dict[SplitName, Sequence[Example]]:
+    """All three splits from those given, `train` among them: what is missing is split off that one.
+
+    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
+    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
+
+    Args:
+        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
+        least: distinct rows from which all three splits are taken; BadInput if there are fewer.
+        what: the data's name, for messages.
+    """
+    parts: dict[SplitName, Sequence[Example]] = {}
+    held: list[Example] = []
+    for name in SPLITS[:0:-1]:
+        if name in given:
+            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
+            held += parts[name]
+    missing = {name: share for name, share in shares.items() if name not in parts}
+    groups: dict[str, list[Example]] = {}
+    free = exclude_known(given["train"], held)
+    for example in free:
+        groups.setdefault(hash_parts(seed, example.key), []).append(example)
+    needed = len(missing) if parts else max(least, len(missing))
+    if len(groups) < needed:
+        lost = len(given["train"]) - len(free)
+        others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
+        raise BadInput(
+            f"{what}: {len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at "
+            f"least {needed}, or a folder with a file for each split"
+        )
+    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
+    total = sum(map(len, ordered))
+    whole = sum(missing.values())
+    later = len(missing)
+    for name, share in missing.items():
+        later -= 1
+        rows: list[Example] = []
+        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
+            rows += ordered.pop()
+        parts[name] = rows
+    return parts
+
+
+def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
+    keys = {example.key for example in taken}
+    return [example for example in examples if example.key not in keys]
+
+
+def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
+    """Examples in the order of the hashes of their keys."""
+    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
+
+
+def hash_parts(*parts: Any) -> str:
+    """Hexadecimal SHA-256 of the parts' texts."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

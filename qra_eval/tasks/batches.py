@@ -45,20 +45,6 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in ("input_ids", "positions", "targets")}
         return replace(self, **moved)
 
-    def split_rows(self, rows: int) -> list[Batch]:
-        """Batches of so many of its rows each, in their order and padded as it is; tokens count with the first."""
-        if len(self.input_ids) <= rows:
-            return [self]
-        tokens = self.input_ids.shape[1]
-        owner = self.positions // tokens
-        found = []
-        for start in range(0, len(self.input_ids), rows):
-            mine = (owner >= start) & (owner < start + rows)
-            ids = self.input_ids[start : start + rows]
-            positions = self.positions[mine] - start * tokens
-            found.append(Batch(ids, positions, self.targets[mine], 0 if start else self.tokens, self.width))
-        return found
-
 
 def collate(rows: Sequence[Encoded], *, multiple: int = 1) -> Batch:
     """Pad rows to their longest, or to a multiple beyond it, and find the labelled positions."""

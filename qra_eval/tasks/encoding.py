@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -51,30 +50,27 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
 
     Args:
         max_length: most tokens of a row, at least 2.
-        chat: put prompt and answer through the tokenizer's chat template; see `encode_chat`.
+        chat: put prompt and answer through the tokenizer's chat template. Labels are on what it marks as generated; if
+            it marks nothing, on the last answer with what ends its turn.
     """
     import torch  # seconds, which a task that is refused does without
 
     if chat:
-        ids, labelled, head, tokens = encode_chat(_add_answer(example), tokenizer, max_length)
+        ids, labelled = _encode_turns(_add_answer(example), tokenizer)
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
         if tokenizer.eos_token_id is not None:
             learnt = [*learnt, tokenizer.eos_token_id]
         ids = [*prompt, *learnt]
-        tokens = len(ids)
         labelled = [False] * len(prompt) + [True] * len(learnt)
-        head = int(bool(prompt) and prompt[0] == getattr(tokenizer, "bos_token_id", None))
     if True not in labelled:
         raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
-    if len(ids) > max_length:
+    tokens = len(ids)
+    if tokens > max_length:
         first = labelled.index(True)
-        head = min(head, max_length // 2, first)
-        room = max_length - head
-        before = first - head
-        kept = min(len(ids) - first, room - 1 if before else room)
-        begin = first - min(before, room - kept)
-        end = first + kept
+        head = int(first > 0 and ids[0] == getattr(tokenizer, "bos_token_id", None))
+        end = min(tokens, first + max_length - min(first, 1 + head))
+        begin = max(head, end - max_length + head)
         ids = ids[:head] + ids[begin:end]
         labelled = labelled[:head] + labelled[begin:end]
     input_ids = torch.tensor(ids, dtype=torch.long)
@@ -106,14 +102,12 @@ def encode_pair(
     return Encoded(ids, labels)
 
 
-def truncate_left(ids: list[int], room: int, tokenizer: Any, *, head: int = 0) -> list[int]:
-    """The last `room` ids at most; the first `head` (no more than half of the room), or a start token before them, are
-    kept in place of as many."""
+def truncate_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
+    """The last `room` ids at most; a start token before them is kept in place of one."""
     if len(ids) <= room:
         return ids
     starts = int(room > 1 and ids[0] == getattr(tokenizer, "bos_token_id", None))
-    kept = max(min(head, room // 2), starts)
-    return [*ids[:kept], *ids[len(ids) - room + kept :]]
+    return [*ids[:starts], *ids[len(ids) - room + starts :]]
 
 
 def encode_prompt(tokenizer: Any, prompt: str, *, special: bool = True) -> list[int]:
@@ -138,27 +132,6 @@ def _split_ids(
 
 
 # -- conversations ------------------------------------------------------------------------------
-def encode_chat(turns: Turns, tokenizer: Any, max_length: int) -> tuple[list[int], list[bool], int, int]:
-    """Token ids of a conversation that ends with an answer of the assistant, and which of them have labels.
-
-    Labels are on what the template marks as generated; if it marks nothing, on the last answer with what ends its turn.
-    Of a conversation that is too long the oldest exchanges are left out, the system's turn is kept; its last exchange
-    alone may still be too long.
-
-    Returns:
-        ids, labelled, of a conversation that was too long the tokens at the left that are in every prompt (else 0), and
-        the tokens of the whole conversation.
-    """
-    ids, labelled = _encode_turns(turns, tokenizer)
-    if (tokens := len(ids)) <= max_length:
-        return ids, labelled, 0, tokens
-    while len(ids) > max_length and (fewer := _drop_oldest_exchange(turns)) is not None:
-        turns = fewer
-        ids, labelled = _encode_turns(turns, tokenizer)
-    prompt = render_chat(turns[:-1], tokenizer, prompted=True)
-    return ids, labelled, _count_fixed_tokens(turns, prompt, tokenizer), tokens
-
-
 class Chat:
     """An example's conversation in the tokenizer's chat format, rendered once up to its answer and once with it.
 
@@ -166,45 +139,30 @@ class Chat:
         opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
             and no part of it.
         closing: what it puts after the answer.
-        head: tokens at the prompt's left that are in every prompt, the system's turn among them.
     """
 
     def __init__(self, example: Example, tokenizer: Any):
-        self.example = example
         self.tokenizer = tokenizer
-        self.turns: Turns = _add_answer(example)
-        self.prompt, answer = _split_chat(self.turns, tokenizer)
-        content = self.turns[-1]["content"].strip()
+        turns = _add_answer(example)
+        self.prompt, answer = _split_chat(turns, tokenizer)
+        content = turns[-1]["content"].strip()
         self.opening = answer.partition(content)[0]
         if answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
-            last = self.turns[-1]
-            others = [(*self.turns[:-1], {**last, "content": letter}) for letter in "AB"]
-            self.opening = commonprefix([_split_chat(turns, tokenizer)[1] for turns in others])
+            others = [(*turns[:-1], {**turns[-1], "content": letter}) for letter in "AB"]
+            self.opening = commonprefix([_split_chat(other, tokenizer)[1] for other in others])
         self.closing = answer[len(self.opening) + len(content) :]
-        self.head = _count_fixed_tokens(self.turns, self.prompt, tokenizer)
 
-    @cached_property
+    @property
     def generated_opening(self) -> str:
         """The opening as a generated answer begins with it: without special tokens."""
         ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
-    @cached_property
+    @property
     def end_tokens(self) -> list[int]:
         """The special token that the template ends a turn with, if it does: the tokenizer may name another."""
         ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"][:1] if self.closing else []
         return [id for id in ids if id in self.tokenizer.added_tokens_decoder]
-
-    def make_prompt(self, room: int | None = None) -> str:
-        """The prompt; if it takes more than `room` tokens its oldest exchanges are left out, as `encode_chat` does."""
-        turns = self.turns
-        text = self.prompt
-        while room is not None and (fewer := _drop_oldest_exchange(turns)) is not None:
-            if len(encode_prompt(self.tokenizer, text, special=False)) <= room:
-                break
-            turns = fewer
-            text = render_chat(fewer[:-1], self.tokenizer, prompted=True)
-        return text
 
 
 def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
@@ -263,22 +221,3 @@ def _add_answer(example: Example) -> list[Mapping[str, str]]:
     if not example.answer.strip():
         raise BadInput(f"the answer to {asked[-1]['content'][:60]!r} is empty")
     return [*asked, {"role": "assistant", "content": example.answer.strip()}]
-
-
-def _drop_oldest_exchange(turns: Turns) -> Turns | None:
-    """The system's turns and all from the second question on; None if there is no second."""
-    rules = [turn for turn in turns if turn["role"] == "system"]
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    later = next((i for i, turn in enumerate(rest) if i and turn["role"] == "user"), None)
-    return None if later is None else [*rules, *rest[later:]]
-
-
-def _count_fixed_tokens(turns: Turns, prompt: str, tokenizer: Any) -> int:
-    """Tokens before the text of the first turn that is not the system's; what stands there is in every prompt."""
-    at = 0
-    for turn in turns:
-        place = max(at, prompt.find(turn["content"].strip(), at))
-        if turn["role"] != "system":
-            return len(encode_prompt(tokenizer, prompt[:place], special=False))
-        at = place + len(turn["content"].strip())
-    return 0

@@ -104,7 +104,8 @@ def make_example(
         for name, value in given.items()
         if not (value is None or (isinstance(value, float) and isnan(value)))
     }
-    system = _read_system(row, where)
+    system = read_field(row, "system", str, where) if "system" in row else ""
+    system = system if system.strip() else ""
     for name in TURNS:
         if name in row:
             return _make_chat(_read_turns(row, name, where, system), where)
@@ -168,7 +169,7 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
             f"{len(choices) - 1}), the text or the label of exactly one of them. To learn the answer as text, use "
             "--columns prompt=...,answer=..."
         )
-    return question, [check_characters(choice, "choices", where) for choice in choices], found[0]
+    return question, choices, found[0]
 
 
 def format_question(text: str) -> str:
@@ -188,24 +189,9 @@ def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
     return value
 
 
-def check_characters(text: str, name: str, where: str) -> str:
-    """The text itself, or BadInput if a character of it is cut in half, as no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadInput(f"{where}: field {name!r} has an incomplete character: fix the row") from None
-    return text
-
-
 def _join_answer(prompt: str, answer: str) -> str:
     """An answer as it continues its prompt: after a space, unless there is white space."""
     return answer if prompt[-1].isspace() or answer[0].isspace() else f" {answer}"
-
-
-def _read_system(row: Mapping[str, Any], where: str) -> str:
-    """The system's text; empty if there is none, or a blank one."""
-    text = read_field(row, "system", str, where) if "system" in row else ""
-    return check_characters(text, "system", where) if text.strip() else ""
 
 
 def _read_turns(row: Mapping[str, Any], name: str, where: str, system: str) -> list[dict[str, str]]:
@@ -221,7 +207,7 @@ def _read_turns(row: Mapping[str, Any], name: str, where: str, system: str) -> l
             raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content")
-        content = check_characters(read_field(message, said, str, place), said, place)
+        content = read_field(message, said, str, place)
         turns.append({"role": roles[role], "content": content})
     if system and not any(turn["role"] == "system" for turn in turns):
         turns.insert(0, {"role": "system", "content": system})
@@ -244,19 +230,18 @@ def _read_text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = read_field(row, name, (str, int, float), where)
     if not str(value).strip():
         raise BadInput(f"{where}: field {name!r} is blank")
-    return check_characters(str(value), name, where)
+    return str(value)
 
 
 def _read_answer(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text field; an object or list is taken as its compact JSON text."""
     value = row.get(name)
     if isinstance(value, dict | list):
-        return check_characters(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name, where)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _read_text(row, name, where)
 
 
 def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the names that the row has."""
     return next((name for name in names if name in row), None)
 
 

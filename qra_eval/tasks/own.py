@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from qra_eval.tasks.base import Task
+from qra_eval.tasks.base import Task, split_examples
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import (
     CHAT,
     FIELDS,
     Example,
     SplitName,
-    check_characters,
     make_example,
     read_field,
 )
@@ -28,13 +26,11 @@ from qra_eval.tasks.sources import (
     find_split_files,
     is_file_name,
     is_hub_name,
-    read_examples,
     read_hub_rows,
     read_rows,
     read_splits,
     read_text,
 )
-from qra_eval.tasks.splits import split_examples
 from qra_search.errors import BadInput, shorten
 
 log = logging.getLogger(__name__)
@@ -92,8 +88,11 @@ class JSONLTask(Task):
         self.wants_chat = chat
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        make = partial(make_example, columns=self.columns)
-        examples = read_examples(self.data, make, self.subset, self.names)
+        found = read_splits(self.data, self.subset, self.names)
+        examples = {
+            split: [make_example(row, where, self.columns) for where, row in rows]
+            for split, rows in found.items()
+        }
         what = self.data if isinstance(self.data, str) else self.name
         every = [example for rows in examples.values() for example in rows]
         self._choose_metrics(every, what)
@@ -121,13 +120,6 @@ class JSONLTask(Task):
 
 
 # -- running text ------------------------------------------------------------------------------
-class Text(NamedTuple):
-    """A text in parts that are never cut: lines that follow each other, or paragraphs with a blank line between."""
-
-    parts: Sequence[str]
-    lines: bool = False
-
-
 class TextTask(Task):
     """Blocks of running text, your own or WikiText-2: the loss is that of every token, and sequences are packed full.
 
@@ -155,30 +147,28 @@ class TextTask(Task):
         splits = split_examples(given, self.seed, what=what)
         return {**splits, "test": given.get("test", splits["test"])}
 
-    def _load_texts(self) -> dict[SplitName, Text]:
+    def _load_texts(self) -> dict[SplitName, str]:
         if self.data is None:
             rows = {split: read_hub_rows(*WIKITEXT, stems[0]) for split, stems in STEMS.items()}
-            return {split: Text([row["text"].strip("\n") for _, row in some]) for split, some in rows.items()}
+            return {split: _join_rows(some, self.name) for split, some in rows.items()}
         if isinstance(self.data, str):
             files = find_split_files(Path(self.data), (".txt", *READERS))
             return {split: _read_text(path) for split, path in files.items()}
         return {split: _join_rows(rows, self.name) for split, rows in read_splits(self.data).items()}
 
-    def _cut_blocks(self, text: Text) -> Iterator[Example]:
-        joint = "\n" if text.lines else "\n\n"
+    def _cut_blocks(self, text: str) -> Iterator[Example]:
         block: list[str] = []
         size = 0
-        for part in text.parts:
+        for line in text.split("\n"):
             # Lines are parted where one is blank, unless that takes as long again.
-            if size >= self.block_characters * (2 if text.lines and part.strip() else 1):
-                yield Example("", joint.join(block).strip("\n"))
+            if size >= self.block_characters * (2 if line.strip() else 1):
+                yield Example("", "\n".join(block).strip("\n"))
                 block = []
                 size = 0
-            if text.lines or part.strip():
-                block.append(part)
-                size += len(part.strip())
+            block.append(line)
+            size += len(line.strip())
         if size:
-            yield Example("", joint.join(block).strip("\n"))
+            yield Example("", "\n".join(block).strip("\n"))
 
     def encode(self, examples: Iterable[Example], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
         """Rows of exactly `max_length` tokens (the last may be shorter), cut from the joined texts; all have labels."""
@@ -196,21 +186,18 @@ class TextTask(Task):
             yield Encoded(torch.tensor(ids), torch.tensor(ids))
 
 
-def _read_text(path: Path) -> Text:
-    """Lines of a text file, or rows of a file that has such."""
+def _read_text(path: Path) -> str:
     if is_file_name(path.name):
         return _join_rows(read_rows(path), str(path))
     text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
-    return _check_text(Text(text.split("\n"), lines=True), str(path))
-
-
-def _join_rows(rows: Sequence[Row], what: str) -> Text:
-    """Rows of `{"text"}`, each of which is a paragraph."""
-    parts = [check_characters(read_field(row, "text", str, where), "text", where) for where, row in rows]
-    return _check_text(Text(parts), what)
-
-
-def _check_text(text: Text, what: str) -> Text:
-    if not any(part.strip() for part in text.parts):
-        raise BadInput(f"{what} has no text")
+    if not text.strip():
+        raise BadInput(f"{path} has no text")
     return text
+
+
+def _join_rows(rows: Sequence[Row], what: str) -> str:
+    """Rows of `{"text"}`, with a blank line between them."""
+    parts = [read_field(row, "text", str, where) for where, row in rows]
+    if not any(map(str.strip, parts)):
+        raise BadInput(f"{what} has no text")
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip())

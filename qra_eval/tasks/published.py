@@ -1,20 +1,18 @@
-"""Tasks of published data sets: GSM8K, Banking77, RESTAURANTS-8K, and multiple choice as by lm-evaluation-harness."""
+"""Tasks of published data sets: GSM8K, Banking77, RESTAURANTS-8K, and ARC as by lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from qra_eval.tasks.base import Task
+from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude_known, shuffle_examples, split_examples
 from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
 from qra_eval.tasks.scoring import exact_match, json_f1
-from qra_eval.tasks.sources import load_hub_data, read_examples, read_folder_rows, read_hub_rows
-from qra_eval.tasks.splits import TRAIN_SHARES, exclude_known, shuffle_examples, split_examples
+from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_hub_rows
 from qra_search.errors import BadInput, shorten
 
 APART = 8
@@ -45,13 +43,11 @@ class _PublishedTask(Task):
 
     Attributes:
         hub: name of the data set on the hub, and which of its configs.
-        test: the hub's split with public labels that is tested on.
         apart: rows of the train split that are in no split of ours.
     """
 
     judged_by: str | None = "exact_match"
     hub: tuple[str, str | None] | None = None
-    test = "test"
     apart = 0
 
     def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
@@ -62,7 +58,7 @@ class _PublishedTask(Task):
             )
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test, train = (self._load_rows(split) for split in (self.test, "train"))
+        test, train = self._load_rows("test"), self._load_rows("train")
         if self.apart:
             train = shuffle_examples(exclude_known(train, test), 0)[self.apart :]
         return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
@@ -70,7 +66,7 @@ class _PublishedTask(Task):
     def _load_rows(self, split: str) -> list[Example]:
         if self.data is None and self.hub is not None:
             return [self._read_hub_row(row, where) for where, row in read_hub_rows(*self.hub, split)]
-        rows = read_folder_rows(self.data, self.name, "train" if split == "train" else "test")
+        rows = read_folder_rows(self.data, self.name, split)
         return [self._read_row(row, where) for where, row in rows]
 
     @abstractmethod
@@ -149,80 +145,21 @@ def _make_utterance(prompt: str, answer: str) -> Example:
 
 
 # -- multiple choice ---------------------------------------------------------------------------
-Parts = tuple[str, list[str], int]
-"""Question, choices and index of the right one."""
+class ARCEasyTask(_PublishedTask):
+    """Science questions with choices, prompted and scored as by lm-evaluation-harness; for rows see `read_choices`."""
 
-
-class MultipleChoiceTask(_PublishedTask):
-    """Questions with choices.
-
-    Args:
-        read: parts of a question, from a row of the hub.
-        write_prompt: the prompt of a question.
-        data: folder with `<name>_train.jsonl` and `<name>_test.jsonl`, or one file (or rows in Python), which is split
-            as a user's own rows are; rows are `{"question", "choices", "answer"}`, see `read_choices`. None: the hub.
-    """
-
+    name = "arc_easy"
+    hub = ("allenai/ai2_arc", "ARC-Easy")
     judged_by = "choice_loss"
 
-    def __init__(
-        self,
-        name: str,
-        hub: tuple[str, str | None],
-        test: str,
-        read: Callable[[Row], Parts],
-        write_prompt: Callable[[str], str],
-        data: Any = None,
-        seed: int = 0,
-        chat: bool = False,
-    ):
-        self.name = name
-        self.hub = hub
-        self.test = test
-        self.read = read
-        self.write_prompt = write_prompt
-        super().__init__(data, seed, chat=chat)
-
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        if self.data is None or (isinstance(self.data, str) and Path(self.data).is_dir()):
-            return super()._load()
-        return split_examples(read_examples(self.data, self._read_row), self.seed)
-
     def _read_row(self, row: Row, where: str) -> Example:
-        return self._make_example(*read_choices(row, where))
-
-    def _read_hub_row(self, row: Row, where: str) -> Example:
-        return self._make_example(*self.read(row))
-
-    def _make_example(self, question: str, choices: list[str], label: int) -> Example:
+        question, choices, label = read_choices(row, where)
         spaced = tuple(f" {choice}" for choice in choices)
-        return Example(self.write_prompt(question), spaced[label], spaced, label)
+        return Example(format_question(question), spaced[label], spaced, label)
 
 
-def _read_lettered(row: Row) -> Parts:
-    """ARC and OpenBookQA: choices with labels, of which the key names one."""
-    choices = row["choices"]
-    question = row["question"] if "question" in row else row["question_stem"]
-    return question, list(choices["text"]), list(choices["label"]).index(row["answerKey"].strip())
+class ARCChallengeTask(ARCEasyTask):
+    """The questions of ARC that retrieval and co-occurrence of words get wrong."""
 
-
-def _read_piqa(row: Row) -> Parts:
-    return row["goal"], [row["sol1"], row["sol2"]], int(row["label"])
-
-
-def _read_boolq(row: Row) -> Parts:
-    return f"{row['passage']}\nQuestion: {row['question']}?", ["no", "yes"], int(row["label"])
-
-
-def _define_task(name: str, hub: tuple[str, str | None], *fields: Any) -> Callable[..., MultipleChoiceTask]:
-    task = partial(MultipleChoiceTask, name, hub, *fields)
-    task.__doc__ = f"Multiple-choice questions of {hub[0]}, prompted and scored as by lm-evaluation-harness."
-    return task
-
-
-ARC = "allenai/ai2_arc"
-arc_easy = _define_task("arc_easy", (ARC, "ARC-Easy"), "test", _read_lettered, format_question)
-arc_challenge = _define_task("arc_challenge", (ARC, "ARC-Challenge"), "test", _read_lettered, format_question)
-openbookqa = _define_task("openbookqa", ("allenai/openbookqa", "main"), "test", _read_lettered, "{}".format)
-piqa = _define_task("piqa", ("baber/piqa", None), "validation", _read_piqa, format_question)
-boolq = _define_task("boolq", ("aps/super_glue", "boolq"), "validation", _read_boolq, "{}\nAnswer:".format)
+    name = "arc_challenge"
+    hub = ("allenai/ai2_arc", "ARC-Challenge")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval import hub
-from qra_eval.tasks.example import SPLITS, Example, SplitName
+from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
 from qra_search.files import make_encoding_error
@@ -47,17 +47,6 @@ def is_hub_name(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and not is_file_name(name) and not Path(name).exists()
 
 
-def read_examples(
-    data: Any,
-    make_example: Callable[[dict[str, Any], str], Example],
-    subset: str | None = None,
-    splits: Mapping[str, str] | None = None,
-) -> dict[SplitName, list[Example]]:
-    """The examples of each split that the data has, made of a row and where it stands; see `read_splits`."""
-    found = read_splits(data, subset, splits)
-    return {split: [make_example(row, where) for where, row in rows] for split, rows in found.items()}
-
-
 def read_splits(
     data: Any, subset: str | None = None, splits: Mapping[str, str] | None = None
 ) -> dict[SplitName, list[Row]]:
@@ -79,11 +68,7 @@ def read_splits(
 
 
 def find_split_files(data: Path, ends: Sequence[str]) -> dict[SplitName, Path]:
-    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that.
-
-    Args:
-        ends: of the files' names in a folder.
-    """
+    """The file of each split that there is; a single file is for `train`. Raises BadInput if there is none for that."""
     if data.is_file():
         return {"train": data}
     wanted = f"train{ends[0]} (or train{', train'.join(ends[1:])})"
@@ -205,20 +190,16 @@ def _read_json(path: Path) -> list[Row]:
 def _read_table(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     file = io.StringIO(read_text(path), newline="")
-    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     try:
-        header = next(reader, [])
-        twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
-        if twice is not None:
-            raise BadInput(f"{path}: the first line names the column {twice!r} twice")
-        for fields in filter(None, reader):
+        for row in reader:
             where = f"{path}, line {reader.line_num}"
-            if len(fields) != len(header):
+            if None in row or None in row.values():
                 raise BadInput(
-                    f"{where}: {len(fields)} fields, the first line names {len(header)} columns: put texts with a "
-                    "comma or a new line into double quotes"
+                    f"{where}: more or fewer fields than the {len(reader.fieldnames or ())} columns of the first line: "
+                    "put texts with a comma or a new line into double quotes"
                 )
-            yield where, dict(zip(header, fields, strict=True))
+            yield where, row
     except csv.Error as error:
         raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
 

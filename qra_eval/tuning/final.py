@@ -1,4 +1,4 @@
-"""The chosen plan, tuned in full, measured on test data, saved, and checked to load back the same."""
+"""The chosen plan, tuned in full, measured on test data, and saved."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
-from qra_eval.tuning.fine_tuner import FineTuner, retry_with_less_memory
+from qra_eval.tuning.fine_tuner import FineTuner, call_within_memory
 from qra_eval.tuning.full import FullTuning
-from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED, load
+from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.errors import RunFailed, describe, one_line
+from qra_search.errors import RunFailed
 from qra_search.evaluator import Progress
 from qra_search.files import write_json
 from qra_search.schemas import Plan, TuningRecord
@@ -36,17 +36,10 @@ from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-CHECKED_TOKENS = 32
-"""Tokens on which a reloaded model is compared with the tuned one, in the stored dtype."""
-ROUNDING = 0.05
-"""Largest difference of logits that counts as rounding on a GPU, as a share of their deviation; another weight or
-adapter makes more than that."""
 SCALES_FILE = "scales.safetensors"
 """What training changed of a base that is not saved."""
 SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
-REASON_CHARACTERS = 500
-"""Characters of why a saved plan could not be loaded back."""
 
 
 def tune(
@@ -76,12 +69,10 @@ def tune(
     samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
     options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
-    def validate() -> dict[str, float]:
-        figures = {"validation_loss": tuner.measure_loss("validation", rows)}
-        if finetune.monitor == "task":
-            figures["validation_objective"] = tuner.measure_objective("validation", rows)
+    def validate() -> float:
+        loss = tuner.measure_loss("validation", rows)
         tuner.model.train()
-        return figures
+        return loss
 
     def answer_samples() -> list[str]:
         if not samples:
@@ -109,7 +100,8 @@ def tune(
         validation_loss = tuner.measure_loss("validation", rows)
         after = answer_samples()
         scores = score_test_rows(tuner)
-        error = _save(tuner, plan, folder, save_base) if folder is not None else ""
+        if folder is not None:
+            save(tuner, plan, folder, base=save_base)
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = []
         for example, old, new in zip(samples, before, after, strict=True):
@@ -117,14 +109,13 @@ def tune(
             shown.append({"prompt": prompt, "wanted": example.answer, "before": old, "after": new})
         figures: dict[str, Any] = {
             "validation_loss": validation_loss,
-            "reload_error": error,
             "commonest_scores": task.score_commonest(task.split("test")[: tuner.scored_rows]),
             "metric_digests": task.metric_digests,
         }
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
-        return retry_with_less_memory(tuner, work)
+        return call_within_memory(tuner, work)
     except Diverged as error:
         return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
@@ -152,20 +143,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         size = space.memory_bytes(plan)
         return TuningRecord(plan, 0, 0, size, seconds, nats, tokens, scores, unscored=unscored)
 
-    return retry_with_less_memory(tuner, work)
-
-
-def _save(tuner: FineTuner, plan: Plan, folder: Path, save_base: bool) -> str:
-    """Save what was tuned; returns why it does not load back the same, if its base is saved and that is known."""
-    save(tuner, plan, folder, base=save_base)
-    if not save_base or not any(plan.ranks):
-        return ""
-    try:
-        check_reload(tuner, plan, folder)
-    except Exception as error:  # whatever it is, hours of tuning are measured and saved: the record says it
-        log.warning("the adapter in %s differs from the tuned one when reloaded: %s", folder, describe(error))
-        return one_line(describe(error), REASON_CHARACTERS)
-    return ""
+    return call_within_memory(tuner, work)
 
 
 def _make_identity(
@@ -183,15 +161,13 @@ def _make_identity(
         "steps": steps,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
-        "monitor": finetune.monitor,
         "patience": finetune.patience,
     }
 
 
 def _measure_test_rows(tuner: FineTuner) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Summed loss and labelled tokens of each test row."""
     rows = tuner.rows("test", tuner.finetune.test_rows)
-    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.device_batch_size, tuner.device)
+    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
     return tuple(nats), tuple(tokens)
 
 
@@ -204,16 +180,11 @@ def select_samples(tuner: FineTuner, count: int) -> list[Example]:
 
 
 def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
-    """The task's scores of what is in place, by metric, on the first test rows."""
     scores = tuner.score_rows("test", tuner.scored_rows)
     return {name: tuple(rows) for name, rows in scores.items()}
 
 
 # -- what is saved -----------------------------------------------------------------------------
-class ReloadMismatch(RuntimeError):
-    """The saved adapter, reloaded, does not compute what the tuned model does."""
-
-
 def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> None:
     """Write adapter and plan into a folder, and the quantized base that the adapter belongs on.
 
@@ -332,30 +303,3 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
     state = adapters.cast_factors(tuner.switcher.wrapped, ADAPTER_DTYPE)
     tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
     write_tensors(tensors, folder / "adapter_model.safetensors")
-
-
-@torch.no_grad()
-def check_reload(tuner: FineTuner, plan: Plan, folder: str | Path) -> float:
-    """Largest absolute difference of logits between the tuned model and the one that `load` gives.
-
-    The tuned model is let go, but for its adapters, before the other is loaded: a card that just holds one would not
-    hold both. Raises ReloadMismatch if they differ; on a GPU, whose products are summed in no fixed order, by more than
-    rounding.
-    """
-    row = tuner.rows("test", 1)[0].input_ids[:CHECKED_TOKENS].unsqueeze(0)
-    with tuner.switcher.use_stored_form(plan) as model:
-        model.eval()
-        mine = model(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
-    with tuner.switcher.release_model():
-        devices = ",".join(dict.fromkeys(map(str, [tuner.device, *tuner.quantized_model.blocks.devices])))
-        loaded = tuner.quantized_model.loaded
-        given = {} if loaded.source is None else {"model": loaded.source, "tokenizer": loaded.tokenizer}
-        reloaded, _ = load(folder, device=devices, trust_remote_code=loaded.trust_remote_code, **given)
-        # The same kernel on both sides: what is compared is weights and adapters, not the rounding of attention.
-        reloaded.get_base_model().set_attn_implementation(tuner.model.config._attn_implementation)
-        theirs = reloaded(input_ids=row.to(tuner.device), use_cache=False).logits.float().cpu()
-        del reloaded
-    difference = float((mine - theirs).abs().max())
-    if not difference <= (0.0 if tuner.device.type == "cpu" else ROUNDING * float(mine.std())):
-        raise ReloadMismatch(f"the reloaded adapter's logits differ by up to {difference} from those tuned")
-    return difference

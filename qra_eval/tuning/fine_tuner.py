@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from qra_eval.models.device import is_out_of_memory, release_freed_memory
-from qra_eval.models.loaded import enable_checkpointing, get_max_positions
+from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -20,19 +19,21 @@ from qra_eval.quantized.switcher import PlanSwitcher
 from qra_eval.tasks.base import Rows, Task
 from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
-from qra_eval.tasks.splits import select_conflicting
 from qra_eval.tuning import training
-from qra_search.app.tunable import RowCount
+from qra_search.app.tunable import RateTrial, RowCount
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
+from qra_search.schemas import Plan
 from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
-
-log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 SCORED_TOGETHER = 4
 """Times as many rows as train together are scored together."""
+TRIAL_PARTS = 10
+"""Parts of a trial whose mean training losses are kept."""
+FAR = 1.3
+"""Times another trial's training loss over the same steps beyond which a trial ends at its middle."""
 
 
 class FineTuner:
@@ -42,8 +43,6 @@ class FineTuner:
 
     Attributes:
         space: plans and their bytes; the evaluator may count these otherwise than `quantized.space`.
-        halvings: how often the rows that pass together were halved, as memory ran out.
-        checkpointing: whether activations are made again in the backward pass.
     """
 
     def __init__(
@@ -65,19 +64,13 @@ class FineTuner:
         self.device = quantized.device
         self.space = quantized.space
         self.switcher = PlanSwitcher(quantized)
-        self.halvings = 0
-        self.checkpointing = False
-        if self.settings.gradient_checkpointing:
-            self.enable_checkpointing()
+        if self.settings.gradient_checkpointing and self.model.supports_gradient_checkpointing:
+            newer = getattr(self.model, "activation_checkpointing_enable", None)  # of transformers 5
+            (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     @property
     def settings(self) -> TrainingConfig:
         return self.quantized_model.settings
-
-    @property
-    def device_batch_size(self) -> int:
-        """Rows that pass together in training; twice as many in measuring."""
-        return max(1, self.settings.batch_size >> self.halvings)
 
     @property
     def progress(self) -> Progress | None:
@@ -107,14 +100,6 @@ class FineTuner:
         name = self.rows.task.judged_by
         return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
-    def enable_checkpointing(self) -> bool:
-        """From here on make activations again in the backward pass; False if that is so already, or cannot be."""
-        if self.checkpointing or not self.model.supports_gradient_checkpointing:
-            return False
-        enable_checkpointing(self.model)
-        self.checkpointing = True
-        return True
-
     # -- a plan in place -----------------------------------------------------------------------
     def train(
         self,
@@ -141,8 +126,7 @@ class FineTuner:
                 settings,
                 seed=seed,
                 device=self.device,
-                rows=self.device_batch_size if self.halvings else None,
-                callback=callback,
+                callback=callback or training.TrainerCallback(),
             )
         for factor in adapters.get_named_factors(self.switcher.wrapped).values():
             factor.data = factor.data.to(ADAPTER_DTYPE).to(factor.dtype)  # as they are saved
@@ -150,7 +134,7 @@ class FineTuner:
 
     def measure_loss(self, split: SplitName, rows: int) -> float:
         """Loss in nats a labelled token on the first rows of a split."""
-        batches = make_batches(self.rows(split, rows), 2 * self.device_batch_size)
+        batches = make_batches(self.rows(split, rows), 2 * self.settings.batch_size)
         loss = measure_loss(self.model, batches, self.device)
         release_freed_memory(self.device)
         return loss
@@ -171,17 +155,11 @@ class FineTuner:
         if not examples:
             return {}
         room = self.compute_max_length(self.count_answer_tokens(examples))
-        together = SCORED_TOGETHER * self.device_batch_size
-        while True:
-            try:
-                options: dict[str, Any] = {"batch_size": together, "max_length": room}
-                return task.score_rows(self.model, self.tokenizer, examples, **options)
-            except RuntimeError as error:  # here rather than by tuning anew: a plan is in place
-                if not is_out_of_memory(error) or together == 1:
-                    raise
-            together //= 2
-            gc.collect()
-            torch.cuda.empty_cache()
+        options: dict[str, Any] = {
+            "batch_size": SCORED_TOGETHER * self.settings.batch_size,
+            "max_length": room,
+        }
+        return task.score_rows(self.model, self.tokenizer, examples, **options)
 
     def count_answer_tokens(self, examples: Sequence[Example]) -> int:
         """Most tokens of a generated answer; no more than a row has, as longer ones are learnt in part."""
@@ -224,7 +202,6 @@ class FineTuner:
 
     @property
     def scored_rows(self) -> int:
-        """Test rows whose answers are scored."""
         return min(self.finetune.scored_rows, self.finetune.test_rows)
 
     @property
@@ -245,15 +222,12 @@ class FineTuner:
                 asked = min(asked, len(self.rows("train", None)))  # passes over what there is ask for no more
             task = self.rows.task
             rows = self.rows(split, asked)
-            conflicting = select_conflicting(task.split(split)[:asked])
             is_row_an_example = type(task).encode is Task.encode  # of running text, none is
             found[split] = RowCount(
                 asked,
                 min(asked, len(rows)),
                 cut=sum(row.cut > 0 for row in rows),
                 longest=max(len(row) + row.cut for row in rows),
-                conflicting=len(conflicting),
-                conflicting_prompt=next((example.prompt for example in conflicting), ""),
                 available=len(task.split(split)) if is_row_an_example else 0,
             )
         return found
@@ -265,31 +239,74 @@ class FineTuner:
         return (1 + training.BACKWARD) * trained + held_out
 
 
-def retry_with_less_memory(tuner: FineTuner, work: Callable[[], Result], *, training: bool = True) -> Result:
-    """What `work` returns, called again with less memory as long as there is a way to take less.
+def call_within_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
+    """What `work` returns; raises EvaluationFailed if memory does not suffice, and no plan is in place then."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
+    tuner.switcher.unquantize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    raise EvaluationFailed(f"out of memory: {reason}")
 
-    What was given up stays so: no later plan fails on what this one has shown. Work of `training` may have fewer rows
-    pass together. Raises EvaluationFailed if memory did not suffice; no plan is in place then.
-    """
-    while True:
+
+# -- trials of learning rates ----------------------------------------------------------------
+class TrialWatch(training.TrainerCallback):
+    """Ends a trial at its middle if it is far behind another, whose mean training losses by part are `beside`."""
+
+    def __init__(self, stage: str, beside: Sequence[float], progress: Progress | None):
+        self.stage = stage
+        self.beside = beside
+        self.progress = progress
+        self.losses: list[float] = []
+
+    def on_step_end(self, state: training.Training) -> bool:
+        self.losses = state.losses
+        if self.progress is not None:
+            self.progress(self.stage, state.step, state.steps)
+        if not self.beside or state.step != state.steps // 2:
+            return False
+        parts = self.average_parts(state.steps)
+        return parts[-1] > FAR * self.beside[len(parts) - 1]
+
+    def average_parts(self, steps: int) -> list[float]:
+        """Mean training loss of each part that was made, of `steps` steps in all."""
+        ends = [round(i * steps / TRIAL_PARTS) for i in range(TRIAL_PARTS + 1)]
+        parts = (self.losses[a:b] for a, b in zip(ends, ends[1:], strict=False) if b <= len(self.losses))
+        return [sum(part) / len(part) for part in parts]
+
+
+def try_rate(
+    tuner: FineTuner,
+    plan: Plan,
+    rate: float,
+    steps: int,
+    beside: RateTrial | None = None,
+    progress: Progress | None = None,
+) -> RateTrial:
+    """Tune a plan briefly at a learning rate; see `TunableEvaluator.try_rate`."""
+    watch = TrialWatch(f"try learning rate {rate:g}", beside.curve if beside else (), progress)
+
+    def work() -> RateTrial:
+        tuner.switcher.put_plan(plan, 0)
         try:
-            return work()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.
-        tuner.switcher.unquantize()
-        gc.collect()
-        torch.cuda.empty_cache()
-        # What saves memory and costs time alone is given up, the cheapest first.
-        if tuner.switcher.disable_dequantized_cache():
-            change = "no dequantized weights are kept"
-        elif training and tuner.device_batch_size > 1:
-            tuner.halvings += 1
-            change = f"at most {tuner.device_batch_size} rows of a batch pass through the model together"
-        elif training and tuner.enable_checkpointing():
-            change = "activations are recomputed in the backward pass"
+            tuner.train(
+                steps, 0, callback=watch, batches=tuner.get_final_batches(steps, 0), learning_rate=rate
+            )
+        except training.Diverged:
+            return RateTrial(rate, steps, len(watch.losses), math.inf)
+        curve = watch.average_parts(steps)
+        made = len(watch.losses)
+        if made == steps:
+            loss = tuner.measure_loss("validation", tuner.evaluation.validation_rows)
         else:
-            raise EvaluationFailed(f"out of memory: {reason}")
-        log.warning("out of memory (%s), so from now on %s. The rows of a step stay the same", reason, change)
+            assert beside is not None  # else it would not have ended
+            loss = beside.loss * curve[-1] / beside.curve[len(curve) - 1]
+        return RateTrial(rate, steps, made, loss if math.isfinite(loss) else math.inf, tuple(curve))
+
+    tuner.switcher.quantize_plan(plan)
+    return call_within_memory(tuner, work)

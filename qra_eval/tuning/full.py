@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qra_eval.quantized.bank import open_tensors, write_tensors
-from qra_eval.tuning.training import Training
+from qra_eval.tuning.training import TrainerCallback, Training
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
@@ -26,22 +26,21 @@ from qra_search.study.interrupt import on_interrupt
 log = logging.getLogger(__name__)
 
 RESUMED = ("best_value", "best_step", "stale", "curve")
-COUNTED = ("tokens", "stopped", "model_seconds")
+COUNTED = ("tokens", "stopped")
 """Attributes of a full tuning and of its training that a checkpoint has, beside the tensors."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
 STATE, BEST = "training", "best"
 
 
-class FullTuning:
+class FullTuning(TrainerCallback):
     """Follows a full tuning, so that it can be stopped at any step and resumed.
 
     Resumed on the same machine, the training ends in the same numbers as one that was never stopped. A checkpoint is
     always written after the last step, so that measuring and saving can be resumed as well.
 
     Args:
-        validate: figures on validation rows of the model as it is, by name; the last is to become low. It leaves the
-            model in training mode.
+        validate: loss on validation rows of the model as it is, which it leaves in training mode.
         identity: what the training depends on, as plain data; the checkpoint of another one is not resumed.
         folder: of checkpoint and curve; None: neither is written.
 
@@ -52,7 +51,7 @@ class FullTuning:
     def __init__(
         self,
         settings: FinetuneConfig,
-        validate: Callable[[], Mapping[str, float]],
+        validate: Callable[[], float],
         identity: Mapping[str, Any],
         folder: Path | None = None,
         on_step: Callable[[int, StepFigures], None] | None = None,
@@ -94,11 +93,10 @@ class FullTuning:
         is_last = training.step == training.steps
         figures = {"loss": training.losses[-1], "rate": training.last_rate, "tokens": float(training.tokens)}
         if settings.evaluate_every and (is_last or step % settings.evaluate_every == 0):
-            figures |= self.validate()
-            *_, value = figures.values()
+            figures["validation_loss"] = loss = self.validate()
             self.stale += 1
-            if value < self.best_value:
-                self.best_value = value
+            if loss < self.best_value:
+                self.best_value = loss
                 self.best_step = step
                 self.stale = 0
                 self.best = {name: p.detach().cpu().clone() for name, p in named_parameters(training)}
@@ -164,8 +162,8 @@ def write_checkpoint(
         "losses": torch.tensor(training.losses, dtype=torch.float64),
         "generator::cpu": torch.get_rng_state(),
     }
-    for card in list_cards(training):
-        tensors[f"generator::{card}"] = torch.cuda.get_rng_state(card)
+    if training.device.type == "cuda":
+        tensors["generator::cuda"] = torch.cuda.get_rng_state(training.device)
     for name, parameter in named_parameters(training):
         tensors[f"value::{name}"] = parameter.detach()
         kept = training.optimizer.state[parameter]
@@ -202,18 +200,12 @@ def read_checkpoint(
         for name in COUNTED:
             setattr(training, name, state.pop(name))
         torch.set_rng_state(file.get_tensor("generator::cpu"))
-        for card in list_cards(training):
-            if f"generator::{card}" in keys:
-                torch.cuda.set_rng_state(file.get_tensor(f"generator::{card}"), card)
+        if "generator::cuda" in keys:
+            torch.cuda.set_rng_state(file.get_tensor("generator::cuda"), training.device)
         saved = [key for key in keys if key.startswith(f"{BEST}::")]
         return {key.removeprefix(f"{BEST}::"): file.get_tensor(key).clone() for key in saved}, state
     except (TypeError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunFailed(f"{path} is damaged ({error}): delete it to train from the beginning") from error
-
-
-def list_cards(training: Training) -> list[torch.device]:
-    devices = {parameter.device for _, parameter in named_parameters(training)}
-    return sorted((device for device in devices if device.type == "cuda"), key=str)
 
 
 def named_parameters(training: Training) -> Iterator[tuple[str, nn.Parameter]]:

@@ -67,7 +67,6 @@ def generate(
     """Answer a prompt in transformers, greedily, until the model ends its answer or has written `tokens` tokens.
 
     Args:
-        folder: of a run, or of one tuning.
         prompt: as the model gets it, without a chat template.
         on_text: called with each piece of the answer as it comes.
         options: of `load`.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from qra_backends import make_backend
 
-from qra_eval.models.device import assign_devices, connect_devices, resolve_devices
+from qra_eval.models.device import resolve_device
 from qra_eval.models.embeddings import place_embeddings, replace_embeddings
-from qra_eval.models.linears import find_decoder_layers, find_linears, keep_expert_names
+from qra_eval.models.linears import find_linears, keep_expert_names
 from qra_eval.models.load import load_model
 from qra_eval.quantized.bank import open_tensors
 from qra_eval.quantized.generation import prepare_generate
@@ -43,7 +43,6 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     weights: str = "auto",
-    trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> Any:
@@ -54,11 +53,10 @@ def load(
         tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed. A baseline has its
             base once `qra_search.open_run(folder).load(...)` or an export has written it.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, or `cuda:0,cuda:1` for layers on both.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
             level has a product of its own (trellis codes). `decoded`: 16-bit weights, kept from its first call on.
             `auto`: codes, but levels without a product of their own are kept decoded if memory allows.
-        trust_remote_code: run code that comes with the model.
         model, tokenizer: in memory, if the run was made with these.
 
     Raises:
@@ -75,7 +73,6 @@ def load(
         plan=plan,
         device=device,
         weights=weights,
-        trust_remote_code=trust_remote_code,
         model=model,
         tokenizer=tokenizer,
     )
@@ -105,7 +102,6 @@ def load_base(
     plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     weights: str = "auto",
-    trust_remote_code: bool = False,
     model: Any = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
@@ -114,15 +110,13 @@ def load_base(
     Args:
         plan: what the folder's `plan.json` holds, if it was read.
     """
-    folder, devices = find_tuning(Path(folder)), resolve_devices(device)
-    device = str(devices[0])
+    folder, place = find_tuning(Path(folder)), resolve_device(device)
     data = read_tuned_plan(folder) if plan is None else plan
     loaded = load_model(
         data["model"] if model is None else model,
         tokenizer=tokenizer,
         dtype=getattr(torch, data["dtype"]),
-        device=device,
-        trust_remote_code=trust_remote_code,
+        device=place,
         stream=True,
     )
     if loaded.fingerprint != data["weights"]:
@@ -132,12 +126,8 @@ def load_base(
     model = loaded.model
     levels = read_levels(data)
     tables = levels.keys() - {found.name for found in find_linears(model)}
-    place_embeddings(
-        model, torch.device(device), {name for name in tables if levels[name] != UNQUANTIZED_BITS}
-    )
-    install_quantized_weights(
-        model, data["backend"], levels, [folder / BASE_FILE], device, devices[1:], weights
-    )
+    place_embeddings(model, place, {name for name in tables if levels[name] != UNQUANTIZED_BITS})
+    install_quantized_weights(model, data["backend"], levels, [folder / BASE_FILE], place, weights)
     return model, loaded.tokenizer
 
 
@@ -161,25 +151,18 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
     is_untuned = isinstance(data, dict) and bool(data.get(UNTUNED))
     needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
     missing = [name for name in needed if not (folder / name).exists()]
+    if missing == [BASE_FILE]:
+        raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it")
     if missing:
-        if (folder / "adapter_config.json").is_file():
-            raise BadInput(
-                f"{folder} is an adapter alone: give the folder above it, which holds its quantized base"
-            )
-        if missing == [BASE_FILE]:
-            raise BadInput(
-                f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it"
-            )
         raise BadInput(
             f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"
         )
     data = read_plan_file(folder)
     try:
         read_levels(data)
-        is_whole = all(name in data for name in ("backend", "model", "weights"))
-        if not is_whole or not isinstance(getattr(torch, data["dtype"]), torch.dtype):
+        if not {"backend", "model", "weights"} <= data.keys() or not hasattr(torch, data["dtype"]):
             raise LookupError("it lacks backend, model, weights or a dtype")
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError) as error:
         raise BadInput(
             f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew"
         ) from error
@@ -209,28 +192,21 @@ def install_quantized_weights(
     spec: Any,
     levels: Mapping[str, LevelName],
     files: Sequence[str | Path],
-    device: str | torch.device,
-    more: Sequence[torch.device] = (),
+    device: torch.device,
     weights: str = "auto",
 ) -> None:
     """Put what is stored of linears and tables in place of a model's own, which may be on the meta device, for good.
 
     Args:
-        spec: of the backend.
-        levels: of linears and tables by name.
         files: that hold the tensors, each as `NAME::TENSOR`; others may be in them.
-        more: devices over which the layers are spread, beside `device`, where the rest of the model is.
-        weights: what `generate` multiplies by; see `load`.
 
     Raises:
         BadInput: the tensors of a quantized weight are in none of the files.
     """
     backend, found_linears = make_backend(spec), find_linears(model)
-    layers = assign_devices(model, [torch.device(device), *more]) if more else []
-    places = {found.name: layers[found.layer] for found in found_linears if more}
     stored: dict[str, dict[str, torch.Tensor]] = {}
     for path in files:
-        file = open_tensors(path, device="cpu" if more else str(device))
+        file = open_tensors(path, device=str(device))
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             name, found, tensor = key.rpartition("::")
             if found:
@@ -246,8 +222,6 @@ def install_quantized_weights(
         tensors = stored.pop(name, None)
         if tensors is None:
             return None
-        if more:
-            tensors = {key: tensor.to(places.get(name, device)) for key, tensor in tensors.items()}
         shape = {"out_features": like.out_features, "in_features": like.in_features}
         return backend.from_tensors(
             tensors, bits=levels[name], **shape, bias=like.bias, dtype=like.weight.dtype
@@ -257,16 +231,11 @@ def install_quantized_weights(
     for found in found_linears:
         made = make_module(found.name, found.module)
         if made is None:
-            found.module.to(places.get(found.name, device))
+            found.module.to(device)
         else:
             model.set_submodule(found.name, made)
             names.append(found.name)
     if stored:
-        replace_embeddings(model, backend, make_module, torch.device(device))
-    if more:
-        modules = model.get_submodule(find_decoder_layers(model))
-        for layer, place in zip(modules, layers, strict=True):
-            layer.to(place)
-        connect_devices(modules, layers)
+        replace_embeddings(model, backend, make_module, device)
     model.requires_grad_(False)
     prepare_generate(model, backend, names, weights)

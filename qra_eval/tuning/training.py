@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,12 +28,10 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training loop did: mean loss of its last quarter, tokens seen, seconds spent, and those in the model."""
+    """What a training loop did: mean loss of its last quarter, and tokens seen."""
 
     loss: float
     tokens: int
-    seconds: float
-    model_seconds: float
 
 
 class Training:
@@ -61,7 +59,6 @@ class Training:
         self.stopped = False
         self.last_rate = 0.0
         self.earlier_seconds = 0.0
-        self.model_seconds = 0.0
         self._begun = time.perf_counter()
         # On a few hundred small factors one fused kernel takes a fraction of the time.
         self.optimizer = torch.optim.AdamW(
@@ -79,23 +76,17 @@ class Training:
     def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self._begun
 
-    def make_step(
-        self, model: Any, head: LabelledHead, batches: Sequence[Batch], rows: int | None = None
-    ) -> None:
+    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch]) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
 
-        At most `rows` pass together; the step is the same, but for rounding (and what dropout draws). Raises Diverged
-        if the loss is not finite.
+        Raises Diverged if the loss is not finite.
         """
-        begun = time.perf_counter()
         labels = sum(len(batch.targets) for batch in batches)
         value = 0.0
         for batch in batches:
-            for part in batch.split_rows(rows) if rows else [batch]:
-                loss = compute_batch_loss(model, head, part.to(self.device), "sum") / labels
-                loss.backward()
-                value += float(loss.detach())
-        self.model_seconds += time.perf_counter() - begun
+            loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
+            loss.backward()
+            value += float(loss.detach())
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
         settings = self.settings
@@ -111,12 +102,17 @@ class Training:
         self.tokens += sum(batch.tokens for batch in batches)
 
 
-class TrainerCallback(Protocol):
+class TrainerCallback:
     """What follows a training, in training mode, and leaves it so; `on_step_end` returns whether to stop."""
 
-    def on_train_begin(self, training: Training) -> None: ...
-    def on_step_end(self, training: Training) -> bool: ...
-    def on_train_end(self, training: Training) -> None: ...
+    def on_train_begin(self, training: Training) -> None:
+        """Before the first step of this process."""
+
+    def on_step_end(self, training: Training) -> bool:
+        return False
+
+    def on_train_end(self, training: Training) -> None:
+        """After the last step, or the one that it was stopped at."""
 
 
 def train(
@@ -127,32 +123,28 @@ def train(
     *,
     seed: int,
     device: torch.device,
-    rows: int | None = None,
-    callback: TrainerCallback | None = None,
+    callback: TrainerCallback = TrainerCallback(),  # noqa: B008 - it has no state
 ) -> Trained:
     """AdamW, gradients clipped by group, linear warm-up, then the schedule; `settings.accumulation` batches a step."""
     if not groups or not batches:
-        return Trained(float("nan"), 0, 0.0, 0.0)
+        return Trained(float("nan"), 0)
     size = settings.accumulation
     torch.manual_seed(seed)
     training = Training(groups, settings, len(batches) // size, device)
     model.train()
     try:
         with wrap_head(model) as head:
-            if callback is not None:
-                callback.on_train_begin(training)
+            callback.on_train_begin(training)
             while training.step < training.steps and not training.stopped:
                 first = training.step * size
-                training.make_step(model, head, batches[first : first + size], rows)
-                if callback is not None:
-                    training.stopped = callback.on_step_end(training) and training.step < training.steps
-            if callback is not None:
-                callback.on_train_end(training)
+                training.make_step(model, head, batches[first : first + size])
+                training.stopped = callback.on_step_end(training) and training.step < training.steps
+            callback.on_train_end(training)
     finally:
         model.eval()
     losses = training.losses
     tail = losses[-max(1, len(losses) // 4) :]
-    return Trained(sum(tail) / len(tail), training.tokens, training.seconds, training.model_seconds)
+    return Trained(sum(tail) / len(tail), training.tokens)
 
 
 def schedule_rate(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:

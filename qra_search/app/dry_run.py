@@ -6,7 +6,6 @@ import math
 
 from qra_search.app.report import formatting
 from qra_search.app.tunable import TunableEvaluator, count_rows
-from qra_search.errors import shorten
 from qra_search.evaluator import Evaluator
 from qra_search.study.study import Listener
 
@@ -49,11 +48,6 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
         rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
         lines.append(f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others")
-    if conflicting := [count for count in counts.values() if count.conflicting]:
-        lines.append(
-            f"warning: {sum(count.conflicting for count in conflicting)} rows share a prompt with another row but have "
-            f"a different answer, such as {shorten(conflicting[0].conflicting_prompt)}: check the data"
-        )
     if cut := sum(count.cut for count in counts.values()):
         had = sum(count.had for count in counts.values())
         longest = max(count.longest for count in counts.values())
@@ -65,7 +59,7 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
 
 
 def report_rows(evaluator: Evaluator, listener: Listener) -> None:
-    """Tell a listener of rows that are cut, conflicting, or fewer than asked for."""
+    """Tell a listener of rows that are cut, or fewer than asked for."""
     lines = describe_rows(evaluator)
     if len(lines) > 1 or any(count.had < count.asked for count in count_rows(evaluator).values()):
         for line in lines:

@@ -17,7 +17,7 @@ from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
-from qra_search.app.folder import RunFolder, Snapshot, read_plan_data
+from qra_search.app.folder import Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
@@ -265,13 +265,11 @@ def select_answer(
     run: Snapshot, comparison: Comparison, listener: Listener, tolerance: float | None = None
 ) -> Snapshot:
     """The run with a finished comparison as its answer, and the tolerance with which one of its rows is chosen to be
-    deployed (None: the one before); if the selected tuning took more steps, or the saved adapter is
-    not what was tuned, the selection stays, and the listener is told how to change it."""
+    deployed (None: the one before); if the selected tuning took more steps, the selection stays, and the listener is
+    told how to change it."""
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
     selected = run.selected
-    if any(record.reload_error for record in comparison.chosen.records):
-        return run
     if selected is not None and selected.steps > own.steps:
         listener.say(
             f"tuning {selected.id} of {selected.steps} steps stays selected, as this one has {own.steps}: "
@@ -359,15 +357,3 @@ def choose_rate(
     if len(losses) > 1 and best in (min(losses), max(losses)):
         listener.say(f"warning: {best:g} is at the edge of these rates, a better one may lie beyond")
     return configs[best]
-
-
-def check_reloads(comparison: Comparison, folder: RunFolder) -> None:
-    """Raises RunFailed if a saved adapter is not what was tuned; all else is recorded by then."""
-    for tuned in comparison.tunings:
-        for record in tuned.records:
-            if record.reload_error:
-                path = folder.tuning(record.id).path
-                raise RunFailed(
-                    f"the adapter in {path} differs from the tuned one when reloaded: {record.reload_error}; "
-                    "delete its folder, and tune again"
-                )

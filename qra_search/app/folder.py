@@ -319,12 +319,6 @@ class Snapshot:
         return self.folder.tuning(found[0].id)
 
 
-def is_code_trusted(folder: Path) -> bool:
-    """Whether a run, by its folder or that of one of its tunings, may execute code that comes with its model."""
-    run = RunFolder(folder.parent.parent if folder.parent.name == TUNINGS else folder)
-    return run.config_file.is_file() and run.config().model.trust_remote_code
-
-
 def read_plan_data(path: Path) -> dict[str, Any]:
     """The data of a `plan.json`, or of the best plan so far of a run without one; raises BadInput if there is none."""
     folder = RunFolder(path)

@@ -17,7 +17,6 @@ from qra_search.app.config import RunConfig
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
-    check_reloads,
     choose_rate,
     foretell_rate_by_trials,
     select_answer,
@@ -183,7 +182,6 @@ class Run(AbstractContextManager["Run"]):
         rates: Sequence[float] | None = None,
         tolerance: float | None = None,
         progress: ProgressArgument = None,
-        check: bool = True,
     ) -> Comparison:
         """Tune the plan and its baselines in full, save the adapters, and compare them on test data.
 
@@ -204,11 +202,10 @@ class Run(AbstractContextManager["Run"]):
             rates: to tune the plan at in full, of which that of lowest validation loss is kept for all else.
             tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
                 percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
-            check: False: do not raise if a saved adapter is not what was tuned; `check_reloads` does then.
 
         Raises:
             BadInput: what was given cannot be used.
-            RunFailed: the plan cannot be tuned, or a saved adapter does not load back as it was tuned.
+            RunFailed: the plan cannot be tuned.
         """
         run = self.folder.check().read()
         known = self.folder.config()
@@ -234,8 +231,6 @@ class Run(AbstractContextManager["Run"]):
                 self._snapshot = replace(run, records=tuple(self.folder.records()))
                 if self._snapshot.records:
                     write_report(self._snapshot)
-        if check:
-            check_reloads(comparison, self.folder)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance
@@ -300,9 +295,7 @@ class Run(AbstractContextManager["Run"]):
             self.close()
             return exporter.export(holder, path, **self._loaded_objects)
 
-    def load(
-        self, tuning: str | None = None, *, device: str = "auto", trust_remote_code: bool = False
-    ) -> Any:
+    def load(self, tuning: str | None = None, *, device: str = "auto") -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
         Args:
@@ -314,8 +307,7 @@ class Run(AbstractContextManager["Run"]):
         found = self.folder.read().find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
-            options = {"device": device, "trust_remote_code": trust_remote_code}
-            return self._find_loader("load")(found.path, **self._loaded_objects, **options)
+            return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
 
     def generate(
         self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any

@@ -28,7 +28,6 @@ class RowCount:
         had: that there are of these.
         cut: of these, rows that are longer than is allowed, and lose a part.
         longest: tokens of the longest one, before it is cut.
-        conflicting: of these, rows whose prompt occurs again with another answer; `conflicting_prompt` is one.
         available: rows of the whole split; 0 if they were not counted.
     """
 
@@ -36,8 +35,6 @@ class RowCount:
     had: int
     cut: int = 0
     longest: int = 0
-    conflicting: int = 0
-    conflicting_prompt: str = ""
     available: int = 0
 
 

@@ -13,7 +13,7 @@ from brief_steps import make_brief
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """Folder with GSM8K, ARC and OpenBookQA files: QRA_TEST_DATA, or ../shared/data beside the repository."""
+    """Folder with GSM8K and ARC files: QRA_TEST_DATA, or ../shared/data beside the repository."""
     given = os.environ.get("QRA_TEST_DATA")
     folder = Path(given) if given else Path(__file__).parents[2].parent / "shared" / "data"
     if not (folder / "gsm8k_train.jsonl").is_file():

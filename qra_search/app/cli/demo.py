@@ -11,7 +11,6 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
 from qra_search.app.config import make_config
-from qra_search.app.finetune import check_reloads
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.run import Run
@@ -68,11 +67,10 @@ def demo(
             view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
         result = run.choose_plan(progress=view)
         view.say(f"Planned. {summarize_run(result)}")
-        comparison = run.finetune(with_16_bit=True, progress=view, check=False)
+        comparison = run.finetune(with_16_bit=True, progress=view)
         if can_shuffle(result.space, run.plan):
-            comparison = run.finetune(against="shuffled", progress=view, check=False)
+            comparison = run.finetune(against="shuffled", progress=view)
         if as_json:
             common.print_json({"folder": str(out), "comparison": comparison.to_dict(), **result.to_dict()})
         else:
             print_comparison(run, comparison)
-    check_reloads(comparison, folder)

@@ -10,7 +10,6 @@ from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.compare import Comparison
-from qra_search.app.finetune import check_reloads
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
 from qra_search.app.start import open_run
@@ -55,7 +54,7 @@ def finetune(
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
     ] = False,
     device: Annotated[
-        str | None, option("--device D", "auto, cpu, cuda:1, cuda:0,cuda:1; default: the run's.")
+        str | None, option("--device D", "auto, cpu, cuda, cuda:1; default: the run's.")
     ] = None,
     rates: Annotated[
         str | None,
@@ -97,13 +96,11 @@ def finetune(
             rates=chosen_from,
             tolerance=tolerance,
             progress=common.make_view(quiet=as_json),
-            check=False,
         )
     if as_json:
         common.print_json(comparison.to_dict())
     else:
         print_comparison(opened, comparison)
-    check_reloads(comparison, opened.folder)
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:

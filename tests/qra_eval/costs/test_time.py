@@ -46,17 +46,6 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(
     assert all(p.dtype == before[n].dtype and torch.equal(p, before[n]) for n, p in after.items())
 
 
-def test_a_tuning_is_forecast_by_the_tokens_of_its_steps_and_of_its_test_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "measure_seconds_per_token", lambda tuner: 1.0)
-    evaluator = make(tmp_path, finetune={"steps": 6, "test_rows": 8})
-    trained, tested = (
-        sum(map(len, evaluator.rows(split, count))) for split, count in (("train", 24), ("test", 8))
-    )
-    assert evaluator.estimate()["tuning_seconds"] == pytest.approx(3 * trained + tested)
-
-
 def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> None:
     first = make(tmp_path / "bank")
     assert not first.quantized_model.is_quantized()
@@ -84,18 +73,6 @@ def test_the_pace_is_that_of_a_layer_times_their_number_and_of_the_head(
     size = 2 * evaluator.quantized_model.settings.batch_size
     tokens = make_batches(evaluator.rows("validation", size), size)[0].tokens
     assert module.measure_seconds_per_token(evaluator.tuner) == pytest.approx((4 * 5.0 + 0.25) / tokens)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_without_a_tokenizer_every_row_is_taken_to_be_as_long_as_it_may(tmp_path: Path, family: str) -> None:
-    """transformers makes an empty tokenizer for some families, by which no row would have a token."""
-    tiny_config_model(family, layers=2, vocabulary=320).config.save_pretrained(tmp_path)
-    evaluator = make_evaluator(
-        str(tmp_path), "arithmetic", training={"max_length": 64, "batch_size": 2}, weights=False
-    )
-    assert {len(row) for row in evaluator.rows("validation", 4)} == {64}
-    there = len(evaluator.task.split("validation"))
-    assert len(evaluator.rows("validation", there + 1)) == there
 
 
 def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Qra, monkeypatch) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from evaluators import make_evaluator, mixed_plan
+from evaluators import make_evaluator, measure_reload, mixed_plan
 from safetensors.torch import load_file, save_file
 
 from qra_eval.quantized.bank import count_tensor_bytes
@@ -60,31 +60,6 @@ def test_the_same_seed_gives_the_same_loss_after_other_plans(evaluator):
     assert evaluator.evaluate(plan, seed=2).loss != first
 
 
-def test_who_listens_after_building_is_told_of_quantizing_and_of_the_prior(tmp_path):
-    told = []
-    late = make_evaluator(
-        "tiny",
-        "arithmetic",
-        quantization=QuantizationConfig(backend="reference-gptq", embeddings=16, cache=str(tmp_path)),
-        training={"batch_size": 4},
-        evaluation={"steps": 1, "validation_rows": 8},
-    )
-    late.progress = lambda stage, done, total: told.append((stage, done == total))
-    late.sensitivities()
-    late.evaluate(late.space.uniform(4, 8))
-    stages = {stage for stage, last in told if last}
-    assert {"quantize", "pass calibration rows", "probe linears", "probe groups"} <= stages
-
-
-def test_settings_of_a_later_training_reach_the_adapters(build):
-    evaluator = build()
-    usual = evaluator.quantized_model.settings
-    evaluator.quantized_model.settings = usual.model_copy(update={"alpha": 3 * usual.alpha, "dropout": 0.25})
-    evaluator.tuner.switcher.put_plan(evaluator.space.uniform(4, 8), 0)
-    placed = evaluator.tuner.switcher.wrapped.values()
-    assert {(w.scaling, w.dropout) for w in placed} == {(3 * usual.alpha / 8, 0.25)}
-
-
 def test_a_model_too_large_for_dequantized_weights_computes_as_before_after_the_sensitivities(tmp_path):
     large = make_evaluator(
         "tiny",
@@ -106,33 +81,13 @@ def test_the_fast_path_gives_the_loss_of_the_quantized_modules(build):
     plan = mixed_plan(evaluator.space)
     evaluator.tuner.switcher.put_plan(plan, 0)
     fast = evaluator.tuner.measure_loss("validation", 8)
-    evaluator.tuner.switcher.put_plan(plan, 0, dequantized=False)
-    assert evaluator.tuner.measure_loss("validation", 8) == fast
-    trained = evaluator.evaluate(plan).loss
     evaluator.quantized_model.keeps_dequantized = False
+    evaluator.tuner.switcher.put_plan(plan, 0)
+    assert evaluator.tuner.measure_loss("validation", 8) == fast
+    on_modules = evaluator.evaluate(plan).loss
+    evaluator.quantized_model.keeps_dequantized = True
     # Trained on modules, the same sums are taken in another order and rounded to bfloat16 in between.
-    assert evaluator.evaluate(plan).loss == pytest.approx(trained, rel=2e-3)
-
-
-def test_a_dtype_that_was_asked_for_is_computed_in_also_where_weights_are_made_at_each_use(build):
-    ready, made = build(compute="float32"), build(compute="float32", dequantized_cache=0)
-    assert ready.quantized_model.keeps_dequantized and not made.quantized_model.keeps_dequantized
-    losses = [evaluator.evaluate(mixed_plan(evaluator.space)).loss for evaluator in (ready, made)]
-    assert made.quantized_model.compute == torch.float32
-    assert losses[0] == pytest.approx(
-        losses[1], rel=2e-4
-    )  # those kept ready were rounded to the stored dtype
-
-
-def test_the_dtype_of_the_arithmetic_changes_neither_bytes_nor_weights(build):
-    half, whole = build(compute="bfloat16"), build(compute="float32")
-    plan = mixed_plan(half.space)
-    assert half.space.signature == whole.space.signature
-    assert half.evaluate(plan).loss == pytest.approx(whole.evaluate(plan).loss, rel=1e-2)
-    name, bits = half.space.groups[0].linears[0].name, plan.bits[0]
-    assert torch.equal(
-        half.quantized_model.bank.load_weight(name, bits), whole.quantized_model.bank.load_weight(name, bits)
-    )
+    assert evaluator.evaluate(plan).loss == pytest.approx(on_modules, rel=2e-3)
 
 
 @pytest.mark.parametrize("compute", ["auto", "bfloat16"])
@@ -152,13 +107,11 @@ def test_a_model_kept_in_float32_has_all_its_digits_after_tuning_where_bfloat16_
     before = {name: tensor.clone() for name, tensor in evaluator.tuner.model.named_buffers()}
     embedding = evaluator.tuner.model.get_input_embeddings().weight.detach().clone()
     tuned = evaluator.tune(evaluator.space.uniform(3, 4), steps=1, folder=tmp_path / "run")
-    assert not tuned.reload_error
     assert evaluator.quantized_model.compute == (torch.bfloat16 if compute == "bfloat16" else torch.float32)
-    with evaluator.tuner.switcher.use_stored_form(tuned.plan) as model:
-        assert torch.equal(model.get_input_embeddings().weight, embedding)
-        assert all(
-            torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before
-        )
+    assert measure_reload(evaluator, tuned.plan, tmp_path / "run") == 0
+    model = evaluator.tuner.model
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if name in before)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +147,9 @@ def test_predicted_bytes_are_those_of_every_tensor_of_the_live_model(build, back
 
 def test_a_tuned_plan_reloads_to_the_same_logits(build, tmp_path):
     evaluator = build("mixed")
-    tuned = evaluator.tune(mixed_plan(evaluator.space), steps=6, folder=tmp_path)
-    assert not tuned.reload_error
+    plan = mixed_plan(evaluator.space)
+    evaluator.tune(plan, steps=6, folder=tmp_path)
+    assert measure_reload(evaluator, plan, tmp_path) == 0
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] in (4, 8) and config["rank_pattern"]
     assert config["lora_alpha"] == evaluator.quantized_model.settings.alpha and not config["alpha_pattern"]

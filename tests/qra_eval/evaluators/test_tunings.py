@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.strategies.foretold import ForetoldRate, find_top
-from qra_eval.evaluators.tunings import DEFAULT_RATE, TuningsLandscape, draw_plans
+from qra_eval.evaluators.tunings import TuningsLandscape
 from qra_eval.landscapes.tunings import LEARNING_RATES, PRIORS, STEPS, TuningFormula, compute_traits
 from qra_search import search
 from qra_search.app.bench.run import build_task
@@ -18,7 +18,6 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Plan, Sensitivities
 from qra_search.space.serialization import write_sensitivities
 from qra_search.space.space import SearchSpace
-from qra_search.strategies import make_strategy
 from qra_search.strategies.simple import sample_plan
 from qra_search.testing import EvaluatorContract
 
@@ -90,22 +89,10 @@ def test_its_losses_are_those_of_the_formula_that_made_the_table(
         assert landscape.true_loss(with_settings(plan, rate, length)) == pytest.approx(expected, rel=0.1)
 
 
-def test_a_plan_without_settings_is_tuned_in_full_at_the_usual_rate(landscape: TuningsLandscape) -> None:
-    plan = landscape.space.without_extra.uniform(2, 8)
-    assert landscape.true_loss(plan) == landscape.true_loss(with_settings(plan, DEFAULT_RATE, 1.0))
-
-
 def test_seeds_draw_other_plans_of_the_table(data: Path) -> None:
     plan = make_space().uniform(2, 8)
     losses = [TuningsLandscape("banking77", seed, data=data).true_loss(plan) for seed in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
-
-
-def test_plans_are_drawn_with_all_their_rows() -> None:
-    drawn = draw_plans(["a", "b", "a", "c"], np.random.default_rng(3))
-    counts = np.bincount(drawn, minlength=4)
-    assert counts[0] == counts[2]
-    assert counts[0] + counts[1] + counts[3] == 3
 
 
 def test_no_plan_of_a_thousand_beats_the_reference(landscape: TuningsLandscape) -> None:
@@ -134,13 +121,6 @@ def test_strategies_search_rate_and_length_with_the_plan(landscape: TuningsLands
     assert len({trial.plan.length for trial in result.trials}) == 3
     assert len(result.trials) > 16  # short tunings cost less than one
     assert sum(trial.plan.length for trial in result.trials) < 17
-
-
-@pytest.mark.parametrize("name", ["uniform", "additive", "qra"])
-def test_other_strategies_get_the_space_of_plans_alone(landscape: TuningsLandscape, name: str) -> None:
-    assert not make_strategy(name).searches_extra
-    result = search(landscape, strategy=name, evaluations=6, memory_budget=landscape.budgets[2], seed=0)
-    assert {trial.plan.extra for trial in result.trials} == {()}
 
 
 def test_short_tunings_foretell_the_best_rate_of_long_ones(data: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from qra_eval.export import llama_cpp
-from qra_eval.export.gguf_tokenizer import add_tokenizer, compute_piece_scores, list_tokenizer_issues
+from qra_eval.export.gguf import add_tokenizer, compute_piece_scores, list_tokenizer_issues
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 WORDS = "▁the ▁then ▁there ▁a ing ▁thing er ▁banana ▁ba nan ana ▁an and ▁and"
@@ -85,17 +85,6 @@ def test_a_token_that_the_table_lacks_is_left_out_and_each_chat_template_is_writ
     assert "tokenizer.ggml.padding_token_id" not in fields
     assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
     assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
-
-
-def test_tokens_past_a_gap_in_the_ids_are_kept(tokenizer: Any, tmp_path: Path) -> None:
-    other, rows = json.loads(tokenizer.backend_tokenizer.to_str()), len(tokenizer) + 8
-    other["model"]["vocab"]["<|im_end|>"] = rows - 1
-    gappy = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(other)), eos_token="<|im_end|>"
-    )
-    fields = gguf.GGUFReader(written(gappy, tmp_path / "tokens.gguf", rows)).fields
-    assert fields["tokenizer.ggml.tokens"].contents()[-1] == "<|im_end|>"
-    assert fields["tokenizer.ggml.eos_token_id"].contents() == rows - 1
 
 
 def test_what_llama_cpp_would_split_otherwise_is_refused(tokenizer: Any) -> None:

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.tunings_errors import fit_answers
 from qra_eval.landscapes.tunings import (
     PRIORS,
     Traits,
@@ -48,12 +47,6 @@ def test_the_log_loss_is_the_sum_of_its_four_terms() -> None:
     assert make_formula(**p).predict(traits) == pytest.approx([expected])
 
 
-def test_a_fit_without_rows_is_the_prior() -> None:
-    fitted = fit_formula(draw_traits(0), np.array([]))
-    assert fitted.parameters == pytest.approx({name: mean for name, (mean, _) in PRIORS.items()})
-    assert fitted.weights == pytest.approx(np.ones(KINDS))
-
-
 def test_a_fit_finds_the_best_rate_and_the_weights_of_kinds() -> None:
     made, traits = make_formula(top=0.5, top_length=-1.4, top_rank=-0.3), draw_traits(200)
     noise = np.random.default_rng(1).normal(0.0, 0.02, 200)
@@ -63,22 +56,6 @@ def test_a_fit_finds_the_best_rate_and_the_weights_of_kinds() -> None:
         made.compute_best_rate(length, rank), abs=0.15
     )
     assert fitted.weights / fitted.weights[0] == pytest.approx(made.weights, rel=0.25)
-
-
-def test_forty_rows_predict_others_nearly_as_well_as_their_noise() -> None:
-    made, seen, others = make_formula(top=0.5, level_bend=0.2), draw_traits(40), draw_traits(400, seed=1)
-    noise = np.random.default_rng(2).normal(0.0, 0.05, 40)
-    off = fit_formula(seen, np.exp(made.predict(seen) + noise)).predict(others) - made.predict(others)
-    assert np.sqrt(np.mean(off**2)) < 0.06
-
-
-def test_a_tuning_with_far_too_high_a_rate_hardly_moves_the_fit() -> None:
-    made, traits = make_formula(), draw_traits(100)
-    losses = np.exp(made.predict(traits))
-    broken = losses.copy()
-    broken[traits.rate.argmax()] *= 20.0
-    off = fit_formula(traits, broken).predict(traits) - fit_formula(traits, losses).predict(traits)
-    assert np.median(np.abs(off)) < 0.02
 
 
 def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
@@ -91,10 +68,3 @@ def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
     rows.append({**row(0.0, 2), "failed": "diverged"})
     del rows[-1]["test_loss"]
     assert estimate_noise(rows) == pytest.approx({30: 0.2 / math.sqrt(2), 120: 0.0})
-
-
-def test_right_answers_follow_from_the_loss() -> None:
-    losses = np.geomspace(0.1, 2.0, 40)
-    shares = 1 / (1 + np.exp(1.0 + 1.5 * np.log(losses)))
-    found = fit_answers(losses, shares * 500, 500).predict(np.log(losses))
-    assert found == pytest.approx(shares, abs=0.003)

@@ -52,10 +52,6 @@ def test_long_sequences_go_to_torchs_kernel():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_model_of_few_positions_is_tried_with_as_many():
-    assert use_fast_attention(tiny_config_model("gpt2", max_position_embeddings=32))
-
-
 @pytest.mark.parametrize(
     ("family", "more", "switched"),
     [

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-from qra_eval.models.device import assign_devices, limit_onednn_cache, resolve_device, resolve_devices
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.device import resolve_device
 from qra_search import BadInput
 
 
@@ -30,15 +27,15 @@ def test_auto_is_a_gpu_if_there_is_one(gpus):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-NEITHER = "device is .*: auto, cpu, cuda, cuda:1, or .* is needed"
+NEITHER = "device is .*: auto, cpu, cuda or cuda:1 is needed"
 
 
 @pytest.mark.parametrize(
     ("count", "text", "message"),
     [
-        (0, "cuda", "device 'cuda': no CUDA device is visible to torch here .torch .* use --device cpu$"),
-        (2, "cuda:7", "device 'cuda:7' does not exist: torch sees cuda:0 to cuda:1$"),
-        (1, "cuda:1", "device 'cuda:1' does not exist: torch sees cuda:0$"),
+        (0, "cuda", "device 'cuda': torch .* sees no CUDA device: use --device cpu$"),
+        (2, "cuda:7", "device 'cuda:7' does not exist: the last that torch sees is cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' does not exist: the last that torch sees is cuda:0$"),
         *((2, text, NEITHER) for text in ("gpu", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:0\n")),
     ],
 )
@@ -46,29 +43,3 @@ def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_there_is(gpu
     gpus(count)
     with pytest.raises(BadInput, match=message):
         resolve_device(text)
-
-
-def test_several_gpus_are_each_named_once_by_their_number(gpus):
-    gpus(2)
-    assert resolve_devices("cuda:1,cuda:0") == [torch.device("cuda", 1), torch.device("cuda", 0)]
-    for text in ("cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:1"):
-        with pytest.raises(BadInput, match="name each GPU by its number, once, such as cuda:0,cuda:1"):
-            resolve_devices(text)
-
-
-def test_compiled_products_are_held_to_a_number_unless_the_user_says_another(monkeypatch):
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, "7")
-    limit_onednn_cache()
-    assert os.environ[name] == "7"
-    monkeypatch.delenv(name)
-    limit_onednn_cache()
-    assert 1 < int(os.environ[name]) < 1024
-
-
-@pytest.mark.parametrize("devices", [1, 2, 3, 8])
-def test_the_first_layer_stays_where_the_tables_are_however_large_they_are(devices):
-    model = tiny_model().model
-    model.resize_token_embeddings(8192)
-    found = assign_devices(model, range(devices))
-    assert found[0] == 0 and found == sorted(found)

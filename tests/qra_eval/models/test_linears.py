@@ -16,7 +16,6 @@ from qra_eval.models.linears import (
     find_group_kind,
     find_linears,
     group_linears,
-    normalise,
     resolve_granularity,
 )
 
@@ -52,46 +51,6 @@ def test_normalising_leaves_the_logits_as_they_were(family):
     changed = {type(m).__name__ for m in before.modules()} - {type(m).__name__ for m in after.modules()}
     assert changed, "normalise did nothing"
     torch.testing.assert_close(after(input_ids=IDS).logits, before(input_ids=IDS).logits)
-
-
-def test_a_mixture_of_experts_passes_gradients_to_its_input_and_its_experts():
-    before, after = (tiny_config_model("mixtral", normalised=n) for n in (False, True))
-    gradients = []
-    for model in (before, after):
-        hidden = model.get_input_embeddings()(IDS).detach().requires_grad_()
-        model(inputs_embeds=hidden).logits.square().sum().backward()
-        gradients.append(hidden.grad)
-    torch.testing.assert_close(
-        gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max())
-    )
-    expert = after.model.layers[0].mlp.experts[1].down_proj
-    expert.weight.requires_grad_()
-    after(input_ids=IDS).logits.sum().backward()
-    assert expert.weight.grad.abs().sum() > 0
-
-
-def test_experts_of_a_form_that_is_not_known_stay_as_they_are():
-    model = tiny_config_model("mixtral", normalised=False)
-    for layer in model.model.layers:
-        layer.mlp.experts.is_transposed = True
-    names = [name for name, _ in normalise(model).named_parameters()]
-    assert "model.layers.0.mlp.experts.gate_up_proj" in names
-
-
-def test_the_heaviest_list_of_layers_wins_over_a_longer_one():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.small = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(9))
-            self.large = nn.ModuleList(nn.Sequential(nn.Linear(64, 64)) for _ in range(3))
-
-    assert [linear.name for linear in find_linears(Model())] == [f"large.{i}.0" for i in range(3)]
-
-
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(4, 4)), nn.ModuleList([nn.Embedding(3, 4)])])
-def test_a_model_without_decoder_layers_is_refused(model):
-    with pytest.raises(ValueError, match="has no list of decoder layers"):
-        find_linears(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,11 +93,3 @@ def test_an_expert_is_a_group_and_the_linears_around_it_are_groups_of_their_own(
     assert all(
         len(groups[name]) == 1 and name.endswith(kinds[name]) for name in groups if name not in experts
     )
-
-
-def test_a_dense_model_is_grouped_by_module_unless_told_otherwise():
-    found = find_linears(model_of("llama"))
-    assert resolve_granularity(found, "auto") == "module"
-    assert all(resolve_granularity(found, wanted) == wanted for wanted in ("module", "layer", "fused"))
-    with pytest.raises(ValueError, match="mixture of experts"):
-        resolve_granularity(found, "expert")

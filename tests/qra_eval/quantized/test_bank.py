@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
-from collections import Counter
 
 import pytest
 import torch
@@ -17,9 +15,9 @@ from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized import bank as bank_module
 from qra_eval.quantized import build as build_module
-from qra_eval.quantized.bank import Bank, open_tensors, write_tensors
+from qra_eval.quantized.bank import Bank
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.build import build, run_in_threads
+from qra_eval.quantized.build import build
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -144,23 +142,13 @@ def test_other_weights_options_and_devices_have_files_of_their_own_and_calibrate
         paths(),
         paths({"name": "reference", "group_size": 32}),
         paths(fingerprint="other"),
-        paths(devices={0: torch.device("cuda", 1)}),
+        paths(device=torch.device("cuda", 1)),
     ]
     assert len({name for names in others for name in names}) == 8
-    assert paths(devices={0: CPU}) == paths() and paths(devices={0: torch.device("cuda")}) == others[3]
+    assert paths(device=CPU) == paths() and paths(device=torch.device("cuda")) == others[3]
     mixed = {"name": "mixed", "choice": {3: "reference-gptq", 8: "reference"}}
     one, two = (paths(mixed, calibration=rows) for rows in ("one", "two"))
     assert one[0] != two[0] and one[1] == two[1]
-
-
-def test_a_calibrated_backend_is_given_the_hessian_of_each_linear_and_equal_inputs_share_one(model, tmp_path):
-    backend = Counting(make_backend("reference-gptq"))
-    bank = make_and_build(model, tmp_path, backend, bits=(3,), names=None)
-    hessians = [h for h in backend.hessians if h is not None]
-    assert len(hessians) == len(bank.linears)
-    assert sorted({tuple(h.shape) for h in hessians}) == [(64, 64), (128, 128)]
-    each = Counter(map(id, hessians)).values()
-    assert sorted(each) == sorted([1, 1, 2, 3] * LAYERS)  # down; o; gate and up; q, k and v
 
 
 def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_command(
@@ -295,50 +283,3 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
     thread.join(60)
     assert not thread.is_alive() and sorted(second.levels) == [(3, 4), (4,)]
     assert not holder.exists()
-
-
-def test_items_are_worked_on_at_once_and_given_as_they_are_done(four_threads) -> None:
-    together = threading.Barrier(2, timeout=30)
-    seen: dict[str, int] = {}
-
-    def work(item: str) -> None:
-        together.wait()  # neither goes on alone
-        seen[item] = torch.get_num_threads()
-
-    finished = list(run_in_threads(work, ["a", "b"], 2))
-    assert seen == {"a": 2, "b": 2} and sorted(finished) == ["a", "b"]
-    assert torch.get_num_threads() == 4
-
-
-def test_after_a_failure_no_further_item_starts_and_threads_are_given_back(four_threads) -> None:
-    started = []
-
-    def work(item: int) -> None:
-        started.append(item)
-        raise ValueError(f"item {item}")
-
-    with pytest.raises(ValueError, match="item"):
-        list(run_in_threads(work, list(range(100)), 2))
-    assert len(started) < 100 and torch.get_num_threads() == 4
-
-
-TENSORS = {
-    "a::codes": torch.arange(7, dtype=torch.uint8),
-    "a::scale": torch.linspace(0, 1, 6).view(2, 3).half(),
-    "b::weight": torch.linspace(-1, 1, 4).bfloat16(),
-    "empty": torch.zeros(0, 5, dtype=torch.int8),
-    "number": torch.tensor(2.5),
-}
-
-
-def test_tensors_that_were_written_come_back_with_a_digest_that_sha256sum_reads(tmp_path):
-    path = tmp_path / "new" / "a.safetensors"
-    write_tensors(TENSORS, path)
-    file = open_tensors(path)
-    assert set(file.keys()) == set(TENSORS)
-    assert all(
-        file.get_tensor(k).dtype == t.dtype and torch.equal(file.get_tensor(k), t) for k, t in TENSORS.items()
-    )
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.name + ".sha256"]
-    line = path.with_name(path.name + ".sha256").read_text()
-    assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -44,24 +42,3 @@ def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps
     asked = re.search(r"dequantized_cache=(\w+)", caplog.text)[1]
     assert made(dequantized_cache=asked).keeps_dequantized and not caplog.text
     assert not made(dequantized_cache=0).keeps_dequantized and not caplog.text  # as it was asked
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is asked, which Linux has")
-def test_between_steps_freed_memory_goes_back_to_the_system():
-    """In a process of its own, whose heap is known: blocks of 4 MiB, of which every second is freed, in holes."""
-    code = """
-import torch
-from qra_eval.models.device import release_freed_memory
-def private():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-torch.ones(7 << 20)  # freed at once: from here on glibc takes blocks as large from its heap
-blocks = [torch.ones(1 << 20) for _ in range(64)]
-full = private()
-del blocks[::2]
-kept = private()
-release_freed_memory(torch.device("cpu"))
-print(full - kept, full - private())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    assert before < 0.1 * 32 * 4096 and after > 0.9 * 32 * 4096

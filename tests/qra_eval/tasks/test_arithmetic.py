@@ -33,14 +33,6 @@ def test_every_line_of_every_answer_is_a_true_equation(task):
         assert extract_answer(example.answer) == str(example.meta["result"])
 
 
-def test_every_operand_stands_in_the_problem_or_in_its_product(task):
-    for example in all_examples(task):
-        numbers = set(map(int, re.findall(r"\d+", example.prompt)))
-        used = set(example.meta["operands"])
-        products = {a * b for a, b in itertools.combinations_with_replacement(used, 2)}
-        assert numbers <= used | products, example.prompt
-
-
 def test_no_two_splits_share_operands_whatever_their_seeds():
     drawn = {
         (seed, split): {example.meta["operands"] for example in ArithmeticTask(seed=seed).split(split)}
@@ -50,11 +42,6 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
     for (one, a), (two, b) in itertools.combinations(drawn.items(), 2):
         if one[1] != two[1]:
             assert not a & b, (one, two)
-
-
-def test_problems_are_distinct_and_follow_the_seed(task):
-    assert [len({example.prompt for example in task.split(split)}) for split in SPLITS] == [4000, 500, 1000]
-    assert task.split("test") != ArithmeticTask(seed=1).split("test")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from token_rows import rows
 
@@ -61,19 +60,3 @@ def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
     assert plain.width == 0 and torch.equal(plain.targets, batches[0].targets)
     at = [divmod(int(p), 96) for p in batches[0].positions]
     assert at == [divmod(int(p), 70) for p in plain.positions]
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 128, 129, 135, 136, 140])
-def test_no_batch_of_drawn_rows_is_a_small_one_of_those_left_over(count):
-    batches = schedule_batches(rows(count), -(-count // 8), 8, 0, drawn=True)
-    sizes = [len(batch.input_ids) for batch in batches]
-    assert sum(sizes) == count and (min(sizes) >= 4 or len(sizes) == 1)
-
-
-def test_drawn_rows_share_batches_by_their_order_as_well_as_by_their_lengths():
-    some = rows(64)
-    company = []
-    for order in (range(64), [(7 * i) % 64 for i in range(64)]):
-        batches = schedule_batches([some[i] for i in order], 32, 2, 0, drawn=True)
-        company.append({frozenset(map(tuple, batch.input_ids.tolist())) for batch in batches})
-    assert all(len(batches) == 32 for batches in company) and company[0] != company[1]

@@ -1,4 +1,4 @@
-"""Conversations: the chat template around all turns, labels on answers, and what is kept of a long one."""
+"""Conversations: the chat template around all turns, and labels on answers."""
 
 from __future__ import annotations
 
@@ -79,25 +79,6 @@ def test_an_answer_that_the_template_has_too_is_found_and_ended(said):
         assert learnt(encode(turns, made, 512), made) == [f"{before}{said}<|end|>"]
 
 
-def test_of_a_long_chat_the_oldest_exchange_goes_and_the_systems_turn_stays():
-    made = tokenizer(CHATML)
-    whole = encode(TURNS, made, 512)
-    row = encode(TURNS, made, len(whole) - 1)
-    kept = made.apply_chat_template([TURNS[0], *TURNS[3:]], tokenize=False)
-    assert made.decode(row.input_ids) == kept.rstrip()
-    assert row.cut == len(whole) - len(row) and learnt(row, made) == ["No<|end|>"]
-
-
-def test_a_long_chat_is_asked_as_it_is_learnt():
-    made = tokenizer(CHATML)
-    example = Example("", "No", messages=tuple(TURNS[:-1]))
-    chat = Chat(example, made)
-    asked = chat.make_prompt(len(made(chat.prompt)["input_ids"]) - 1)
-    kept = [TURNS[0], *TURNS[3:-1]]
-    assert asked == made.apply_chat_template(kept, tokenize=False, add_generation_prompt=True)
-    assert chat.make_prompt(5) == asked  # of one exchange nothing is left out
-
-
 @pytest.fixture
 def answers(monkeypatch):
     """What a task makes of a text that a model says to a conversation, and the call of the model that it made."""
@@ -134,7 +115,7 @@ def test_an_answer_ends_with_the_special_token_that_ends_its_turn(answers, end, 
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(monkeypatch, marked):
+def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(marked):
     made = tokenizer("{{ 'Today: ' + strftime_now('%d %b %Y') }}" + (MARKED if marked else CHATML))
     row = encode(TURNS, made, 512)
     assert made.decode(row.input_ids).startswith("Today: 26 Jul 2024")
@@ -157,41 +138,9 @@ def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
     assert whole.startswith(texts[1]) and texts[1].endswith("<think></think>No")
 
 
-def test_a_row_is_rendered_once_to_its_answer_and_once_with_it_however_often_it_is_asked(monkeypatch):
-    task, made = JSONLTask([{"messages": TURNS}] * 3, chat=True), tokenizer(THINKING)
-    example, rendered = make_example({"messages": TURNS}, ""), []
-    render = made.apply_chat_template
-    monkeypatch.setattr(
-        made, "apply_chat_template", lambda *turns, **how: rendered.append(1) or render(*turns, **how)
-    )
-    monkeypatch.setattr(
-        "qra_eval.tasks.base.generate_answers", lambda model, t, prompts, n, **rest: [""] * len(prompts)
-    )
-    for _ in range(2):
-        task.answer_examples(None, made, [example], task.max_answer_tokens([example], made), max_length=200)
-    assert len(rendered) == 2
-
-
 def test_a_blank_answer_is_refused():
     with pytest.raises(BadInput, match="the answer to 'Hi' is empty"):
         encode_example(Example("Hi", " "), tokenizer(CHATML), 64, chat=True)
-
-
-def test_a_long_question_is_asked_with_the_systems_turn_that_it_was_learnt_with(answers):
-    turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "?"}, TURNS[-1]]
-    made = tokenizer(CHATML)
-    _, ((_, _, (asked,), _), _) = answers("", made, make_example({"messages": turns}, ""), 20, 120)
-    text = made.decode(asked)
-    assert len(asked) == 100 and text.startswith("<|system|>\nBe brief.")
-    assert text.endswith("x?<|end|>\n<|assistant|>\n")
-
-
-def test_a_question_that_is_too_long_loses_its_left_and_keeps_what_stands_before_it():
-    made = tokenizer(CHATML)
-    turns = [TURNS[0], {"role": "user", "content": "x" * 300 + "end?"}, TURNS[2]]
-    text = made.decode(encode(turns, made, 100).input_ids)
-    assert text.startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nx") and text.count("x") < 100
-    assert text.endswith("end?<|end|>\n<|assistant|>\nHo<|end|>") and len(encode(turns, made, 100)) == 100
 
 
 @pytest.mark.parametrize(

@@ -96,38 +96,23 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ("not json", "'not json' is not JSON"),
         ('["a"]', "not a JSON object"),
         ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
-        ({}, "fields are none"),
         ({"prompt": "a", "answer": ""}, "'answer' is blank"),
-        ({"prompt": " ", "answer": "b"}, "'prompt' is blank"),
         ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\], a str or int or float is needed"),
         ({"instruction": "a"}, "no field 'output'"),
         ({"instruction": "a", "input": 3, "output": "b"}, "field 'input' is 3, a str is needed"),
-        ({"messages": "hi"}, "field 'messages' is 'hi', a list is needed"),
-        ({"messages": []}, "must end with a message of the assistant"),
         ({"messages": ["hi"]}, "message 1 is a str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
         ({"messages": [*HI, {**HO[0], "tool_calls": [{}]}]}, "message 2 has tool_calls, which are not"),
-        ({"messages": [{"role": "user"}]}, "no field 'content'"),
         ({"messages": HI}, "must end with a message"),
-        ({"prompt": "p", "answer": "x\ud83d"}, "field 'answer' has an incomplete character"),
-        ({"messages": [*HI, {"role": "assistant", "content": "x\ud83d"}]}, "'content' has an incomplete"),
-        ({"question": "q", "choices": ["a", "b\ud83d"], "answer": 0}, "'choices' has an incomplete"),
-        ({"instruction": "a", "output": "b", "system": "c\ud83d"}, "'system' has an incomplete"),
-        ({"instruction": "a", "output": "b", "system": ["c"]}, "field 'system' is .'c'., a str is needed"),
         ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
-        ({"prompt": "p", "answer": float("nan")}, r"fields are 'prompt' \('answer' null\); allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are"),
-        ({"conversations": [{"value": "x"}]}, "message 1: no field 'from'"),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more strings"),
-        ({"question": "q", "choices": "a, b", "answer": 0}, "'choices' is 'a, b', a list or dict is needed"),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
             r"answer is 2, but .* \(0 to 1\), .*--columns",
         ),
         ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but the row has choices"),
         ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "the text or the label of exactly one"),
-        ({"question": "q", "choices": ["a", "b"], "answer": True}, "field 'answer' is True"),
-        ({"question": "q", "choices": ["a", "b"]}, "no field 'answer'"),
         ({**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1}, "answer is 1"),  # which?
         ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}, "one label, a string, for"),
         ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
@@ -180,13 +165,12 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
 def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
     rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(40)]
     path = write(tmp_path / "x.jsonl", rows)
-    task, known = make_task(str(path)), make_task("piqa", data=str(path))
+    task = make_task(str(path))
     model, tokenizer = tiny_config_model("llama", vocab_size=258), byte_tokenizer()
-    for one in (task, known, make_task("piqa", data=rows)):
-        assert [len(one.split(split)) for split in SPLITS] == [32, 4, 4]
-        assert {e.answer for split in SPLITS for e in one.split(split)} == {" yes", " no"}
-        found = one.score_rows(model, tokenizer, one.split("test"), max_length=64)
-        assert one.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
+    assert [len(task.split(split)) for split in SPLITS] == [32, 4, 4]
+    assert {e.answer for split in SPLITS for e in task.split(split)} == {" yes", " no"}
+    found = task.score_rows(model, tokenizer, task.split("test"), max_length=64)
+    assert task.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
     (row,) = task.encode(task.split("test")[:1], tokenizer, 64)
     assert tokenizer.decode(row.labels[row.labels >= 0][:-1]) == task.split("test")[0].answer
     plain = make_task(str(path), columns={"prompt": "question", "answer": "answer"})

@@ -102,13 +102,6 @@ def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_
     assert "metric odd fails on 2 of 2 answers" in caplog.text and "the score is nan" in caplog.text
 
 
-def test_a_function_with_the_name_of_the_tasks_own_metric_takes_its_place():
-    task = make_task([{"prompt": f"q{i}", "answer": "yes"} for i in range(30)])
-    own = {"exact_match": lambda answer, example: 0.5}
-    task.add_metrics(own)
-    assert task.metrics["exact_match"] is own["exact_match"] and task.judged_by == "exact_match"
-
-
 def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
     with pytest.raises(BadInput, match="metric 'f' fails on .* .KeyError: 'x'.: an answer is text, parse it"):
         check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))

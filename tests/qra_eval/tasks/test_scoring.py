@@ -111,11 +111,6 @@ def test_answers_are_greedy_whatever_the_models_own_settings_ask_for(model):
         model.generation_config = own
 
 
-def test_an_answer_ends_at_the_tokens_that_are_given():
-    script = Scripted(tiny_config_model("llama", vocab_size=258), "abc")
-    assert answer(script.model, ["p"], 9, ends=TOKENIZER("b")["input_ids"]) == ["ab"]
-
-
 class Scripted:
     """A tokenizer's text, played back by a model that ignores what it is given."""
 
@@ -139,15 +134,6 @@ def test_an_answer_ends_at_the_end_token_and_before_the_first_stop_text():
     script = Scripted(tiny_config_model("llama", vocab_size=258), "ab<|end|>cd")
     assert answer(script.model, ["p"], 60) == ["ab"]
     assert script.steps == 3
-
-
-def test_a_padding_token_that_the_model_lacks_is_not_asked_of_it(model):
-    """Such as `[PAD]` after the last row of the table."""
-    other = byte_tokenizer()
-    other.add_special_tokens({"pad_token": "[PAD]"})
-    assert other.pad_token_id >= model.get_input_embeddings().num_embeddings
-    prompts = ["a", "a longer one"]
-    assert answer(model, prompts, 4, other) == answer(model, prompts, 4)
 
 
 def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():

@@ -9,7 +9,6 @@ import torch
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.base import Rows
 from qra_eval.tasks.own import TextTask
 from qra_search.errors import BadInput
 
@@ -51,11 +50,6 @@ def test_rows_are_full_and_together_hold_the_text(file):
     assert "".join(TOKENIZER.decode(row.input_ids) for row in rows) == text[: sum(map(len, rows))]
     fewer = list(task.encode(examples[:3], TOKENIZER, 64))
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(fewer[:-1], rows, strict=False))
-
-
-def test_of_a_text_so_many_rows_are_taken_as_were_asked_for(file):
-    rows = Rows(make_task("text", data=str(file)), "text", byte_tokenizer(), 16)
-    assert len(rows("validation", 3)) == len(rows.shuffle("train", 3, seed=1)) == 3
 
 
 def test_a_text_file_keeps_its_lines_and_is_parted_at_blank_ones(tmp_path):
@@ -110,10 +104,3 @@ def test_a_file_without_text_is_refused(tmp_path, content, why):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(BadInput, match=why):
         make_task("text", data=tmp_path / "x.txt").split("test")
-
-
-def test_a_folder_without_train_and_a_chat_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="no file to train on: name it train.txt"):
-        make_task("text", data=tmp_path).split("test")
-    with pytest.raises(BadInput, match="unknown option of task .text.: .chat."):
-        make_task("text", chat=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from evaluators import make_evaluator
 
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import Rows
-from qra_eval.tasks.own import TextTask
 from qra_search.sections import FinetuneConfig
 
 
@@ -77,18 +74,3 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=1 + 2 / 9))
     assert tuner.finetune_steps == 6, "what floats add to a part is no batch"
-
-
-def test_an_epoch_of_running_text_is_all_the_rows_that_its_blocks_are_cut_into(
-    evaluator, monkeypatch, tmp_path
-):
-    bench = evaluator.tuner
-    text = "\n\n".join(f"Paragraph {i} tells of the number {i}." for i in range(200))
-    (tmp_path / "t.txt").write_text(text)
-    monkeypatch.setattr(TextTask, "block_characters", 400)
-    task = make_task("text", data=tmp_path / "t.txt")
-    monkeypatch.setattr(bench, "rows", Rows(task, "text", bench.tokenizer, 64))
-    monkeypatch.setattr(bench, "finetune", FinetuneConfig(epochs=1.0))
-    rows, steps, counts = bench.rows("train", 1000), bench.finetune_steps, bench.row_counts()
-    assert len(rows) > 4 * len(task.split("train"))
-    assert steps == math.ceil(len(rows) / 2) and counts["train"].asked == len(rows)

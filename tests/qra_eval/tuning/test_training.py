@@ -35,7 +35,7 @@ def test_training_lowers_the_loss_and_changes_nothing_but_the_adapters():
     before = measure_loss(model, make_batches(rows(16), 4), CPU)
     trained = run(model, wrapped, 30)
     assert measure_loss(model, make_batches(rows(16), 4), CPU) < before - 0.05
-    assert trained.tokens > 0 and trained.seconds >= trained.model_seconds > 0
+    assert trained.tokens > 0
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if "lora" not in n)
 
 

@@ -89,14 +89,6 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             ],
         ),
         (
-            {**ENOUGH, "train": RowCount(96, 96, conflicting=4, conflicting_prompt="what " * 40)},
-            [
-                "rows: 96 train, 64 validation, 128 test",
-                "warning: 4 rows share a prompt with another row but have a different answer, such as "
-                f"'{'what ' * 15}w...: check the data",
-            ],
-        ),
-        (
             {
                 "train": RowCount(96, 24, available=24),
                 "validation": RowCount(64, 64, available=80),
@@ -109,9 +101,7 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
         ),
     ],
 )
-def test_rows_that_are_few_cut_or_conflicting_are_reported(
-    counts: dict[str, RowCount], lines: list[str]
-) -> None:
+def test_rows_that_are_few_or_cut_are_reported(counts: dict[str, RowCount], lines: list[str]) -> None:
     heard: list[str] = []
 
     class Heard(Listener):

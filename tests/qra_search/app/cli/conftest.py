@@ -46,10 +46,9 @@ def mixed(searched: Path) -> tuple[str | Path, ...]:
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every evaluator is a landscape that can tune; says what was built and tuned, and is told what fails:
-    uniform plans run out of memory (`failing` is True), mixed ones (False), what was saved does not load back
-    (`forgetful`), uniform plans diverge (`diverging`), Ctrl-C comes after so many tunings (`stops_after`); `data` are
-    its rows, `rates` the validation losses by learning rate, where 9 and more diverged, `shift` of a config what its
-    test losses are higher by."""
+    uniform plans run out of memory (`failing` is True), mixed ones (False), uniform plans diverge (`diverging`),
+    Ctrl-C comes after so many tunings (`stops_after`); `data` are its rows, `rates` the validation losses by learning
+    rate, where 9 and more diverged, `shift` of a config what its test losses are higher by."""
     from qra_eval.evaluators.landscape import build
 
     load = plugins.load
@@ -62,7 +61,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "stops_after": 10**9,
     }
     seen |= {"data": "rows", "rates": {}, "shift": lambda config: 0.0}
-    seen |= dict.fromkeys(("failing", "forgetful", "diverging"))
+    seen |= dict.fromkeys(("failing", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
         evaluator: Any = build(config)
@@ -100,7 +99,6 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 {"exact_match": (0.25,)},
                 validation_loss=validation,
                 failed="diverged: training loss is nan" if diverges else "",
-                reload_error="logits differ by up to 0.5" if save_base and seen["forgetful"] else "",
             )
 
         def set_learning_rate(rate: Any) -> None:

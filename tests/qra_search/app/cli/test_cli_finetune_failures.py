@@ -45,17 +45,6 @@ def test_the_plan_failing_is_an_error_and_tried_again_unless_it_diverged(
     assert len(tuner["tuned"]) == 2
 
 
-def test_an_adapter_that_does_not_load_back_is_an_error_after_all_is_recorded_and_shown(
-    qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
-) -> None:
-    tuner["forgetful"] = True
-    for _ in range(2):
-        done = qra(*mixed)
-        assert done.status == 1 and "test loss" in done.out
-        assert "differs from the tuned one when reloaded: logits differ by up to 0.5" in done.err
-        assert len(read_records(searched)) == 2 == len(tuner["tuned"])
-
-
 def test_ctrl_c_keeps_what_was_tuned_and_says_so(
     qra: Qra, searched: Path, tuner: dict[str, Any], mixed: tuple[str | Path, ...]
 ) -> None:
