@@ -181,10 +181,23 @@ def read_name(text: str) -> LevelName:
     return name
 
 
-def make_levels(bits: Iterable[int | Level]) -> tuple[Level, ...]:
-    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none."""
+def make_levels(
+    bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None
+) -> tuple[Level, ...]:
+    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
+
+    Args:
+        formats: of those given as numbers; None for the default of all.
+    """
+    own = formats or {}
     given = check_list(bits, (int, np.integer, Level), BITS_WANTED)
-    levels = [value if isinstance(value, Level) else Level(int(value), int(value)) for value in given]
+    lacking = [b for b in given if not isinstance(b, Level) and own and b not in (*own, UNQUANTIZED_BITS)]
+    if lacking:
+        raise ValueError(f"no storage format for {lacking[0]} bits: formats has {sorted(own)}")
+    levels = [
+        value if isinstance(value, Level) else Level(int(value), int(value), format=own.get(value))  # type: ignore[arg-type]
+        for value in given
+    ]
     levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):

@@ -20,6 +20,7 @@ from qra_search.space.memory import (
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
+    StorageFormat,
     adapter_bytes,
     check_list,
     format_bytes,
@@ -37,9 +38,11 @@ class SearchSpace:
 
     Args:
         groups: at least one, with unique names.
-        bits: levels to choose from: bit-widths, which stand for groups of 64 weights with 32 bits of scale and zero, or
-            `Level` objects with formats of their own; 16 leaves a linear unquantized.
+        bits: levels to choose from: bit-widths, or `Level` objects with formats of their own; 16 leaves a linear
+            unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
+        formats: bit-width to its `StorageFormat`, for bits given as numbers; default: group-wise with 32 bits of scale
+            and zero for every 64 weights.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
@@ -64,6 +67,7 @@ class SearchSpace:
         groups: Iterable[Group],
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
+        formats: Mapping[int, StorageFormat] | None = None,
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
         extra: Mapping[str, Parameter] | None = None,
@@ -72,7 +76,7 @@ class SearchSpace:
         self.groups = tuple(groups)
         if not all(isinstance(group, Group) for group in self.groups):
             raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
-        self.levels = make_levels(bits)
+        self.levels = make_levels(bits, formats)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
         self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))

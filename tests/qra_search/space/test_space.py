@@ -14,7 +14,7 @@ from fakes import make_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_search import Group, Linear, Plan, SearchSpace
+from qra_search import Group, GroupwiseFormat, Linear, Plan, SearchSpace
 from qra_search.space.memory import Level
 
 
@@ -166,6 +166,11 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
             for bits in ("234", 4, ("nf4",), (2.5,), (True,), {2: "hqq"}, (None,))
         ),
         ({"bits": (2, 2)}, ValueError, "distinct"),
+        (
+            {"bits": (2, 3, 16), "formats": {2: GroupwiseFormat(2)}},
+            ValueError,
+            "no storage format for 3 bits",
+        ),
     ],
 )
 def test_options_that_make_no_space_are_refused(options, error, message):
