@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qra_search.app.run import Run, open_run, plan
+    from qra_search.app.run import Run
     from qra_search.app.search import search
+    from qra_search.app.start import open_run, plan
     from qra_search.errors import BadInput, EvaluationFailed
     from qra_search.evaluator import Evaluator
     from qra_search.log.journal import TrialLog
@@ -61,7 +62,8 @@ _HOMES = {
     "strategies": ("Strategy",),
     "study.result": ("EvaluatedPlan", "SearchResult"),
     "study.study": ("Callback", "Study"),
-    "app.run": ("Run", "open_run", "plan"),
+    "app.run": ("Run",),
+    "app.start": ("open_run", "plan"),
     "app.search": ("search",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -71,7 +73,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'qra_search' has no attribute {name!r}")
     return getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))

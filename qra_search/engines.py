@@ -88,10 +88,6 @@ def estimate_resident_bytes(name: str, plan_bytes: int, *, backend: str, weights
     """Resident memory beyond an engine's libraries while it generates one answer; None if it was never measured.
 
     Within 7% of what was measured on SmolLM2. llama.cpp holds types that it repacks, such as Q4_0, once more.
-
-    Args:
-        plan_bytes: of the files.
-        weights: quantized ones, which transformers may keep decoded.
     """
     if name not in BESIDE_FILES:
         return None

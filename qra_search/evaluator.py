@@ -56,7 +56,5 @@ def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> 
         raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
     expected = space.memory_bytes(plan)
     if evaluation.memory_bytes != expected:
-        raise EvaluationFailed(
-            f"the evaluator counted {evaluation.memory_bytes} bytes, the space counts {expected} for the same plan"
-        )
+        raise EvaluationFailed(f"the evaluator counted {evaluation.memory_bytes} bytes, the space {expected}")
     return evaluation

@@ -14,7 +14,6 @@ from typing import Any
 
 from qra_search.errors import BadInput
 
-MAX_JSON_BYTES = 256 << 20
 MAX_HEADER_BYTES = 100 << 20
 """The largest header of a safetensors file that is read."""
 DIGEST_SUFFIX = ".sha256"
@@ -73,18 +72,13 @@ def write_json(path: str | Path, data: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file, None if there is none; raises BadInput if it is not JSON, or larger or nested deeper than
-    any that is written here."""
+    """Content of a JSON file, None if there is none; raises BadInput if it is not JSON."""
     if not path.is_file():
         return None
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{path} is not JSON ({error}): give another file, or remove it and run the command again"
-        ) from None
+        raise BadInput(f"{path} is not JSON ({error}): give another file, or remove it") from None
 
 
 def read_tensor_names(path: Path) -> list[str]:

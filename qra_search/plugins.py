@@ -122,10 +122,6 @@ def call_with_options(
 
     A factory that takes any keyword is asked itself whether it knows one.
 
-    Args:
-        what: `strategy 'random'`, for messages.
-        others: arguments that are no options.
-
     Raises:
         BadInput: an option that it does not take, or not with this value.
     """

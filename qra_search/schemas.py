@@ -133,8 +133,7 @@ class Parameter(Schema):
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or self.default not in self.values:
             raise ValueError(
-                f"values must be distinct and ascending, with the default among them: got {self.values} and "
-                f"{self.default}"
+                f"values must be distinct and ascending, with the default {self.default} among them: {self.values}"
             )
 
 
@@ -173,8 +172,7 @@ class Plan(Schema):
             check_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
             raise ValueError(
-                f"a plan needs one rank for each choice of bits, and at least one of both: got {len(self.bits)} bits, "
-                f"{len(self.ranks)} ranks"
+                f"a plan needs one rank for each choice of bits: got {len(self.bits)} bits, {len(self.ranks)} ranks"
             )
 
     @cached_property
@@ -200,8 +198,7 @@ def check_name(name: LevelName) -> None:
     """Raises ValueError if a text cannot name a level."""
     if isinstance(name, str) and not _TEXT.fullmatch(name):
         raise ValueError(
-            f"{name!r} names no level: a number is needed, or a text that begins with a letter and has only letters, "
-            "digits, '_', '.' and '-'"
+            f"{name!r} names no level: a number is needed, or a letter and further letters, digits, '_', '.', '-'"
         )
 
 
@@ -285,9 +282,7 @@ class Trial(Schema):
 
     def __post_init__(self) -> None:
         if (self.status == "done") != (self.evaluation is not None):
-            raise ValueError(
-                f"trial {self.id} is {self.status}: one that is done has an evaluation, no other has"
-            )
+            raise ValueError(f"trial {self.id} is {self.status}: only one that is done has an evaluation")
 
     @property
     def plan(self) -> Plan:
@@ -356,7 +351,7 @@ class Sensitivities(Schema):
     def __post_init__(self) -> None:
         if len(self.bits_damage) != len(self.rank_gain):
             raise ValueError(
-                f"bits_damage has {len(self.bits_damage)} groups, rank_gain has {len(self.rank_gain)}"
+                f"bits_damage has {len(self.bits_damage)} groups, rank_gain {len(self.rank_gain)}"
             )
 
 

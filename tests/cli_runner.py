@@ -56,7 +56,7 @@ class Qra:
 def write_plan(run: Path, plan: Plan, name: str = "mixed.json") -> Path:
     """The file of a plan, beside a run of the same space."""
     file = run.parent / name
-    file.write_text(json.dumps(plan_to_dict(RunFolder(run).result().space, plan)))
+    file.write_text(json.dumps(plan_to_dict(RunFolder(run).read().result.space, plan)))
     return file
 
 

@@ -76,9 +76,6 @@ class QuietTunable(TunableEvaluator):
     def estimate(self):
         return {}
 
-    def metric_digests(self):
-        return {}
-
     def cards(self):
         return ()
 

@@ -119,7 +119,7 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
     Args:
         of_plan: further fields of the plan's records.
     """
-    space, plan = folder.result().space, folder.plan()
+    space, plan = folder.read().result.space, folder.read().require_plan()
     plans = [plan] + [Plan((bits,) * len(space), (4,) * len(space)) for bits in (2, 3)]
     for i, tuned in enumerate(plans):
         for seed in range(seeds):
@@ -141,4 +141,4 @@ def add_tunings(folder: RunFolder, *, seeds: int = 2, rows: int = 1, **of_plan: 
             tuning.path.mkdir(parents=True)
             tuning.write(record)
             if tuned == plan and seed == 0:
-                folder.select(record, max(folder.result().memory_budgets, default=0))
+                folder.select(record, max(folder.read().result.memory_budgets, default=0))

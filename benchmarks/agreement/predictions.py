@@ -26,7 +26,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.sensitivities.measure import compute_divergence
 from qra_eval.tasks.batches import collate
 from qra_search.allocate.solve import Z_90, estimate_gain_std, solve
-from qra_search.app.compare import shuffle_plan
+from qra_search.app.baselines import shuffle_plan
 
 FILE = RESULTS / "predictions.jsonl"
 ROWS = {"banking77": 64, "gsm8k": 16}

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     options = parser.parse_args()
     run = RunFolder(options.run)
-    data, result = read_plan_file(run.find_tuning().path), run.result().to_dict()
+    data, result = read_plan_file(run.read().find_tuning().path), run.read().result.to_dict()
     backend = make_backend(data["backend"])
     model, _ = load(options.run)
     base = model.get_base_model()

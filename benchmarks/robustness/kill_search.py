@@ -42,7 +42,7 @@ def main() -> None:
         for words in ([*QRA, "search", str(broken)], command(options, folder, unbroken)):
             subprocess.run(words, check=True)
         first, second = (TrialLog(path / "trials.jsonl").trials for path in (broken, unbroken))
-        best = RunFolder(broken).result().to_dict()["budgets"][0]
+        best = RunFolder(broken).read().result.to_dict()["budgets"][0]
     pairs = zip(first, second, strict=False)
     same = [a.proposal == b.proposal and a.done and b.done and a.loss == b.loss for a, b in pairs]
     report = {

@@ -10,7 +10,7 @@ from benchmarks.common import RESULTS, read_lines
 from benchmarks.study.finetune_settings import Row
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.allocate.solve import solve
-from qra_search.app.compare import shuffle_plan
+from qra_search.app.baselines import shuffle_plan
 from qra_search.app.search import search
 from qra_search.schemas import Plan
 from qra_search.space.budgets import resolve_budget

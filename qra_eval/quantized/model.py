@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -24,7 +23,6 @@ from qra_eval.quantized.space import AUTO_TABLE_BITS, list_table_levels, make_mo
 from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
 from qra_search.errors import BadInput
-from qra_search.executors.devices import SHARING
 from qra_search.schemas import Group, LevelName, Plan
 from qra_search.sections import QuantizationConfig, SpaceConfig, TrainingConfig
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes, parse_bytes
@@ -256,13 +254,9 @@ def _list_levels(space: SearchSpace, groups: Sequence[Group]) -> tuple[LevelName
 
 
 def count_free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device now; of the host's memory what is available without swapping.
-
-    Of a GPU that several workers share no more than its share: the others may have begun, or not yet.
-    """
+    """Bytes that are free on a device now; of the host's memory what is available without swapping."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return min(free, total // int(os.environ.get(SHARING, "1")))
+        return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
 
 

@@ -134,7 +134,9 @@ def load_base(
 def find_tuning(folder: Path, tuning: str | None = None) -> Path:
     """The folder of a run's tuning, or, if it is no run's, the folder itself."""
     run = RunFolder(folder)
-    return run.find_tuning(tuning).path if tuning is not None or run.tunings_folder.is_dir() else folder
+    return (
+        run.read().find_tuning(tuning).path if tuning is not None or run.tunings_folder.is_dir() else folder
+    )
 
 
 def read_tuned_plan(folder: Path) -> dict[str, Any]:

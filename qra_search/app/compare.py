@@ -1,17 +1,14 @@
-"""A plan beside its baselines on test rows: which they are, and how it compares, computed whenever it is shown."""
+"""A plan beside its baselines on test rows: how it compares, computed whenever it is shown."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, Literal, Self
-
-import numpy as np
+from typing import Any, ClassVar, Literal
 
 from qra_search.app.intervals import (
     Interval,
@@ -22,17 +19,13 @@ from qra_search.app.intervals import (
     seeds_half_width,
     standard_error,
 )
-from qra_search.errors import BadInput
-from qra_search.schemas import Plan, Sensitivities, TuningRecord
+from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
-from qra_search.study.result import LossChange, SearchResult
+from qra_search.study.result import LossChange
 
-RUNG_BITS, RUNG_RANK = (1, 1.5, 2, 3, 4), 8
-"""Widths of the uniform plans of a ladder, and their rank, if there is none nearer below."""
 SHOWN_BY = "qra_search.app.report.tables"
 """Stands above this module, and is imported when something is first shown."""
-Against = Literal["best", "all", "shuffled", "none", "ladder"]
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 """What a smaller model may be worse by and still be deployed: points of a metric, or percent of a loss."""
@@ -41,10 +34,7 @@ TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 @dataclass(frozen=True)
 class TunedPlan:
     """One plan over all seeds that it was tuned with: rows and scores are means, `seconds` the sum; `failed` tells that
-    one seed diverged.
-
-    Attributes:
-        records: those of its seeds, ascending.
+    one seed diverged. Records are ascending by seed.
     """
 
     role: Role
@@ -228,49 +218,23 @@ def choose_deployed(
     return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
 
 
-class Shown:
-    """What terminals and notebooks show by a function of the report, named `shown_by`."""
-
-    shown_by: ClassVar[str]
-
-    def __rich__(self) -> Any:
-        return getattr(import_module(SHOWN_BY), self.shown_by)(self)
-
-    def _repr_html_(self) -> str:
-        return str(import_module(SHOWN_BY).render_html(self))
-
-
-class ShownResult(Shown, SearchResult):
-    """The result of a search, as a run gives it."""
-
-    shown_by = "render_result"
-
-    @classmethod
-    def from_result(cls, result: SearchResult) -> Self:
-        """The result itself, which shows itself."""
-        return cls(**{name: getattr(result, name) for name in SearchResult.__dataclass_fields__})
-
-
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison:
     """A tuned plan and all that was tuned alike: other plans within the budget, 16-bit LoRA, and the untuned model.
 
     Attributes:
         budget_bytes: that plans keep to, but for the last two; never less than the plan's own bytes.
         tunings: cheapest first.
-        sensitivities: that predict the next uniform plan above the budget; None: its loss is not predicted.
         is_selected: whether it is what its run shows, exports and loads.
         is_of_another: whether the run's plan is another, which is not tuned yet.
         tolerance: as `is_as_good` takes it.
         is_named: whether the user named the plan as what is to be deployed.
     """
 
-    shown_by = "render_comparison"
     data: ClassVar[str] = "test"
     space: SearchSpace
     budget_bytes: int
     tunings: tuple[TunedPlan, ...]
-    sensitivities: Sensitivities | None = None
     is_selected: bool = False
     is_of_another: bool = False
     tolerance: float | None = None
@@ -339,7 +303,9 @@ class Comparison(Shown):
         return {**shown, "tunings": [tuned.to_dict(self.baseline or self.chosen) for tuned in self.tunings]}
 
     def __str__(self) -> str:
-        return str(import_module(SHOWN_BY).render_text(self))
+        """The table, as the command prints it."""
+        tables = import_module(SHOWN_BY)
+        return str(tables.render_text(tables.render_comparison(self)))
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"
@@ -351,14 +317,8 @@ def compare(
     plan: Plan,
     budget_bytes: int,
     settings: Mapping[str, Any],
-    sensitivities: Sensitivities | None = None,
 ) -> Comparison | None:
-    """The comparison of a plan with what was tuned alike; None if the plan was not tuned with these settings.
-
-    Args:
-        budget_bytes: that other plans keep to; at least the plan's own bytes count.
-        sensitivities: as of `Comparison`.
-    """
+    """The comparison of a plan with what was tuned alike; None if the plan was not tuned with these settings."""
     by_plan: dict[tuple[Plan, bool], list[TuningRecord]] = {}
     for record in records:
         if record.settings == settings:
@@ -374,7 +334,7 @@ def compare(
         if role in ("16-bit", "untuned") or same[0].memory_bytes <= budget_bytes:
             tunings.append(TunedPlan(role, tuple(sorted(same, key=lambda record: record.seed))))
     tunings.sort(key=lambda t: (t.memory_bytes, t.loss))
-    return Comparison(space, budget_bytes, tuple(tunings), sensitivities)
+    return Comparison(space, budget_bytes, tuple(tunings))
 
 
 def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None) -> Role:
@@ -387,8 +347,8 @@ def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None)
         return "uniform"
     if _is_unquantized(record.plan):
         return "16-bit"
-    choices = plan and _group_choices(space, plan)
-    return "shuffled" if choices == _group_choices(space, record.plan) else "other"
+    choices = plan and group_choices(space, plan)
+    return "shuffled" if choices == group_choices(space, record.plan) else "other"
 
 
 def _is_unquantized(plan: Plan) -> bool:
@@ -402,89 +362,7 @@ def _average_rows(rows_by_seed: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(sum(row) / len(rows_by_seed) for row in zip(*rows_by_seed, strict=True))
 
 
-def select_baselines(
-    space: SearchSpace, plan: Plan, budget_bytes: int, against: Against, result: SearchResult
-) -> list[Plan]:
-    """Plans of at most `budget_bytes` to tune beside a plan, cheapest first; empty if none fits.
-
-    Args:
-        against: `best`: of the uniform plans that fit, by the search's estimate; `all` of them, and the plan shuffled;
-            the plan `shuffled` alone; `none`. A `ladder` is that of `list_rungs`.
-        result: without evaluated uniform plans and sensitivities the largest that fits is taken for the best.
-
-    Raises:
-        BadInput: the plan cannot be shuffled.
-    """
-    if against == "none":
-        return []
-    if against == "shuffled":
-        return [shuffle_plan(space, plan)]
-    fitting = space.uniform_plans(budget_bytes)
-    if against == "all" and fitting and can_shuffle(space, plan):
-        return [*fitting, shuffle_plan(space, plan)]
-    if against == "all" or not fitting:
-        return fitting
-    if (evaluated := result.find_best_uniform(budget_bytes)) is not None:
-        return [evaluated.plan]
-    allocation = result.allocation(budget_bytes)
-    best = None if allocation is None else allocation.best_uniform
-    return [fitting[-1] if best is None else best.plan]
-
-
-def list_rungs(space: SearchSpace, plan: Plan, result: SearchResult, limit: int | None = None) -> list[Plan]:
-    """The ladder of a space: uniform plans at `RUNG_BITS` and one rank, the allocated plans between them and a plan of
-    one's own, cheapest first; of at most `limit` bytes."""
-    ranks = [rank for rank in space.uniform_ranks if 0 < rank <= RUNG_RANK] or [
-        max(space.uniform_ranks, default=0)
-    ]
-    uniform = [
-        found
-        for (level, rank), found in space.uniform_by_choice().items()
-        if space.level(level).width in RUNG_BITS and rank == ranks[-1]
-    ]
-    sizes = sorted(map(space.memory_bytes, uniform))
-    middles = (math.isqrt(low * high) for low, high in itertools.pairwise(sizes))
-    between = [
-        a.plan for middle in middles if (a := result.allocation(middle)) is not None and any(a.plan.ranks)
-    ]
-    rungs = {plan, *(p for p in (*uniform, *between) if limit is None or space.memory_bytes(p) <= limit)}
-    return sorted(rungs, key=lambda p: (space.memory_bytes(p), p.key))
-
-
-def choose_rung(rungs: Sequence[Plan], comparison: Comparison) -> Plan | None:
-    """The rung of a ladder, cheapest first, to tune next: the last, then the middle of those of which one may be the
-    smallest that is as good as the best. None if that is known: the curve is flat above it."""
-    known = {t.plan: t for t in list_deployable(comparison.tunings)}
-    places = [i for i, rung in enumerate(rungs) if rung in known]
-    if len(rungs) - 1 not in places:
-        return rungs[-1]
-    metric = comparison.judged_by
-    best = find_best([known[rungs[i]] for i in places], metric)
-    high = next(i for i in places if is_as_good(known[rungs[i]], best, metric, comparison.tolerance))
-    low = max((i for i in places if i < high), default=-1)
-    return None if high - low == 1 else rungs[(low + high) // 2]
-
-
-def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
-    """The plan's own widths and ranks, shuffled over groups of the same shape: the same bytes, chosen by chance.
-
-    Raises BadInput if groups of the same shape have the same width and rank throughout.
-    """
-    rng, order = np.random.default_rng(seed), np.arange(len(space))
-    for alike in _group_by_shape(space):
-        order[alike] = rng.permutation(alike)
-    if not can_shuffle(space, plan):
-        raise BadInput("the plan cannot be shuffled, since linears of one shape all have one width and rank")
-    shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
-    return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)
-
-
-def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
-    """Whether groups of the same shape have different widths or ranks."""
-    return any(len(choices) > 1 for choices in _group_choices(space, plan))
-
-
-def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
+def group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
     """Indices of the groups, together where shapes and allowed choices are the same."""
     alike: dict[object, list[int]] = {}
     for i, group in enumerate(space.groups):
@@ -493,5 +371,5 @@ def _group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
     return list(alike.values())
 
 
-def _group_choices(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
-    return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in _group_by_shape(space)]
+def group_choices(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
+    return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in group_by_shape(space)]

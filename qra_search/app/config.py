@@ -29,10 +29,7 @@ from qra_search.sections import (
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-MAX_CONFIG_BYTES = 1 << 20
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
-MANY_FIELDS = 16
-"""More than these are not named in an error."""
 
 
 class ConfigError(BadInput):
@@ -122,42 +119,15 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 
 def read_yaml(text: str) -> Any:
-    """The plain data of a YAML text; raises ValueError, in one line, if it is none, or too long."""
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ValueError(f"it has {len(text)} characters, at most {MAX_CONFIG_BYTES} are read")
+    """The plain data of a YAML text; raises ValueError, in one line, if it is none."""
     try:
-        return _Loader(text).get_single_data()
+        return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or str(error)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(one_line(place + problem, 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 500)) from None
-
-
-_Fault: Any = yaml.constructor.ConstructorError
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which yaml keeps the last, and aliases: `<<: [*a, *a]` in a row expand
-    a few hundred bytes to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            problem = f"*{event.anchor[:40]} is an alias: write the value out"
-            raise _Fault(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _Fault(None, None, "a key is one word", key.start_mark)
-            if key.value in seen:
-                raise _Fault(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def make_config(
@@ -221,14 +191,8 @@ def make_in_memory_name(given: object) -> str:
 
 
 def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configs differ, by dotted path: the old value and the new.
-
-    A granularity of `auto` differs from none: which it is follows from the model, and the log's space tells.
-    """
-    found = dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
-    if "auto" in found.get("space.granularity", ()):
-        del found["space.granularity"]
-    return found
+    """Fields in which two configs differ, by dotted path: the old value and the new."""
+    return dict(_list_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
 
 def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -241,29 +205,20 @@ def _list_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, tupl
 
 def explain_error(error: ValidationError) -> str:
     """The first fault of a validation as one line: path of the field, what was given, what is allowed."""
-    first, *others = error.errors()
+    first = error.errors()[0]
     # Of a field of several types each has a fault of its own, with the type in its place: `literal['auto']`, `bool`.
     types = ("str", "bool", "int", "float")
     field = tuple(takewhile(lambda part: part not in types and "[" not in str(part), first["loc"]))
-    where = ".".join(map(str, field)) or "config"
-    where = where if where.isprintable() and len(where) < 200 else shorten(where)
+    where = shorten(".".join(map(str, field)) or "config", 200).strip("'\"")
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
-        for part in field[:-1]:
+        *sections, name = first["loc"]
+        for part in sections:
             section = section.model_fields[part].annotation
-        allowed = list(section.model_fields)
-        near = suggest_names(field[-1], allowed, most=1)
-        listed = ", ".join(allowed) if len(allowed) <= MANY_FIELDS else "those that `qra schema` lists"
-        return f"{where} is not a known field: {near}allowed are {listed}"
-    faults = [first, *(other for other in others if other["loc"][: len(field)] == field)]
+        near = suggest_names(name, section.model_fields, most=1)
+        return f"{where} is not a known field: {near}`qra schema` lists them"
+    faults = [fault for fault in error.errors() if fault["loc"][: len(field)] == field]
     given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
-    needed = dict.fromkeys(_describe_fault(fault["type"], fault["msg"]) for fault in faults)
-    return f"{where} is {shorten(given)}: {' or '.join(needed).replace(' or must be ', ' or ')}"
-
-
-def _describe_fault(kind: str, message: str) -> str:
-    """What is needed, in pydantic's words but for its own nouns."""
-    if kind == "model_type":
-        return "must be a mapping of fields, such as {name: ...}"
-    text = message.removeprefix("Value error, ").partition(", unable to")[0]
-    return text[:1].lower() + text[1:] if "nput should" not in text else text.replace("Input should", "must")
+    needed = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults)
+    words = " or ".join(needed).replace("or Input should be", "or").replace("Input should", "must")
+    return f"{where} is {shorten(given)}: {words}"

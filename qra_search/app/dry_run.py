@@ -1,29 +1,20 @@
-"""What is said of a run before it starts: its rows, and the cost and possible gain of a search."""
+"""What is said of a run before it starts: its rows, and the cost of a search."""
 
 from __future__ import annotations
 
 import math
 
-from qra_search.allocate.solve import Allocation
 from qra_search.app.report import formatting
-from qra_search.app.tunable import CostedEvaluator, count_rows
+from qra_search.app.tunable import TunableEvaluator, count_rows
 from qra_search.evaluator import Evaluator
 from qra_search.study.study import Listener
 
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
-ROW_FIELDS = {"validation": "evaluation.validation_rows", "test": "finetune.test_rows"}
-"""Fields that say how many rows of a split are measured."""
 
 
 def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.nan) -> str:
-    """What a search takes, in words.
-
-    Args:
-        evaluations: full evaluations that it may spend.
-        charge: of measuring the sensitivities, in full evaluations; 0 if they are measured.
-        seconds: of a full evaluation; nan if unknown.
-    """
+    """What a search takes, in words."""
 
     def format_seconds(count: float) -> str:
         return f", about {formatting.format_time(count * seconds)}" if math.isfinite(seconds) else ""
@@ -36,26 +27,11 @@ def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.n
 
 
 def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
-    """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it.
-
-    Args:
-        is_measured: the sensitivities are there, and cost nothing more.
-    """
-    if not isinstance(evaluator, CostedEvaluator):
+    """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it."""
+    if not isinstance(evaluator, TunableEvaluator):
         return format_cost(evaluations) if is_measured else None
     charge = 0.0 if is_measured else evaluator.sensitivity_cost()
     return format_cost(evaluations, charge, evaluator.evaluation_seconds())
-
-
-def describe_gain(allocation: Allocation | None) -> str:
-    """What a search may gain over the allocated plan."""
-    best = None if allocation is None else allocation.best_uniform
-    if best is not None and best.is_certain:
-        return (
-            "probably little. A search checks the predicted plan by short tunings, in case the sensitivities "
-            "are wrong; on SmolLM2-135M it improved that plan little (docs/study.md)"
-        )
-    return "unknown, because the predicted gain over uniform plans is within its error. A search measures it"
 
 
 def describe_rows(evaluator: Evaluator) -> list[str]:
@@ -70,14 +46,8 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
         parts.append(f"{count.had} {whole}{name}{asked}")
     lines = [", ".join(parts)]
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
-        may_be_raised = [name for name, c in few.items() if name in ROW_FIELDS and c.asked == c.had]
-        advice = [f"raise {ROW_FIELDS[name]}" for name in may_be_raised]
-        if len(advice) < len(few):
-            advice.append("give more data")
         rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
-        lines.append(
-            f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others, {' and '.join(advice)}"
-        )
+        lines.append(f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others")
     if cut := sum(count.cut for count in counts.values()):
         had = sum(count.had for count in counts.values())
         longest = max(count.longest for count in counts.values())

@@ -12,7 +12,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.config import RunConfig
 from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator
-from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
+from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator, Progress
 from qra_search.executors import (
     Executor,
@@ -54,10 +54,7 @@ def build_evaluator(
             raise BadInput(f"{what}: give its name or folder")
         options = {"progress": progress, **({} if weights else {"weights": False})}
         taken = {name: value for name, value in options.items() if takes_all or name in parameters}
-        try:
-            evaluator: Evaluator = factory(config, **taken, **objects)
-        except SystemExit as error:
-            raise RunFailed(f"evaluator {config.evaluator!r} exited while being built: {error}") from error
+        evaluator: Evaluator = factory(config, **taken, **objects)
         return evaluator
 
 
@@ -70,20 +67,11 @@ def check_can_tune(evaluator: Evaluator, config: RunConfig) -> TunableEvaluator:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where evaluations run, if not in this process.
-
-    Attributes:
-        count: how many workers.
-        kind: `process` or `ray`.
-        address: of a Ray cluster.
-        gpus: of each worker, below 1 if several share one; None: one each if there are GPUs and the run's device allows
-            it (as many as the device names, if it names several), else none.
-    """
+    """Where evaluations run, if not in this process; the kind is `process` or `ray`, which may have an address."""
 
     count: int
     kind: str = "process"
     address: str | None = None
-    gpus: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,20 +96,17 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
     if workers.kind not in KINDS:
         raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
-    device, gpus, factory = config.model.device, workers.gpus, EvaluatorFactory(config)
-    devices.check_share(gpus, device)
+    device, factory = config.model.device, EvaluatorFactory(config)
     if workers.kind == "process":
         if workers.address is not None:
             raise BadInput("--address is that of a Ray cluster: give --executor ray")
-        names = devices.assign_devices(device, workers.count, gpus)
-        return ProcessExecutor(factory, workers.count, devices=names)
+        return ProcessExecutor(factory, workers.count, devices=devices.assign_devices(device, workers.count))
     if devices.parse_gpus(device):
         raise BadInput(
             f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
         )
-    if gpus is None and device != "auto":
-        gpus = 1 if devices.uses_gpus(device) else 0
-    return RayExecutor(factory, workers.count, address=workers.address, gpus=gpus)
+    with_gpus = None if device == "auto" else devices.uses_gpus(device)
+    return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.compare import Against, Comparison, choose_rung, compare, list_rungs, select_baselines
+from qra_search.app.baselines import Against, choose_rung, list_rungs, select_baselines
+from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import report_rows
 from qra_search.app.evaluator import check_can_tune
@@ -42,7 +43,6 @@ class Tunings:
     """What is to be tuned in a run, each plan with each seed.
 
     Attributes:
-        run: as it was read.
         plans: the chosen one first, then its baselines, and 16-bit LoRA if it is asked for.
         budget_bytes: that the plan and its baselines keep to.
         rungs: of a ladder, cheapest first, of which no more are tuned than decide how small a plan may be.
@@ -140,12 +140,6 @@ class _Job:
                 self.evaluator.write_base(plan, tuning.path)
         if record is None:
             return True
-        own = self.evaluator.metric_digests()
-        if changed := [name for name, old in record.metric_digests.items() if own.get(name, old) != old]:
-            self.listener.say(
-                f"warning: {', '.join(changed)} changed since tuning {tuning.id} was scored, its scores are old: "
-                f"delete {tuning.path} to tune and score it again"
-            )
         self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
         if is_chosen and record.failed:
             where = f"(in {tuning.path})"
@@ -154,9 +148,8 @@ class _Job:
 
     def compare_records(self) -> Comparison:
         run = self.tunings.run
-        budget_bytes, known = self.tunings.budget_bytes, run.result.sensitivities
-        records, space = run.folder.records(), run.result.space
-        found = compare(records, space, self.tunings.plan, budget_bytes, self.settings, known)
+        plan, budget_bytes = self.tunings.plan, self.tunings.budget_bytes
+        found = compare(run.folder.records(), run.result.space, plan, budget_bytes, self.settings)
         assert found is not None  # the plan's record is there
         return found
 
@@ -193,9 +186,6 @@ def tune_missing(
 
     A tuning that was interrupted continues from its checkpoint. One that another process is at is left to it, and
     awaited at the end. Raises RunFailed if the plan cannot be tuned; of a baseline that is only said.
-
-    Args:
-        untuned: measure the untuned model as well.
     """
     evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
@@ -340,9 +330,6 @@ def choose_rate(
     Its first seed is tuned; like any tuning it is resumed, never made twice, and kept. Fewer steps will not do, as the
     best rate falls with their number (docs/tuning.md).
 
-    Args:
-        build: makes the evaluator of settings.
-
     Raises:
         RunFailed: the plan cannot be tuned at any of the rates.
     """
@@ -360,9 +347,7 @@ def choose_rate(
             continue
         loss = next(r for r in comparison.chosen.records if r.seed == first.seeds[0]).validation_loss
         if loss is None:
-            raise BadInput(
-                f"evaluator {config.evaluator!r} measures no validation loss, which --rates compares"
-            )
+            raise BadInput(f"{config.evaluator} measures no validation loss, which --rates compares")
         losses[rate] = loss
         listener.say(f"learning rate {rate:g}: validation loss {loss:.4f}")
     if not losses:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qra_search.app.compare import Comparison, ShownResult, compare
-from qra_search.app.config import RunConfig, dump_config, find_differences, load_config, read_yaml
+from qra_search.app.compare import Comparison, compare
+from qra_search.app.config import RunConfig, dump_config, find_differences, load_config
 from qra_search.app.rates import Foretold, foretell_rate, make_rate_key, read_trials
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
@@ -97,9 +97,7 @@ class RunFolder:
         if not self.has_run:
             what = f"holds no {LOG_NAME}, nor config.yaml with {SENSITIVITIES_NAME}"
             what = what if self.path.is_dir() else "is not a folder"
-            raise NoRun(
-                f"{self.path} is not a run: it {what}; give a folder that `qra plan` or `qra search` wrote"
-            )
+            raise NoRun(f"{self.path} is not a run: it {what}")
         return self
 
     def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
@@ -127,8 +125,7 @@ class RunFolder:
                 )
         if has_run and not resume:
             raise BadInput(
-                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run(), "
-                "or give another --out"
+                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run()"
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
@@ -137,10 +134,6 @@ class RunFolder:
         Returns whether this call made the folder. Raises BadInput as `check_begin` does, and if nothing can be written.
         """
         self.check_begin(config, resume=resume)
-        try:
-            read_yaml(dump_config(config))
-        except ValueError as error:
-            raise BadInput(f"these settings cannot be saved: {error}") from error
         is_made = True
         try:
             try:
@@ -150,9 +143,7 @@ class RunFolder:
             TemporaryFile(dir=self.path).close()
         except OSError as error:
             problem = describe_os_error(error)
-            raise BadInput(
-                f"the run's folder {self.path} cannot be written ({problem}): give another place with --out"
-            ) from error
+            raise BadInput(f"the run's folder {self.path} cannot be written ({problem})") from error
         return is_made
 
     def write_config(self, config: RunConfig) -> None:
@@ -162,10 +153,7 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
-            begun = "`qra plan` or `qra search` did not begin it"
-            raise NoRun(
-                f"{self.path} has no config.yaml: {begun}; continue it in Python, with the same Study"
-            )
+            raise NoRun(f"{self.path} has no config.yaml: `qra plan` or `qra search` did not begin it")
         return load_config(self.config_file)
 
     def read(self, result: SearchResult | None = None) -> Snapshot:
@@ -175,27 +163,11 @@ class RunFolder:
         config = self.config() if self.config_file.is_file() else None
         if result is None:
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
-            result = ShownResult.from_state(state, strategy)
+            result = SearchResult.from_state(state, strategy)
         known = self.plan_file.is_file()
         plan = read_plan(result.space, self.plan_file) if known else result.choose_plan()
         records = tuple(self.records())
         return Snapshot(self, config, result, {**evaluator, **study}, plan, records, self._read_selection())
-
-    def result(self) -> SearchResult:
-        """The result by the journal, or, before a search, by the sensitivities; raises NoRun without either."""
-        return self.read().result
-
-    def plan(self) -> Plan:
-        """The plan of `plan.json`, or, before it is written, what the log leads to; raises NoRun without either."""
-        return self.read().require_plan()
-
-    def comparison(self) -> Comparison | None:
-        """The selected tuning beside its baselines; None if nothing is selected."""
-        return self.read().comparison()
-
-    def find_tuning(self, name: str | None = None) -> TuningFolder:
-        """As `Snapshot.find_tuning`."""
-        return self.read().find_tuning(name)
 
     def find_sensitivities(self, evaluator: Evaluator) -> Sensitivities | None:
         """The sensitivities of the run, None if none are measured; raises BadInput if it is of another evaluator."""
@@ -249,9 +221,7 @@ class RunFolder:
             return None if data is None else Selection.model_validate(data)
         except ValidationError:
             command = f"`qra show {self.path} --tuning ID`"
-            raise BadInput(
-                f"{self.selection_file} is damaged: remove it, then {command} selects a tuning"
-            ) from None
+            raise BadInput(f"{self.selection_file} is damaged: remove it, then use {command}") from None
 
 
 @dataclass(frozen=True)
@@ -290,9 +260,7 @@ class Snapshot:
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""
         if self.plan is None:
-            raise NoRun(
-                f"{self.folder.path} has no plan yet: resume its search with `qra search {self.folder.path}`"
-            )
+            raise NoRun(f"{self.folder.path} has no plan yet: resume it with `qra search`")
         return self.plan
 
     def choose_plan(self, budget_bytes: int | None) -> Plan:
@@ -305,29 +273,22 @@ class Snapshot:
             raise BadInput(f"no plan of {self.folder.path} fits {size}: search with this budget first")
         return plan
 
-    def comparison(self, plan: Plan | None = None, budget_bytes: int | None = None) -> Comparison | None:
-        """The selected tuning beside its baselines; None if nothing is selected.
-
-        Args:
-            plan: another, as it was tuned with the selected tuning's settings.
-            budget_bytes: another than the selection's.
-        """
+    def comparison(self) -> Comparison | None:
+        """The selected tuning beside its baselines; None if nothing is selected."""
         selected, space = self.selected, self.result.space
         if selected is None or self.selection is None:
             return None
-        budget_bytes = self.selection.budget_bytes if budget_bytes is None else budget_bytes
-        own, sensitivities = plan or selected.plan, self.result.sensitivities
-        found = compare(self.records, space, own, budget_bytes, selected.settings, sensitivities)
+        budget_bytes = self.selection.budget_bytes
+        found = compare(self.records, space, selected.plan, budget_bytes, selected.settings)
         if found is None:
             return None
         is_tuned = self.plan in {None, *(record.plan for record in self.records)}
-        is_selected = own == selected.plan
         return replace(
             found,
-            is_selected=is_selected,
+            is_selected=True,
             is_of_another=not is_tuned,
             tolerance=self.selection.tolerance,
-            is_named=self.selection.is_named and is_selected,
+            is_named=self.selection.is_named,
         )
 
     def find_tuning(self, name: str | None = None) -> TuningFolder:
@@ -354,9 +315,7 @@ class Snapshot:
             what = f"no tuning {name!r}" if name else "no selected tuning"
             there = ", ".join(record.id for record in records) or "none"
             option = {"shuffled": " --against shuffled", "16-bit": " --with-16-bit"}.get(name or "", "")
-            raise BadInput(
-                f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`, or give an id"
-            )
+            raise BadInput(f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`")
         return self.folder.tuning(found[0].id)
 
 

@@ -74,9 +74,9 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
     (0.001, 0.002)
     """
     if not trials:
-        return Foretold(_round(_apply_law(steps)), steps, 1.0)
+        return Foretold(round_rate(_apply_law(steps)), steps, 1.0)
     *_, (last, best, deviation, is_at_edge) = fits = [
-        (length, *_find_best(_at_length(trials, length))) for length in sorted({t.steps for t in trials})
+        (length, *_find_best(select_length(trials, length))) for length in sorted({t.steps for t in trials})
     ]
     slope, variance = SLOPE, SLOPE_DEVIATION**2
     if len(fits) > 1:
@@ -87,17 +87,17 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
         variance = own * variance / (own + variance)
     ahead = math.log2(steps / last)
     deviation = math.hypot(deviation, math.sqrt(variance) * ahead)
-    return Foretold(_round(2 ** (best + slope * ahead)), steps, deviation, tuple(trials), is_at_edge)
+    return Foretold(round_rate(2 ** (best + slope * ahead)), steps, deviation, tuple(trials), is_at_edge)
 
 
 def choose_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
     """Rate and steps of the next trial; None if there are enough, or they would cost more than the tuning."""
     first = max(TRIAL_STEPS, round(TRIAL_SHARE * steps))
     length = max([first, *(trial.steps for trial in trials)])
-    known = _at_length(trials, length)
+    known = select_length(trials, length)
     left = steps - sum(trial.made for trial in trials)
     if not known:
-        return (_round(_apply_law(length)), length) if LEAST_TRIALS * length <= steps else None
+        return (round_rate(_apply_law(length)), length) if LEAST_TRIALS * length <= steps else None
     best = min(known, key=lambda t: (t.loss, t.rate))
     rates = [best.rate / 2] if math.isinf(best.loss) else [best.rate * 2, best.rate / 2]
     tried = {round(math.log2(trial.rate / known[0].rate)) for trial in known}
@@ -116,7 +116,7 @@ def _apply_law(steps: int) -> float:
     return LAW_RATE * (max(steps, LAW_FROM) / LAW_STEPS) ** SLOPE
 
 
-def _at_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
+def select_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
     return [trial for trial in trials if trial.steps == length]
 
 
@@ -135,7 +135,7 @@ def _find_best(trials: Sequence[RateTrial]) -> tuple[float, float, bool]:
     return middle + off, min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2)), False
 
 
-def _round(rate: float) -> float:
+def round_rate(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 

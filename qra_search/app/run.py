@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qra_search import plugins
-from qra_search.app.compare import Against, Comparison
-from qra_search.app.config import RunConfig, make_config, make_in_memory_name
+from qra_search.app.baselines import Against
+from qra_search.app.compare import Comparison
+from qra_search.app.config import RunConfig
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
@@ -24,24 +25,15 @@ from qra_search.app.finetune import (
     write_deployed_base,
 )
 from qra_search.app.folder import RunFolder, Snapshot
-from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
-from qra_search.app.settings import (
-    change_settings,
-    check_budget,
-    check_task,
-    make_absolute,
-    make_folder_name,
-    make_settings,
-)
+from qra_search.app.settings import change_settings, check_budget, check_task, make_settings
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
-from qra_search.files import read_tensor_names
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
 from qra_search.study.result import SearchResult
@@ -53,85 +45,7 @@ GENERATING = ("transformers", "llama.cpp")
 """Engines that `generate` has; the first is the default."""
 
 
-def plan(
-    model: Any = None,
-    task: Any = None,
-    *,
-    memory: int | str | Sequence[int | str] | None = None,
-    out: str | Path | None = None,
-    tokenizer: Any = None,
-    metrics: Mapping[str, Callable[..., float]] | None = None,
-    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
-    progress: ProgressArgument = None,
-) -> Run:
-    """Choose bits and rank of every layer for a budget from measured sensitivities, without training.
-
-    Does what `qra plan` does, and leaves the same folder.
-
-    Args:
-        model: a name, a folder, a GGUF file, a hub id; or a `PreTrainedModel` in memory, which is left as it is.
-        task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
-            dictionaries, an object of the `Task` kind.
-        memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
-        out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
-        tokenizer: of a model in memory.
-        metrics: functions of (answer, example) that score generated answers, by name; higher is better.
-        config: all other settings: sections of the config as a mapping, such as `{"space": {"bits": [2, 3]}}`, a
-            `RunConfig`, or the path of a YAML file.
-        progress: as `search` takes it.
-
-    Raises:
-        BadInput: what was given cannot be used; nothing was spent.
-    """
-    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
-    given = {"model.name": model, "task.name": task, "search.memory": memory}
-    named = {
-        field: v for field, v in given.items() if v is not None and field.partition(".")[0] not in objects
-    }
-    made = make_settings(config, named)
-    made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
-    run = Run(out or make_folder_name(made), made, objects=objects)
-    try:
-        run.choose_plan(progress=progress)
-    except BaseException:
-        run.close()  # nobody has the run, to close it later
-        raise
-    return run
-
-
-def open_run(
-    folder: str | Path,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    task: Any = None,
-    metrics: Mapping[str, Callable[..., float]] | None = None,
-) -> Run:
-    """A run that `plan`, `qra plan` or `qra search` made.
-
-    Args:
-        model, tokenizer, task, metrics: the objects in memory that it was made with, if it was.
-
-    Raises:
-        NoRun: there is none in the folder.
-    """
-    there = RunFolder(folder).check()
-    config = there.config()
-    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
-    for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
-        name = make_in_memory_name(given) if what in objects else given
-        if name is not None and known not in (str(name), make_absolute(str(name))):
-            mend = "give that one, or plan again"
-            raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: {mend}")
-    return Run(there.path, config, objects=objects)
-
-
-def _select_objects(**given: Any) -> dict[str, Any]:
-    """The arguments that are objects in memory rather than names or paths."""
-    return {name: v for name, v in given.items() if v is not None and not isinstance(v, (str, Path))}
-
-
-class Run:
+class Run(AbstractContextManager["Run"]):
     """One run: a folder, its settings, and what is done with it; made by `qra_search.plan` or `open_run`.
 
     The model is loaded once and kept for the next step; `close`, or use in a `with` block, lets it go.
@@ -149,9 +63,6 @@ class Run:
         self._held: tuple[RunConfig, Evaluator] | None = None
         self._snapshot: Snapshot | None = None
 
-    def __enter__(self) -> Run:
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.close()
 
@@ -163,17 +74,16 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Path of the run's folder."""
         return self.folder.path
 
     @property
     def result(self) -> SearchResult:
         """What the sensitivities and the search have found so far."""
-        return self.folder.result()
+        return self.folder.read().result
 
     @property
     def plan(self) -> Plan:
-        return self.folder.plan()
+        return self.folder.read().require_plan()
 
     @property
     def records(self) -> list[TuningRecord]:
@@ -183,7 +93,7 @@ class Run:
     @property
     def comparison(self) -> Comparison | None:
         """The selected tuning beside its baselines on test data; None before `finetune`."""
-        return self.folder.comparison()
+        return self.folder.read().comparison()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -192,9 +102,6 @@ class Run:
 
     def select(self, tuning: str) -> Snapshot:
         """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
-
-        Args:
-            tuning: as `load` takes it.
 
         Raises:
             BadInput: there is none, or it is of 16-bit LoRA, which is no plan of the run.
@@ -287,14 +194,12 @@ class Run:
             steps: of the optimizer; None: as the settings say.
             epochs: passes over the train split, in place of steps.
             seeds: tune every plan with so many, each on rows of its own.
-            against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled` over linears of
-                the same shape, `all` uniform plans that fit and that one, `none`, or a `ladder` of plans from 1 to 4
-                bits, of any size without `memory`, as far as they tell how small a plan may be.
+            against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled`, `all` uniform
+                plans that fit and that one, `none`, or a `ladder` from 1 to 4 bits, of any size without `memory`.
             settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
             on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
-            rates: learning rates to choose from: the plan is tuned in full at each, and the one of lowest validation
-                loss is kept for all else.
+            rates: to tune the plan at in full, of which that of lowest validation loss is kept for all else.
             tolerance: what the deployed model may be worse by than the best one, in points of the task's metric, or in
                 percent of the loss; None: that of the last comparison, at first 0.5 points or 2%.
 
@@ -332,11 +237,7 @@ class Run:
         return replace(comparison, is_selected=is_selected, tolerance=tolerance)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the HTML report, one file that needs no network, and return its path.
-
-        Args:
-            out: default: `report.html` in the run's folder.
-        """
+        """Write the HTML report, one file that needs no network, and return its path."""
         with convert_to_bad_input():
             return write_report(self.folder.read(), out)
 
@@ -371,13 +272,10 @@ class Run:
         if untuned and tuning is not None:
             raise BadInput("give --tuning or --untuned, not both")
         run = self.folder.check()
-        found = run.tuning("untuned") if untuned else run.find_tuning(tuning)
+        found = run.tuning("untuned") if untuned else run.read().find_tuning(tuning)
         weights = found.adapter / "adapter_model.safetensors"
         if not weights.is_file() and not untuned:
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
-        for file in (found.base_file, weights):
-            if file.is_file():
-                read_tensor_names(file)  # before seconds of loading libraries
         is_named = tuning is not None or untuned
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -406,7 +304,7 @@ class Run:
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
         """
-        found = self.folder.find_tuning(tuning)
+        found = self.folder.read().find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
             return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
@@ -432,7 +330,7 @@ class Run:
         engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
         if engine not in GENERATING:
             raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
-        found = self.folder.check().find_tuning(tuning)
+        found = self.folder.read().find_tuning(tuning)
         if engine == "llama.cpp":
             exported = self.path / "exports" / f"gguf-{found.id}"
             if not exported.is_dir():
@@ -483,11 +381,7 @@ class Run:
         return evaluator
 
     def __repr__(self) -> str:
-        if not self.folder.has_run:
-            return f"Run({str(self.path)!r})"
-        run = self.folder.read()
-        return f"Run({str(self.path)!r}): {summarize_run(run.result, run.comparison())}"
+        return f"Run({str(self.path)!r})"
 
     def _change_evaluations(self, count: float) -> RunConfig:
-        fields = self.config.model_dump(mode="json")
-        return make_config(fields, {"search.evaluations": count}, source="options")
+        return make_settings(self.config, {"search.evaluations": count})

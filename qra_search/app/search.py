@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.solve import solve
-from qra_search.app.compare import ShownResult
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import describe_gain, estimate_cost, report_rows
+from qra_search.app.dry_run import estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -25,7 +24,6 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies import Strategy, make_strategy
-from qra_search.study.interrupt import on_interrupt
 from qra_search.study.result import SearchResult, UniformComparison
 from qra_search.study.study import Callback, Listener, Study, StudyFailed, check_evaluator
 
@@ -42,8 +40,7 @@ def search(
 
     Args:
         strategy, callbacks, study_options: as `Study` takes them.
-        progress: a function of (stage, done, total); None: bars in a terminal or the cell of a notebook, elsewhere a
-            line for each stage on stderr; True: elsewhere a line for each event; False: nothing.
+        progress: a function of (stage, done, total); None: lines on stderr, with bars in a terminal; False: nothing.
 
     Raises:
         BadInput: an argument that cannot be used; nothing was spent.
@@ -54,15 +51,14 @@ def search(
         study = Study(evaluator, strategy=strategy, callbacks=[listener, *callbacks], **study_options)
         evaluator.progress = own or listener.progress
         try:
-            return ShownResult.from_result(study.run())
+            return study.run()
         finally:
             evaluator.progress = own  # the next search has a listener of its own
 
 
 @contextmanager
 def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run with these settings; if this process made it, and nothing was begun in it at the end, it
-    is removed. In a folder that another process made nothing is removed.
+    """Make the folder of a run with these settings, and remove it if this process made it and left it empty.
 
     Raises BadInput if what was given cannot be used; nothing was spent.
     """
@@ -70,24 +66,9 @@ def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> 
     try:
         yield
     finally:
-        if is_made and not folder.has_run:  # nothing that a second try would trip over
-            _remove_empty_folder(folder)
-
-
-def _remove_empty_folder(folder: RunFolder) -> None:
-    """Remove an empty log, and the folder if it is then empty, unless another process has begun to write there."""
-    from filelock import FileLock, Timeout  # as in the trial log
-
-    lock = FileLock(f"{folder.log_file}.lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return
-    for file in (folder.log_file, Path(lock.lock_file)):
-        file.unlink(missing_ok=True)
-    lock.release()
-    if not any(folder.path.iterdir()):
-        folder.path.rmdir()
+        if is_made:
+            with suppress(OSError):  # it holds something
+                folder.path.rmdir()
 
 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
@@ -104,9 +85,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     if sensitivities is not None:
         listener.say("resumed: the sensitivities are already measured")
     elif (sensitivities := evaluator.sensitivities()) is None:
-        raise BadInput(
-            f"evaluator {config.evaluator!r} measures no sensitivities, which a plan needs: use `qra search`"
-        )
+        raise BadInput(f"{config.evaluator} measures no sensitivities, which a plan needs: use `qra search`")
     check_sensitivities(space, sensitivities)
     folder.check_begin(config, resume=True)  # of another process, perhaps, by now
     known = folder.read() if folder.log_file.is_file() else None
@@ -115,7 +94,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     else:
         solved = {budget: solve(space, sensitivities, budget) for budget in budgets}
         strategy = search.strategy
-        result = ShownResult(
+        result = SearchResult(
             space, (), sensitivities, budgets, search.seed, strategy=strategy, allocations=solved
         )
         if not (folder.has_run and folder.plan_file.is_file()):
@@ -170,17 +149,10 @@ def search_run(
         folder.write_config(config)
         _describe_start(study, listener)
 
-        def stop() -> None:
-            study.stop()
-            listener.say(
-                "stopping after the running evaluations, which are saved; press Ctrl-C again to stop now"
-            )
-
         planned = folder.plan_file.read_text() if folder.plan_file.is_file() else None
         folder.plan_file.unlink(missing_ok=True)  # however the search ends, the plan is that of its log
         try:
-            with on_interrupt(stop):
-                result = ShownResult.from_result(study.run())
+            result = study.run()
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
@@ -203,7 +175,7 @@ def search_run(
 
 
 def _describe_start(study: Study, listener: Listener) -> None:
-    """Say what a study resumes, what it searches, and, of a new one, what it costs and may gain."""
+    """Say what a study resumes, what it searches, and, of a new one, what it costs."""
     state, evaluator = study.state, study.evaluator
     if state.trials:
         spent, total = state.spent, study.evaluations
@@ -223,8 +195,6 @@ def _describe_start(study: Study, listener: Listener) -> None:
     cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
     if cost is not None:
         listener.say(f"what it costs: {cost}")
-    if study.sensitivities is not None:
-        listener.say(f"what it may gain: {describe_gain(study.result().allocation())}")
 
 
 def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
@@ -240,9 +210,7 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
     # Without an interval nothing tells a gain from chance.
     if change is None or change.interval is None or change.may_be_chance or not change.is_lower:
         amount = f" ({format_change(change)})" if change else ""
-        listener.say(
-            f"no plan of the search beats {name} by more than chance{amount}. What was tuned stays selected"
-        )
+        listener.say(f"no plan of the search beats {name} by more than chance{amount}")
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "

@@ -92,9 +92,7 @@ def change_settings(
     config = make_config(known.model_dump(mode="json"), changes, source="options")
     for path, (old, _) in find_differences(known, config).items():
         if not path.startswith(TUNABLE):
-            raise BadInput(
-                f"{path} is {old!r} in this run: only fields of training and finetune can be set anew to tune its plan"
-            )
+            raise BadInput(f"{path} is {old!r} in this run: only training and finetune can be set anew")
     return config
 
 
@@ -118,7 +116,7 @@ def check_task(config: RunConfig) -> None:
     chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
     if config.evaluator == DEFAULT_EVALUATOR and not chosen:
         raise BadInput(
-            "say with --task what to tune for: a name (qra tasks), a file of rows, or a data set on the hub"
+            "say with --task what to tune for: a name (qra tasks), a file, or a data set on the hub"
         )
 
 

@@ -55,8 +55,8 @@ class RateTrial:
     curve: Sequence[float] = ()
 
 
-class CostedEvaluator(Evaluator):
-    """An evaluator that knows its rows, and what a search will take, before it evaluates anything."""
+class TunableEvaluator(Evaluator):
+    """An evaluator of a model, whose plans can be tuned in full, saved and served."""
 
     @abstractmethod
     def row_counts(self) -> Mapping[str, RowCount]:
@@ -70,10 +70,6 @@ class CostedEvaluator(Evaluator):
     def evaluation_seconds(self) -> float:
         """Seconds of a full evaluation, roughly, without running one."""
 
-
-class TunableEvaluator(CostedEvaluator):
-    """An evaluator of a model, whose plans can be tuned in full, saved and served."""
-
     @abstractmethod
     def estimate(self) -> Mapping[str, Any]:
         """What a run will take; `--dry-run` prints it.
@@ -81,10 +77,6 @@ class TunableEvaluator(CostedEvaluator):
         Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; and
         `phases`: of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
         """
-
-    @abstractmethod
-    def metric_digests(self) -> Mapping[str, str]:
-        """Of the source of each metric of generated answers: a record that has another one has old scores."""
 
     @abstractmethod
     def cards(self) -> Sequence[Mapping[str, Any]]:
@@ -165,7 +157,7 @@ class TunableEvaluator(CostedEvaluator):
 
 def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:
     """Rows by split; empty if the evaluator does not know them."""
-    return evaluator.row_counts() if isinstance(evaluator, CostedEvaluator) else {}
+    return evaluator.row_counts() if isinstance(evaluator, TunableEvaluator) else {}
 
 
 def render_row(evaluator: Evaluator) -> Sequence[tuple[str, bool]]:

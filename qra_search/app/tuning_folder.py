@@ -47,11 +47,7 @@ class TuningFolder:
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[bool]:
-        """Whether this process may tune here while the context lasts: False if another one does.
-
-        Args:
-            wait: until the other process has ended.
-        """
+        """Whether this process may tune here while the context lasts: False if another one does."""
         from filelock import FileLock, Timeout  # as in the trial log
 
         self.path.mkdir(parents=True, exist_ok=True)

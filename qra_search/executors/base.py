@@ -6,9 +6,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from operator import methodcaller
 from queue import LifoQueue
-from typing import Any, Protocol, Self
+from typing import Any
 
 from qra_search.errors import BadInput, EvaluationFailed, convert_to_bad_input, describe, describe_failure
 from qra_search.evaluator import Evaluator, check_evaluation
@@ -67,17 +68,7 @@ class InProcessExecutor(Executor):
         return future
 
 
-class Worker(Protocol):
-    """A process of its own, on this machine or on another."""
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What an importable function returns there; raises WorkerDied if the worker ends meanwhile."""
-
-    def kill(self) -> None:
-        """End the worker at once, with all that it started; may be called from another thread, and twice."""
-
-
-class WorkerExecutor(Executor):
+class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
     """An executor with `slots` workers, each started when it is first needed and kept.
 
     A worker that dies is replaced, and its evaluation is run again once. Use it in a `with` block: at its end, or at
@@ -92,15 +83,19 @@ class WorkerExecutor(Executor):
         self._threads = ThreadPoolExecutor(slots, "qra-worker")
         self._is_closed = False
         self._lock = threading.Lock()
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, Any] = {}
         # The slot that was freed last is taken first, so that no worker is started while another is idle.
         self._free: LifoQueue[int] = LifoQueue()
         for slot in reversed(range(slots)):
             self._free.put(slot)
 
     @abstractmethod
-    def start_worker(self, slot: int) -> Worker:
-        """A new worker, whose evaluator is not built yet."""
+    def start_worker(self, slot: int) -> Any:
+        """A new worker, whose evaluator is not built yet.
+
+        Its `call(function, *args)` gives what an importable function returns there, and raises WorkerDied if the worker
+        ends meanwhile. Its `kill()` ends it at once, with all that it started; from any thread, and twice.
+        """
 
     def submit(self, proposal: Proposal) -> Future[Evaluation]:
         return self.call(evaluate, proposal)
@@ -119,9 +114,6 @@ class WorkerExecutor(Executor):
             worker.kill()
         self._threads.shutdown()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
 
@@ -129,30 +121,29 @@ class WorkerExecutor(Executor):
         slot = self._free.get()
         try:
             for _ in range(ATTEMPTS):
-                is_built = slot in self._workers
                 try:
                     worker = self._workers.get(slot) or self._start(slot)
-                    is_built = True
                     return worker.call(call_evaluator, function, *args)
                 except WorkerDied as error:
                     died = error
                     self._drop(slot)
-            if is_built:
-                raise WorkerDied(f"{died}, as did its replacement")
-            raise WorkerUnusable(f"{died} while building the evaluator: try fewer workers")
+            raise WorkerDied(f"{died}, as did its replacement")
         finally:
             self._free.put(slot)
 
-    def _start(self, slot: int) -> Worker:
-        """A worker with its evaluator; raises WorkerDied if it ends while building it."""
+    def _start(self, slot: int) -> Any:
+        """A worker with its evaluator."""
         try:
             with self._lock:
                 self._check_open()
                 worker = self._workers[slot] = self.start_worker(slot)
             worker.call(build_evaluator, self.factory)
-        except (WorkerDied, WorkerUnusable):
+        except WorkerUnusable:
             self._drop(slot)
             raise
+        except WorkerDied as error:
+            self._drop(slot)
+            raise WorkerUnusable(f"{error} while building the evaluator: try fewer workers") from error
         except Exception as error:  # it cannot be started, or the factory cannot be pickled
             self._drop(slot)
             raise WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})") from error

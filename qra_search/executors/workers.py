@@ -1,4 +1,4 @@
-"""Workers: processes of this machine, each with its own share of GPUs or threads, and actors of a Ray cluster."""
+"""Workers: processes of this machine, each with its own GPU or share of the threads, and actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from qra_search.errors import DISTRIBUTION
+from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.base import Factory, WorkerDied, WorkerExecutor, WorkerUnusable, build_evaluator
-from qra_search.executors.devices import (
-    DEVICE,
-    SHARING,
-    check_enough_gpus,
-    export_variables,
-    make_environment,
-    name_device,
-)
+from qra_search.executors.devices import DEVICE, check_enough_gpus, export_variables, make_environment
 
 START_SECONDS = 600.0
 """Within which Ray must have an actor ready."""
@@ -37,7 +30,7 @@ class ProcessExecutor(WorkerExecutor):
     Args:
         factory: builds the evaluator in the worker; must be picklable and importable there.
         workers: how many; default: one for each device.
-        devices: names of the form `cuda:0`, `cuda:0,cuda:1` or `cpu`, given to the workers in turn; default: `cpu`.
+        devices: names of the form `cuda:0` or `cpu`, given to the workers in turn; default: `cpu`.
 
     A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
     """
@@ -46,9 +39,7 @@ class ProcessExecutor(WorkerExecutor):
         names = list(devices or ["cpu"])
         super().__init__(factory, workers if workers is not None else len(names))
         self.devices = [names[slot % len(names)] for slot in range(self.slots)]
-        self._variables = [
-            make_environment(name, self.slots, self.devices.count(name)) for name in self.devices
-        ]
+        self._variables = [make_environment(name, self.slots) for name in self.devices]
 
     def start_worker(self, slot: int) -> ProcessWorker:
         return ProcessWorker(self._variables[slot])
@@ -128,9 +119,8 @@ class RayExecutor(WorkerExecutor):
         workers: actors.
         address: of an existing cluster (`auto`, `ray://host:10001`); None: Ray is started on this machine, unless it
             runs already, and ended at shutdown.
-        cpus, gpus: what Ray reserves for each actor; an evaluation that spans two GPUs has `gpus=2`, two that share
-            one have `gpus=0.5`. An actor of none sees none. None: one, if the cluster has any. `QRA_DEVICE` tells an
-            actor whether it has GPUs (`cuda`) or not (`cpu`).
+        with_gpus: whether each actor has a GPU, which Ray assigns; None: if the cluster has any. An actor without one
+            sees none. `QRA_DEVICE` tells it (`cuda` or `cpu`).
 
     Raises:
         ImportError: Ray is not installed; the extra `ray` brings it.
@@ -143,8 +133,7 @@ class RayExecutor(WorkerExecutor):
         workers: int,
         *,
         address: str | None = None,
-        cpus: float = 1,
-        gpus: float | None = 0,
+        with_gpus: bool | None = False,
     ):
         super().__init__(factory, workers)
         try:
@@ -159,24 +148,22 @@ class RayExecutor(WorkerExecutor):
             ray.init(
                 address=address, log_to_driver=False, include_dashboard=False if address is None else None
             )
-        if gpus is None:
-            gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        if gpus:  # an actor that fits nowhere would wait until `START_SECONDS`
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self._device = "cuda" if with_gpus or (with_gpus is None and gpus) else "cpu"
+        if self._device == "cuda":  # an actor that fits nowhere would wait until `START_SECONDS`
             try:
-                nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
-                check_enough_gpus(nodes, workers, gpus, "the Ray cluster")
-            except BaseException:
+                check_enough_gpus(gpus, workers, "the Ray cluster")
+            except BadInput:
                 self.shutdown()
                 raise
-        self._device = name_device(gpus) if gpus else "cpu"
-        self._sharing = max(1, int(1 / gpus + 1e-9)) if gpus else 1
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
-        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
-            _Actor
+        remote = ray.remote(
+            num_cpus=1, num_gpus=int(self._device == "cuda"), max_restarts=0, max_task_retries=0
         )
+        self._actor_class: Any = remote(_Actor)
 
     def start_worker(self, slot: int) -> RayWorker:
-        return RayWorker(self._ray, self._actor_class.remote(self._device, self._sharing))
+        return RayWorker(self._ray, self._actor_class.remote(self._device))
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -199,8 +186,7 @@ class RayWorker:
             return self._ray.get(reply, timeout=START_SECONDS if function is build_evaluator else None)
         except errors.GetTimeoutError:
             raise WorkerUnusable(
-                f"Ray had no worker ready within {START_SECONDS:g} seconds: are there as many CPUs and GPUs "
-                f"free as were asked for?"
+                f"Ray had no worker ready within {START_SECONDS:g} seconds: are enough CPUs and GPUs free?"
             ) from None
         except errors.RayTaskError as error:
             raise error.cause from None
@@ -214,11 +200,9 @@ class RayWorker:
 class _Actor:
     """Runs in Ray's worker."""
 
-    def __init__(self, device: str, sharing: int):
-        os.environ[DEVICE], os.environ[SHARING] = device, str(sharing)
-        if (
-            device == "cpu"
-        ):  # newer Rays leave the GPUs in sight of actors that asked for none, older ones hide them
+    def __init__(self, device: str):
+        os.environ[DEVICE] = device
+        if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -130,8 +130,7 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
             raise
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
-                f"{name}, line {number} is damaged ({describe_problem(error)}): restore the file from a copy, or "
-                f"search anew in another output folder"
+                f"{name}, line {number} is damaged ({describe_problem(error)}): restore the file from a copy"
             ) from None
         contents.end += len(raw) + 1
     begin = b'{"format":"'
@@ -147,9 +146,7 @@ def _check_format(first: bytes, name: str) -> None:
     if found is None:
         raise LogError(f"{name} is not the journal of a search: its first line has no format")
     if found != FORMAT:
-        raise LogError(
-            f"{name} has the journal format {found!r}, this qra reads {FORMAT!r}: use another output folder"
-        )
+        raise LogError(f"{name} has journal format {found!r}, {FORMAT!r} is read: use another folder")
 
 
 def round_trip(value: Any) -> Any:
@@ -163,7 +160,7 @@ def to_printable(text: str) -> str:
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
 
 
-class TrialLog:
+class TrialLog(AbstractContextManager["TrialLog"]):
     """Trials in the order in which they were proposed.
 
     Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
@@ -215,8 +212,7 @@ class TrialLog:
             if known and key not in known and len(self):
                 self.close()
                 raise LogError(
-                    f"{self.path} has trials, and its header has no {key}, so it is damaged: restore the file from a "
-                    f"copy, or search anew in another output folder"
+                    f"{self.path} has trials, and its header has no {key}, so it is damaged: restore it from a copy"
                 )
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()
@@ -272,9 +268,6 @@ class TrialLog:
         if lock is not None and lock.is_locked:
             lock.release()
 
-    def __enter__(self) -> TrialLog:
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.close()
 
@@ -306,8 +299,7 @@ class TrialLog:
             self._drop_torn_line()
         except Timeout:
             raise LogError(
-                f"{self.path} is being written by {self._load().writer}: "
-                f"wait for it or end it, or use another output folder"
+                f"{self.path} is being written by {self._load().writer}: wait for it or end it"
             ) from None
         except OSError as error:
             self.close()
@@ -324,8 +316,7 @@ class TrialLog:
         if os.fstat(self._file).st_size > self._contents.end:
             os.ftruncate(self._file, self._contents.end)
             warnings.warn(
-                f"{self.path}: the last line was broken off and is dropped; what it would have recorded is evaluated "
-                f"again",
+                f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
                 TornLine,
                 stacklevel=4,
             )
@@ -351,8 +342,7 @@ class TrialLog:
                 os.ftruncate(self._file, contents.end)
             advice = "make room on its disk and resume" if error.errno in DISK_FULL else "resume"
             raise RunFailed(
-                f"{self.path} cannot be written ({describe_os_error(error)}): {advice} with the same log; what was "
-                f"recorded is kept"
+                f"{self.path} cannot be written ({describe_os_error(error)}): {advice} with the same log"
             ) from None
         contents.end += len(data)
         contents.writer = writer

@@ -28,9 +28,6 @@ def check_budget_text(budget: str | int | float, *, needs_unit: bool = False) ->
     """A memory budget as text, checked for its form; `resolve_budget` gives its bytes once the space is known.
 
     Raises BadInput, which names the forms.
-
-    Args:
-        needs_unit: refuse a number without a unit that is too small to be meant in bytes.
     """
     text = str(budget)
     if any(form.fullmatch(text) for form in (_PER_WEIGHT, _PERCENT, _UNIFORM)):
@@ -82,8 +79,7 @@ def _find_reference(space: SearchSpace, text: str) -> Plan:
     """The uniform plan that a percentage is of."""
     if not space.uniform_ranks:
         raise BadInput(
-            f"memory budget {text!r} is a share of a uniform plan, but this space has none, because no rank "
-            "is allowed for every group. Give the budget in bytes"
+            f"memory budget {text!r} is a share of a uniform plan, but this space has none: give it in bytes"
         )
     rank = space.uniform_ranks[len(space.uniform_ranks) // 2]
     names = [level.name for level in space.levels if level.width == REFERENCE_BITS]

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import ByteSize
 
 from qra_search.errors import BadInput
 from qra_search.schemas import LevelName, check_name, format_level
@@ -119,9 +120,7 @@ def parse_bytes(text: str | int | float) -> int:
     else:
         match = SIZE.fullmatch(str(text))
         if match is None:
-            raise BadInput(
-                f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB, 6GiB or 90MB"
-            )
+            raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB")
         value = float(match.group(1))
         unit = (match.group(2) or "b").lower()
     if not math.isfinite(value) or value <= 0:
@@ -133,14 +132,7 @@ def parse_bytes(text: str | int | float) -> int:
 
 def format_bytes(count: int | float) -> str:
     """A size as people read it: `108.0 MiB`."""
-    size = float(count)
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            break
-        size = size / 1024
-        unit = larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    return ByteSize(count).human_readable(separator=" ")
 
 
 BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
@@ -166,7 +158,7 @@ class Level:
         check_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
             raise ValueError(
-                f"level {self.name} has width {self.width}: the name of a level is its width, or a text"
+                f"level {self.name} has width {self.width}: a level's name is its width, or a text"
             )
         if self.width < 1:
             raise ValueError(f"bits must be at least 1, got {self.width}")
@@ -197,16 +189,15 @@ def make_levels(
     Args:
         formats: of those given as numbers; None for the default of all.
     """
-
-    levels = []
-    for value in check_list(bits, (int, np.integer, Level), BITS_WANTED):
-        if isinstance(value, Level):
-            levels.append(value)
-            continue
-        width = int(value)
-        if formats is not None and width not in (*formats, UNQUANTIZED_BITS):
-            raise ValueError(f"no storage format for {width} bits: formats has {sorted(formats)}")
-        levels.append(Level(width, width, format=formats.get(width) if formats else None))  # type: ignore[arg-type]
+    own = formats or {}
+    given = check_list(bits, (int, np.integer, Level), BITS_WANTED)
+    lacking = [b for b in given if not isinstance(b, Level) and own and b not in (*own, UNQUANTIZED_BITS)]
+    if lacking:
+        raise ValueError(f"no storage format for {lacking[0]} bits: formats has {sorted(own)}")
+    levels = [
+        value if isinstance(value, Level) else Level(int(value), int(value), format=own.get(value))  # type: ignore[arg-type]
+        for value in given
+    ]
     levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):

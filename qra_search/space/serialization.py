@@ -119,9 +119,7 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups; raises ValueError if it is none of the space."""
     chosen = read_choices(data)
     if different := sorted(set(space.names) ^ set(chosen)):
-        raise ValueError(
-            f"the plan belongs to another search space: its groups differ ({', '.join(different[:3])})"
-        )
+        raise ValueError(f"the plan is of another search space: groups differ ({', '.join(different[:3])})")
     bits, ranks = zip(*(chosen[name] for name in space.names), strict=True)
     plan = Plan(bits, ranks)
     space.encode(plan)
@@ -173,9 +171,7 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
     """
     data = read_json(file)
     if not isinstance(data, dict) or data.get("format") != SENSITIVITIES_FORMAT:
-        raise BadInput(
-            f"{file} holds no sensitivities of format {SENSITIVITIES_FORMAT!r}: plan again in another folder"
-        )
+        raise BadInput(f"{file} holds no {SENSITIVITIES_FORMAT!r}: plan again in another folder")
     try:
         space = space_from_dict(data["space"])
         sensitivities = Sensitivities.from_dict(data["sensitivities"])

@@ -38,8 +38,8 @@ class SearchSpace:
 
     Args:
         groups: at least one, with unique names.
-        bits: levels to choose from: bit-widths, or `Level` objects where a width is stored in several ways; 16 leaves
-            a linear unquantized.
+        bits: levels to choose from: bit-widths, or `Level` objects with formats of their own; 16 leaves a linear
+            unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
         formats: bit-width to its `StorageFormat`, for bits given as numbers; default: group-wise with 32 bits of scale
             and zero for every 64 weights.
@@ -180,13 +180,8 @@ class SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
         beside, though it may be none of this space."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
-        ranks = sorted({0, self.ranks[-1]})
-        return SearchSpace(
-            groups=groups,
-            bits=(UNQUANTIZED_BITS,),
-            ranks=ranks,
-            fixed_bytes=self.fixed_bytes,
-            adapter_bits=self.adapter_bits,
+        return self._copy(
+            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=sorted({0, self.ranks[-1]}), extra={}
         )
 
     def find_space(self, plan: Plan) -> SearchSpace:
@@ -248,15 +243,12 @@ class SearchSpace:
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
         """The same space with these extra parameters in place of its own."""
-        if extra == self.extra:
-            return self
+        return self if extra == self.extra else self._copy(extra=extra)
+
+    def _copy(self, **changes: Any) -> SearchSpace:
+        names = ("groups", "ranks", "fixed_bytes", "adapter_bits", "extra")
         return SearchSpace(
-            groups=self.groups,
-            bits=self.levels,
-            ranks=self.ranks,
-            fixed_bytes=self.fixed_bytes,
-            adapter_bits=self.adapter_bits,
-            extra=extra,
+            **{"bits": self.levels, **{name: getattr(self, name) for name in names}, **changes}
         )
 
     def contains(self, plan: Plan) -> bool:

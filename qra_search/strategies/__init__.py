@@ -14,16 +14,6 @@ from qra_search.errors import BadInput, convert_to_bad_input, wrong_type
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal, Trial
 
-__all__ = [
-    "Estimates",
-    "Strategy",
-    "StudyState",
-    "average_losses",
-    "average_replicates",
-    "find_non_dominated",
-    "make_strategy",
-]
-
 
 @dataclass(frozen=True)
 class Estimates:
@@ -91,10 +81,7 @@ def find_non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
-    """A strategy from its name, its class, or itself.
-
-    Args:
-        options: keyword arguments of its constructor.
+    """A strategy from its name, `FILE.py:NAME`, its class, or itself.
 
     Raises:
         BadInput: none of these, or an option that the strategy does not take, or not with this value.
@@ -103,8 +90,7 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
     if isinstance(spec, Strategy):
         if options:
             raise BadInput(
-                f"options are given ({', '.join(options)}), and the strategy is an object already: give its name or "
-                "class, or construct it with them"
+                f"options are given ({', '.join(options)}), and the strategy is an object already: construct it so"
             )
         return spec
     if isinstance(spec, type) and issubclass(spec, Strategy):
@@ -112,7 +98,8 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
         factory = spec
     elif isinstance(spec, str):
         name = spec
-        factory = plugins.load("strategies", spec)
+        own = plugins.is_object_path(spec)
+        factory = plugins.load_object(spec) if own else plugins.load("strategies", spec)
     else:
         raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
     with convert_to_bad_input():

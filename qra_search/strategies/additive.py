@@ -22,20 +22,14 @@ class AdditiveStrategy(Strategy):
     """The best plans by the sensitivities alone: a multiple-choice knapsack at each of several budgets.
 
     First the named budgets; then a little under each of them, further and further. Without named budgets, ever finer
-    grids between the smallest and the largest plan. Once `learn_from` plans were evaluated in full, the table is the
+    grids between the smallest and the largest plan. Once `LEARN_FROM` plans were evaluated in full, the table is the
     one fitted to the trials.
-
-    Args:
-        learn_from: distinct plans before the trials correct the sensitivities; None never.
     """
 
     name = "additive"
 
-    def __init__(self, learn_from: int | None = LEARN_FROM):
-        self.learn_from = learn_from
-
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        learn = self.learn_from is not None and len({t.plan for t in state.full}) >= self.learn_from
+        learn = len({t.plan for t in state.full}) >= LEARN_FROM
         table = (
             compute_posterior_table(state)
             if learn
@@ -47,11 +41,7 @@ class AdditiveStrategy(Strategy):
 def propose_optima(
     state: StudyState, table: np.ndarray, n: int, *, origin: str, skip: int = 0
 ) -> list[Proposal]:
-    """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets.
-
-    Args:
-        skip: budgets of the sweep that are left out, since their plans are in the log.
-    """
+    """At most `n` proposals of plans not yet in the log: the optima of a table for a sweep of budgets."""
     seen = set(state.seen)
     proposals: list[Proposal] = []
     for budget in islice(_list_budgets(state), skip, None):

@@ -142,11 +142,7 @@ class QRAStrategy(Strategy):
     def _list_candidates(
         self, state: StudyState, fit: TableFit, believed: np.ndarray, budgets: list[int], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (K,) of the fit that may be the best plan, and codes (M, 2, G) of plans not yet evaluated.
-
-        Args:
-            believed: (N,), posterior mean loss of each row.
-        """
+        """Rows (K,) of the fit that may be the best plan, and codes (M, 2, G) of plans not yet evaluated."""
         memory = state.memory
         rows = fit.rows
         fixed = state.space.fixed_bytes

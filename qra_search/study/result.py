@@ -23,7 +23,6 @@ from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.budgets import resolve_budget
-from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import plan_to_dict, write_sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, average_losses, find_non_dominated
@@ -217,16 +216,7 @@ class SearchResult(StudyState):
         return [t for t in self.trials if t.status == "failed"]
 
     def __repr__(self) -> str:
-        best = self.best()
-        what = "best" if best is None or best.evaluations else "predicted"
-        found = (
-            "nothing fits"
-            if best is None
-            else f"{what} loss {best.loss:.4g} at {format_bytes(best.memory_bytes)}"
-        )
-        return (
-            f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)}, {found})"
-        )
+        return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
@@ -255,11 +245,7 @@ class SearchResult(StudyState):
         }
 
     def write(self, folder: str | Path, *, evaluator: Mapping[str, Any] | None = None) -> None:
-        """Write `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder.
-
-        Args:
-            evaluator: what identifies it, for `sensitivities.json`.
-        """
+        """Write `sensitivities.json` (if measured) and `plan.json` (the plan chosen) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.sensitivities is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from numbers import Integral, Real
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import MAX_INT, Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
+from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import check_sensitivities, space_to_dict
@@ -45,18 +45,11 @@ class Callback:
         """Called when the search ends."""
 
 
-class Listener(Callback):
-    """Called with what a run does. Every method does nothing by default; a terminal's view is one.
-
-    Args:
-        progress: a function for the steps of long work.
-    """
+class Listener(Callback, AbstractContextManager[Any]):
+    """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
 
     def __init__(self, progress: Callable[[str, int, int], None] | None = None):
         self._progress = progress
-
-    def __enter__(self) -> Any:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         return None
@@ -115,7 +108,6 @@ class Study:
         charged: bool = False,
     ):
         self.evaluator = check_evaluator(evaluator)
-        check_options(evaluations, seed, batch)
         self.strategy = make_strategy(strategy, **(options or {}))
         whole = evaluator.space
         self.space: SearchSpace = whole if self.strategy.searches_extra else whole.without_extra
@@ -319,21 +311,15 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)
+        fault = ""
         if size > state.memory_limit:
-            raise StudyFailed(
-                f"the strategy proposed a plan of {size} bytes: at most {state.memory_limit} are allowed, "
-                f"state.memory_limit"
-            )
-        if proposal.key in known:
-            raise StudyFailed(
-                f"the strategy repeated an evaluation: {proposal.plan}, seed {proposal.seed}: give a plan that is not "
-                f"in state.seen, or a new seed, state.next_seed(plan)"
-            )
-        if proposal.fidelity not in state.fidelities:
-            raise StudyFailed(
-                f"the strategy proposed fidelity {proposal.fidelity}: it must be one of state.fidelities, "
-                f"{state.fidelities}"
-            )
+            fault = f"a plan of {size} bytes, and state.memory_limit is {state.memory_limit}"
+        elif proposal.key in known:
+            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, state.next_seed(plan)"
+        elif proposal.fidelity not in state.fidelities:
+            fault = f"fidelity {proposal.fidelity}, and state.fidelities are {state.fidelities}"
+        if fault:
+            raise StudyFailed(f"the strategy proposed {fault}")
         known.add(proposal.key)
     return list(proposals)
 
@@ -344,13 +330,3 @@ def check_evaluator(evaluator: Any) -> Evaluator:
         return evaluator
     by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
     raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
-
-
-def check_options(evaluations: Any, seed: Any, batch: Any) -> None:
-    """Raises BadInput for a search budget, a seed or a batch that cannot be used."""
-    if not (isinstance(evaluations, Real) and 0 < float(evaluations) < math.inf):
-        raise wrong_type("evaluations", evaluations, "a positive number is needed")
-    if not (isinstance(seed, Integral) and 0 <= int(seed) < MAX_INT):
-        raise wrong_type("seed", seed, "a whole number from 0 on is needed, below 2**63")
-    if batch is not None and not (isinstance(batch, Integral) and int(batch) >= 1):
-        raise wrong_type("batch", batch, "a whole number from 1 on, or None, is needed")

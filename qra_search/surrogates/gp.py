@@ -171,11 +171,7 @@ def fit_plan_gp(
     proxy: CodeMap,
     **options: Any,
 ) -> PlanGP | None:
-    """The model of these plans' losses, pending plans fantasized; None if they are too few, or all alike.
-
-    Args:
-        options: of `fit_loss_gp`.
-    """
+    """The model of these plans' losses, pending plans fantasized; None if they are too few, or all alike."""
     values = np.array(list(losses.values()))
     if len(losses) < MIN_FIT or np.ptp(values) == 0:
         return None

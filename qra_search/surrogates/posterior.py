@@ -58,11 +58,7 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
-    """The table given what was observed; None if that is nothing, or there are more than `MOST_GROUPS` groups.
-
-    Args:
-        rows: as `average_observations` gives them.
-    """
+    """The table given what was observed; None if that is nothing, or there are more than `MOST_GROUPS` groups."""
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
     basis = TableBasis(state.space, state.sensitivities)

@@ -53,11 +53,7 @@ would let equal damages everywhere explain anything."""
 
 
 class TableFit:
-    """Posterior of the table given rows, at least one.
-
-    Args:
-        theta: parameters to start from.
-    """
+    """Posterior of the table given rows, at least one."""
 
     def __init__(self, basis: TableBasis, rows: Rows, widths: Widths, theta: Arrays | None = None):
         self.basis = basis

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from qra_backends import make_backend, registry
 
-from qra_search import Evaluation, Evaluator, Group, Linear, SearchSpace, search
+from qra_search import Evaluation, Evaluator, Group, Level, Linear, SearchSpace, search
 
 pytest.importorskip("hqq", reason="hqq is not installed")
 
@@ -40,9 +40,8 @@ def test_a_search_uses_it_beside_other_backends() -> None:
     class Toy(Evaluator):
         space = SearchSpace(
             groups=[Group(name=linear.name, linears=[linear]) for linear in linears],
-            bits=(3, 4, 8),
+            bits=[Level(bits, bits, format=backend.storage(bits)) for bits in backend.bits],
             ranks=(4, 8),
-            formats={bits: backend.storage(bits) for bits in backend.bits},
         )
 
         def evaluate(self, plan, *, fidelity=1.0, seed=0):

@@ -137,22 +137,3 @@ def test_what_is_stopped_or_interrupted_is_resumed_as_if_it_had_never_ended(tmp_
         resumed = search(workers.Misbehaving(), **options, **own)
     del options["log"]
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
-
-
-def test_a_free_worker_gets_the_next_proposal_at_once_and_the_strategy_sees_what_is_pending(notes):
-    from qra_search.strategies.simple import RandomStrategy
-
-    seen = []
-
-    class Watching(RandomStrategy):
-        def propose(self, state, n):
-            seen.append((len(state.pending), n, state.spent))
-            return super().propose(state, n)
-
-    with ProcessExecutor(workers.factory(notes=notes), 2) as executor:
-        search(workers.Misbehaving(), strategy=Watching(), evaluations=12, executor=executor)
-    # What is pending is spent already.
-    assert all(n == min(2 - pending, 12 - spent) for pending, n, spent in seen), (
-        "a slot stayed empty, or filled twice"
-    )
-    assert (1, 1) in {(pending, n) for pending, n, _ in seen}

@@ -5,9 +5,7 @@ A cell is a strategy on a task with a seed, by their names, measured against the
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
 import multiprocessing
@@ -63,18 +61,11 @@ def run_benchmark(
 
     Returns how many cells ran, and how many of these failed.
 
-    Args:
-        tasks: names for `build_task`.
-        strategies: texts for `parse_strategy`.
-        seeds: each draws a landscape and seeds the search on it.
-        evaluations: full evaluations that a search may spend.
-        workers: processes, each with one thread.
-        progress: is given one line for every finished cell.
-
     Raises:
         ValueError, UnknownName: a task or a strategy does not exist; nothing has been run then.
     """
-    labels = {text: make_strategy_label(text) for text in strategies if parse_strategy(text)}
+    for text in strategies:
+        parse_strategy(text)
     for task in tasks:
         build_task(task, seeds[0]).close()
     if not 1 <= evaluations < math.inf:
@@ -83,9 +74,9 @@ def run_benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}
     # Cells of one landscape lie together, so that each process finds its reference once.
-    cells = {(task, labels[s], seed): (task, s, seed) for task in tasks for seed in seeds for s in strategies}
-    wanted = list(cells.values())  # one that is named twice runs once
-    todo = [c for c in wanted if (c[0], labels[c[1]], c[2], float(evaluations)) not in known]
+    cells = [(task, s, seed, float(evaluations)) for task in tasks for seed in seeds for s in strategies]
+    wanted = list(dict.fromkeys(cells))  # one that is named twice runs once
+    todo = [cell for cell in wanted if cell not in known]
     if progress is not None and len(todo) < len(wanted):
         progress(f"resumed: {len(wanted) - len(todo)} of {len(wanted)} cells are finished, {len(todo)} left")
     failed = 0
@@ -93,7 +84,7 @@ def run_benchmark(
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = describe_environment()
-        flying = [pool.submit(_run_cell, *cell, float(evaluations)) for cell in todo]
+        flying = [pool.submit(_run_cell, *cell) for cell in todo]
         try:
             for done, future in enumerate(as_completed(flying), start=1):
                 row = future.result() | {"environment": stamp}
@@ -151,7 +142,7 @@ def describe_environment() -> dict[str, Any]:
 
 def _run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[str, Any]:
     """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
-    key = {"task": task, "strategy": make_strategy_label(strategy), "seed": seed, "evaluations": evaluations}
+    key = {"task": task, "strategy": strategy, "seed": seed, "evaluations": evaluations}
     try:
         row = run_cell(task, strategy, seed, evaluations)
     except Exception as error:  # a strategy under test may raise anything: its cell counts as failed
@@ -278,8 +269,7 @@ def build_task(name: str, seed: int) -> Any:
     parts = TASK.fullmatch(name)
     if parts is None:
         raise ValueError(
-            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}, or "
-            f"{TUNINGS}banking77"
+            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}"
         )
     family, layers, granularity, sensitivities, noise = parts.groups()
     options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}
@@ -300,7 +290,7 @@ def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """A strategy from `NAME` or `FILE.py`, with options behind it, read as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
+    """A strategy from `NAME` or `FILE.py:NAME`, with options behind it as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
     name, _, query = text.partition("?")
     options: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
@@ -308,26 +298,4 @@ def parse_strategy(text: str) -> Strategy:
         if not equals or not key:
             raise BadInput(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
         options[key] = read_yaml(value)
-    return make_strategy(load_strategy(Path(name)) if name.endswith(".py") else name, **options)
-
-
-def make_strategy_label(text: str) -> str:
-    """The name of a strategy in rows and tables: as it was given; of one in a file, the file's name with a hash of the
-    file, since one that was changed is another strategy."""
-    name, mark, options = text.partition("?")
-    if name.endswith(".py"):
-        name = f"{Path(name).name}@{hashlib.sha256(Path(name).read_bytes()).hexdigest()[:6]}"
-    return name + mark + options
-
-
-def load_strategy(path: Path) -> type[Strategy]:
-    """The one class of a Python file that is a strategy; raises BadInput if there is none, or several."""
-    module = plugins.load_file(path)
-    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
-    found = [kind for kind in own if issubclass(kind, Strategy) and not inspect.isabstract(kind)]
-    if len(found) != 1:
-        names = f"{len(found)} ({', '.join(kind.__name__ for kind in found)})" if found else "no"
-        raise BadInput(
-            f"strategy file {path} defines {names} classes that derive from qra_search.Strategy: define one"
-        )
-    return found[0]
+    return make_strategy(name, **options)

@@ -114,7 +114,6 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
     best, points = find_best_known(rows), list_points(rows)
     shares = {point: collect_regrets(rows, point, best) for point in points}
     yield f"{len(tasks)} tasks, {len(seeds)} seeds."
-    yield _describe_reference(rows, best)
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         yield "Failures: " + "; ".join(errors)
     if not points:
@@ -129,12 +128,6 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     yield _format_table(columns, [_summarize_strategy(name, shares) for name in names])
     judged = {name: shares[last][name] for name in names if name in shares[last]}
-    yield f"By task, after {last:g} evaluations:"
-    body = [
-        [task, *(_format_score(bootstrap_median(own[i])) for own in judged.values())]
-        for i, task in enumerate(sorted(tasks))
-    ]
-    yield _format_table(["task", *judged], [row for row in body if any(row[1:])])
     if pairs := compare_pairs(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
         yield (
             f"Win/tie/loss of the row against the column after {last:g} evaluations, over the tasks and seeds that "
@@ -170,17 +163,6 @@ def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[str]]:
         cells[pair.first, pair.second] = f"{pair.win}/{pair.tie}/{pair.loss}{star}"
         cells[pair.second, pair.first] = f"{pair.loss}/{pair.tie}/{pair.win}{star}"
     return [[row, *(cells.get((row, column), "") for column in names)] for row in names]
-
-
-def _describe_reference(rows: list[Row], best: Best) -> str:
-    reference = {(r["task"], r["seed"]): np.array(r["reference"]) for r in rows if "error" not in r}
-    margins = [float((reference[key] - best[key]).max()) for key in best]
-    beaten = sum(margin > LEAST_GAIN for margin in margins)
-    by = max(margins, default=0.0)
-    return (
-        f"The reference was beaten on {beaten} of {len(margins)} landscapes, by at most {by:.2g} nats; the better plan "
-        "then counts as the best known."
-    )
 
 
 def find_best_known(rows: Sequence[Row]) -> Best:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
-from qra_search.errors import DISTRIBUTION, BadInput
+from qra_search.errors import DISTRIBUTION
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
-
-
-class OnceCommand(TyperCommand):
-    """Refuses an option of one value that is given twice, of which click would take the last."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # `-n5` is `-n 5`.
-        given = Counter(word.partition("=")[0] if word.startswith("--") else word[:2] for word in args)
-        for parameter in self.params:
-            single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", True)
-            if single and sum(given[name] for name in parameter.opts) > 1:
-                raise BadInput(f"{parameter.opts[0]} is given twice: give it once")
-        return super().parse_args(ctx, args)
 
 
 class Entry(NamedTuple):
@@ -44,7 +30,7 @@ class Entry(NamedTuple):
     def load(self) -> Any:
         found = getattr(import_module(f"qra_search.app.cli.{self.module}"), self.name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(self.name, cls=OnceCommand, help=join_paragraph_lines(found.__doc__ or ""))(found)
+        alone.command(self.name, help=join_paragraph_lines(found.__doc__))(found)
         return typer.main.get_command(alone)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from qra_search.app.bench import run_benchmark, write_tables
+from qra_search.app.bench.run import run_benchmark
+from qra_search.app.bench.tables import write_tables
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
-from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
+from qra_search.errors import RunFailed, convert_to_bad_input
 
 TASKS = ("interaction-16-layer-measured", "misleading-16-layer-measured")
 STRATEGIES = ("additive", "qra")
@@ -26,18 +27,13 @@ def bench(
         list[str] | None,
         option(
             "--strategy S",
-            "A strategy or a file with one (./mine.py), with options after a question mark "
-            "(`qra?draws=8`); may be given several times.",
+            "A strategy, or FILE.py:NAME, with options after a question mark (`qra?draws=8`); may be given "
+            "several times.",
         ),
     ] = None,
     seeds: Annotated[
-        str,
-        option(
-            "--seeds N|FIRST-LAST",
-            "Paired seeds of every cell: how many, or the first and the last (5-9).",
-            show_default=True,
-        ),
-    ] = "3",
+        int, option("--seeds N", "Number of paired seeds of every cell.", show_default=True, min=1)
+    ] = 3,
     evaluations: Annotated[
         float, option("--evaluations -n N", "Search budget, in full evaluations.", show_default=True)
     ] = 25,
@@ -59,7 +55,7 @@ def bench(
     say = (lambda line: None) if as_json else (lambda line: console.print(line, markup=False, soft_wrap=True))
     with convert_to_bad_input():
         ran, failed = run_benchmark(
-            tasks or TASKS, names or STRATEGIES, _read_seeds(seeds), evaluations, out, workers, progress=say
+            tasks or TASKS, names or STRATEGIES, range(seeds), evaluations, out, workers, progress=say
         )
         tables = write_tables(out)
     if as_json:
@@ -69,15 +65,3 @@ def bench(
         print(f"Tables: {out}/tables.md.")
     if failed:
         raise RunFailed(f"{failed} of {ran} cells failed (errors above): run the same command to retry them")
-
-
-def _read_seeds(text: str) -> list[int]:
-    """`3` as [0, 1, 2] and `5-7` as [5, 6, 7]."""
-    first, dash, last = text.partition("-")
-    if first.isdecimal() and (last.isdecimal() or not dash):
-        seeds = range(int(first), int(last) + 1) if dash else range(int(first))
-        if seeds:
-            return list(seeds)
-    raise BadInput(
-        f"--seeds is {text!r}: write how many (3: the seeds 0 to 2), or the first and the last (5-9)"
-    )

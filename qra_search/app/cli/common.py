@@ -24,7 +24,6 @@ from qra_search.app.report.tables import WIDTH
 from qra_search.app.settings import FIELDS, make_settings
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
-from qra_search.sections import DEFAULT_EVALUATOR
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Listener
 
@@ -153,12 +152,6 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
         console.print(f"  {what + ':':28}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
-def report_default_model(config: RunConfig, view: Listener) -> None:
-    """Say which model is taken, if none was named."""
-    if config.evaluator == DEFAULT_EVALUATOR and "name" not in config.model.model_fields_set:
-        view.say(f"No --model given: using {config.model.name}.")
-
-
 def print_json(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
@@ -183,13 +176,12 @@ def read_pairs(
     return given
 
 
-def read_numbers(option: str, text: str, example: str = "2,3,4") -> list[float]:
+def read_numbers(option: str, text: str) -> list[float]:
     """Numbers that are separated by commas, whole ones as integers; raises BadInput for anything else."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        what = f"expected numbers separated by commas, such as {example}"
-        raise BadInput(f"{option} is {text!r}: {what}") from None
+        raise BadInput(f"{option} is {text!r}: expected numbers separated by commas, such as 2,3,4") from None
     return [int(number) if number.is_integer() else number for number in numbers]
 
 

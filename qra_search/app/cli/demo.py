@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any
 
+from qra_search.app.baselines import can_shuffle
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
-from qra_search.app.compare import can_shuffle
 from qra_search.app.config import make_config
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run

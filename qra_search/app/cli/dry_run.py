@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import groupby
@@ -14,11 +14,10 @@ from rich.text import Text
 from qra_search.app.cli import common
 from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.dry_run import describe_rows, format_cost
-from qra_search.app.evaluator import build_evaluator, check_can_tune
-from qra_search.app.finetune import Tunings
+from qra_search.app.evaluator import build_evaluator
 from qra_search.app.report.formatting import format_engine, format_resident, format_time
 from qra_search.app.settings import check_task
-from qra_search.app.tunable import CostedEvaluator, TunableEvaluator, count_rows, render_row
+from qra_search.app.tunable import TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import format_level_label
@@ -26,7 +25,7 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Listener
 
-PLAN_PHASES, TUNING_PHASES = ("load", "quantize", "sensitivities"), ("tune",)
+PLAN_PHASES = ("load", "quantize", "sensitivities")
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 
@@ -35,30 +34,17 @@ def print_dry_run(
     config: RunConfig,
     view: Listener,
     *,
-    tunings: Tunings | None = None,
-    rates: Sequence[float] = (),
     is_plan: bool = False,
     evaluations: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Build the evaluator, spend nothing, and print what a command would do.
-
-    Args:
-        tunings: what would be tuned in full, and no plan searched; None: a search.
-        rates: learning rates at which the plan would be tuned first.
-        is_plan: a plan, without a search.
-        evaluations: full evaluations that a search may still spend; None: as the config says.
-    """
+    """Build the evaluator, spend nothing, and print what a command would do."""
     check_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)
     with closing(built) as evaluator:
         facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
         rows = describe_rows(evaluator)
-        if tunings is not None:
-            check_can_tune(evaluator, config)
-            plans = [plan.to_dict() for plan in tunings.plans]
-            facts["tunings"] = {"plans": plans, "seeds": len(tunings.seeds), "rates": [*dict.fromkeys(rates)]}
     if as_json:
         common.print_json(facts)
         return
@@ -71,17 +57,11 @@ def print_dry_run(
     for line in rows:
         grid.add_row("rows", Text(line))
     phases = dict(facts["estimate"].get("phases", {}))
-    wanted: Sequence[str] = [*phases]
-    if tunings is not None:
-        costs = _list_tuning_costs(facts, config)
-        wanted = TUNING_PHASES
-    else:
-        costs = _list_search_costs(facts, config, is_plan=is_plan)
-        wanted = PLAN_PHASES if is_plan else wanted
-    for name, text in costs:
+    for name, text in _list_search_costs(facts, config, is_plan=is_plan):
         grid.add_row(name, Text(text))
-    for name in filter(phases.__contains__, wanted):
-        peak = phases[name]
+    for name, peak in phases.items():
+        if is_plan and name not in PLAN_PHASES:
+            continue
         device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
         grid.add_row(
             f"peak of {name}", Text(f"{device}{format_bytes(peak['host'])} of this machine's memory")
@@ -102,17 +82,15 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     """Facts of a plan or a search that is yet to begin, as plain data; raises BadInput for a budget that no plan fits.
 
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
-
-    Args:
-        evaluations: full evaluations that are left to spend, 0 for a plan alone; None: as the config says.
     """
     space = evaluator.space
     with convert_to_bad_input():
         budgets = resolve_budgets(space, list(config.search.memory) or None)
-    estimate = dict(evaluator.estimate()) if isinstance(evaluator, TunableEvaluator) else {}
     count = config.search.evaluations if evaluations is None else evaluations
-    if "evaluation_seconds" in estimate:
-        if estimate.get("sensitivities_seconds") and isinstance(evaluator, CostedEvaluator):
+    estimate = {}
+    if isinstance(evaluator, TunableEvaluator):
+        estimate = dict(evaluator.estimate())
+        if estimate.get("sensitivities_seconds"):
             estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)
         estimate["total_seconds"] = before + estimate["evaluation_seconds"] * count
@@ -156,19 +134,6 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
             yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
     if budgets and (resident := format_resident(config, budgets[-1], weights)):
         yield "memory", resident
-
-
-def _list_tuning_costs(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
-    finetune, tunings = config.finetune, facts["tunings"]
-    each = f"{finetune.steps} steps" if finetune.epochs is None else f"{finetune.epochs:g} epochs"
-    plans, seeds = len(tunings["plans"]), tunings["seeds"]
-    others = max(0, len(tunings["rates"]) - 1)
-    counts = f"{plans} plan{'s' * (plans != 1)} with {seeds} seed{'s' * (seeds != 1)}"
-    counts += f", and the plan at {others} more learning rate{'s' * (others != 1)}" if others else ""
-    count = plans * seeds + others
-    yield "tunings", f"{count}, of {each} each: {counts}; those that are recorded are not made again"
-    if (seconds := facts["estimate"].get("tuning_seconds")) is not None:
-        yield "time", f"about {format_time(count * seconds)} ({format_time(seconds)} a tuning)"
 
 
 def _list_search_costs(

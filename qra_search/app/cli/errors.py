@@ -6,8 +6,6 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -26,7 +24,9 @@ def run_safely(arguments: list[str]) -> int:
     # Typer does not export the base of its own errors, which is click's or a copy of it.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        with _report_torn_lines():
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TornLine)
+            warnings.showwarning = _show_warning
             check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
@@ -53,21 +53,8 @@ def exit_status(error: BaseException) -> int:
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
 
 
-@contextmanager
-def _report_torn_lines() -> Iterator[None]:
-    """Report in one line on stderr that a journal lost its last line; other warnings go where they went."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", TornLine)
-        show = warnings.showwarning
-
-        def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, TornLine):
-                _print_line(str(message), OK)
-            else:
-                show(message, category, *place, **more)
-
-        warnings.showwarning = show_warning
-        yield
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    _print_line(str(message), OK)
 
 
 def _print_line(message: str, status: int) -> int:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
-from qra_search.app.cli.dry_run import print_dry_run
-from qra_search.app.compare import Against, Comparison
-from qra_search.app.finetune import select_tunings
+from qra_search.app.compare import Comparison
 from qra_search.app.report.tables import render_comparison
-from qra_search.app.run import Run, open_run
-from qra_search.app.settings import change_settings
+from qra_search.app.run import Run
+from qra_search.app.start import open_run
 from qra_search.engines import serve_command
-from qra_search.errors import one_line
 from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
@@ -30,8 +27,6 @@ TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss i
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
 )
-SAMPLE = 220
-"""Characters of a prompt or an answer that are shown."""
 
 
 def finetune(
@@ -73,9 +68,6 @@ def finetune(
         list[str] | None,
         option("--set FIELD=VALUE", "A field of training or finetune: finetune.evaluate_every=50."),
     ] = None,
-    dry_run: Annotated[
-        bool, option("--dry-run", "Print the settings, the cost and a training example; tune nothing.")
-    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
@@ -89,19 +81,22 @@ def finetune(
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
     budget = None if memory is None else check_budget_text(memory, needs_unit=True)
-    chosen_from = None if rates is None else common.read_numbers("--rates", rates, "5e-4,1e-3")
+    chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
-    changes: dict[str, Any] = {"steps": steps, "epochs": epochs, "rates": chosen_from, "settings": own}
-    asked: dict[str, Any] = {"memory": budget, "seeds": seeds, "against": against, "with_16_bit": with_16_bit}
-    view = common.make_view(quiet=as_json)
     with open_run(run) as opened:
-        if dry_run:
-            settings = change_settings(opened.config, **changes)
-            tunings = select_tunings(opened.folder.read(), plan, **asked)
-            tried = chosen_from or ()
-            print_dry_run(settings, view, tunings=tunings, rates=tried, as_json=as_json)
-            return
-        comparison = opened.finetune(plan, **asked, **changes, tolerance=tolerance, progress=view)
+        comparison = opened.finetune(
+            plan,
+            memory=budget,
+            steps=steps,
+            epochs=epochs,
+            seeds=seeds,
+            against=against,
+            settings=own,
+            with_16_bit=with_16_bit,
+            rates=chosen_from,
+            tolerance=tolerance,
+            progress=common.make_view(quiet=as_json),
+        )
     if as_json:
         common.print_json(comparison.to_dict())
     else:
@@ -109,25 +104,13 @@ def finetune(
 
 
 def print_comparison(run: Run, comparison: Comparison) -> None:
-    """The finding, the table of the run's comparison, a few answers, and what to do next."""
+    """The finding, the table of the run's comparison, and what to do next."""
     console, snapshot = common.stdout(), run.snapshot
     comparison = snapshot.comparison() or comparison  # that of a longer tuning, perhaps
     console.print()
     console.print(render_comparison(comparison))
-    _print_samples(comparison.chosen.samples)
     console.print()
     common.print_next_steps(run.folder, snapshot.result, comparison)
-
-
-def _print_samples(samples: Sequence[Mapping[str, str]]) -> None:
-    """Generated answers from before a tuning and after."""
-    console = common.stdout()
-    if samples:
-        console.print("\nAnswers to test rows, by the quantized model before its tuning and after:")
-    for sample in samples:
-        console.print(f"\n  {one_line(sample['prompt'], SAMPLE)}", markup=False, style="bold")
-        for name in ("wanted", "before", "after"):
-            console.print(f"    {name + ':':8} {one_line(sample[name], SAMPLE) or '(nothing)'}", markup=False)
 
 
 def export(
@@ -157,7 +140,7 @@ def export(
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine
-        source = "the plan" if untuned else f"tuning {opened.folder.find_tuning(tuning).id}"
+        source = "the plan" if untuned else f"tuning {opened.folder.read().find_tuning(tuning).id}"
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return

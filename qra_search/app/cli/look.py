@@ -19,11 +19,11 @@ from qra_search.app.report.tables import (
     make_plan_table,
     make_record_table,
 )
-from qra_search.app.run import open_run
 from qra_search.app.search import write_report
+from qra_search.app.start import open_run
 from qra_search.errors import convert_to_bad_input
 from qra_search.schemas import LevelName, format_level
-from qra_search.space.budgets import check_budget_text, describe_size, resolve_budget
+from qra_search.space.budgets import describe_size
 from qra_search.space.serialization import plan_to_dict, read_choices
 
 Choices = Mapping[str, tuple[LevelName, int]]
@@ -58,9 +58,6 @@ def show(
     other: Annotated[
         Path | None, argument("[OTHER]", "Another run or plan.json: show how the plans differ.")
     ] = None,
-    memory: Annotated[
-        str | None, option("--memory SIZE", "Show the best plan within this budget; default: the run's plan.")
-    ] = None,
     tuning: Annotated[
         str | None, option("--tuning ID", "Select this tuning (an id, uniform or shuffled) from now on.")
     ] = None,
@@ -77,7 +74,6 @@ def show(
 
         qra show runs/a runs/b
     """
-    budget = None if memory is None else check_budget_text(memory, needs_unit=True)
     with convert_to_bad_input():
         if tuning is not None:
             with open_run(run) as opened:
@@ -85,9 +81,7 @@ def show(
         snapshot = RunFolder(run).check().read()
         result = snapshot.result
         space = result.space
-        limit = None if budget is None else resolve_budget(space, budget)
-        selected = None if limit is not None else snapshot.selected
-        plan = snapshot.choose_plan(limit) if selected is None else selected.plan
+        plan = snapshot.require_plan() if snapshot.selected is None else snapshot.selected.plan
     if other is not None:
         with convert_to_bad_input():
             one = read_choices(plan_to_dict(space, plan))
@@ -102,12 +96,11 @@ def show(
         common.print_json(plan_to_dict(space, plan))
         return
     console = common.stdout()
-    comparison = snapshot.comparison(None if limit is None else plan, limit)
-    findings = summarize_run(result, comparison, limit)
-    if comparison is not None and limit is None:
+    comparison = snapshot.comparison()
+    if comparison is not None:
         console.print(f"[bold]{escape(make_answer(comparison))}[/]")
-    console.print(f"{escape(findings)}\n")
-    allocation = None if comparison is not None or result.candidates else result.allocation(limit)
+    console.print(f"{escape(summarize_run(result, comparison))}\n")
+    allocation = None if comparison is not None or result.candidates else result.allocation()
     if allocation is not None:
         console.print(make_allocation_table(allocation, result), "")
     console.print(f"{formatting.format_plan(plan, space)}, {describe_size(space, space.memory_bytes(plan))}")

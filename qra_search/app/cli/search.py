@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from rich.markup import escape
-
 from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
-from qra_search.app.cli.app import INTERRUPTED
 from qra_search.app.cli.common import WHERE, option
 from qra_search.app.cli.dry_run import print_dry_run
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import describe_gain, estimate_cost
+from qra_search.app.dry_run import estimate_cost
 from qra_search.app.evaluator import Workers
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
@@ -27,9 +23,7 @@ from qra_search.app.settings import check_budget, make_folder_name
 from qra_search.errors import BadInput
 from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Callback, Study
 
-GPUS = "GPUs of each worker, 0.5 for two that share one; default: 1 if GPUs are used, 0 on the CPU."
 BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
 
 
@@ -55,7 +49,6 @@ def plan(
     """
     settings = common.read_settings(given)
     view = common.make_view(quiet=as_json)
-    common.report_default_model(settings, view)
     if dry_run:
         check_budget(settings)
         print_dry_run(settings, view, is_plan=True, as_json=as_json)
@@ -82,9 +75,7 @@ def print_planned(
         console.print(f"\nWithin [bold]{describe_size(result.space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
         if not allocation.is_exact:
-            console.print(
-                "Too many groups are alike for the exact optimum, so the plan may be an exchange off it."
-            )
+            console.print("Too many groups are alike for an exact solution: the plan may be an exchange off.")
     if front:
         console.print()
         console.print(make_predicted_front_table(result))
@@ -95,7 +86,6 @@ def print_planned(
     common.print_next_steps(folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")
-    console.print(f"What it may gain: {describe_gain(result.allocation())}.")
 
 
 @common.with_settings()
@@ -110,14 +100,13 @@ def search(
         str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
     ] = None,
     address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
-    gpus_per_worker: Annotated[float | None, option("--gpus-per-worker N", GPUS, WHERE)] = None,
     batch: Annotated[int | None, option("--batch N", BATCH, WHERE, min=1)] = None,
     as_json: common.Json = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
 
     Evaluates the uniform plans that fit first, so the result always says what was gained over them.
-    Ctrl-C finishes the running evaluation and saves. The folder of a run in place of a config resumes that run: one
+    Every finished evaluation is saved. The folder of a run in place of a config resumes that run: one
     that was broken off, or one that `qra plan` made.
 
     [bold]Example[/]
@@ -134,24 +123,23 @@ def search(
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
     view = common.make_view(quiet=as_json)
-    common.report_default_model(settings, view)
     if dry_run:
-        left = None if resumed is None else max(0.0, settings.search.evaluations - resumed.result().spent)
+        left = (
+            None if resumed is None else max(0.0, settings.search.evaluations - resumed.read().result.spent)
+        )
         print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
-    of_workers = {"--executor": executor, "--address": address, "--gpus-per-worker": gpus_per_worker}
+    of_workers = {"--executor": executor, "--address": address}
     if unused := [name for name, value in of_workers.items() if value is not None and not workers]:
         raise BadInput(f"{unused[0]}: give the number of workers with --workers")
-    pool = Workers(workers, executor or "process", address, gpus_per_worker) if workers else None
-    complete = _Completion()
+    pool = Workers(workers, executor or "process", address) if workers else None
     try:
         with Run(folder.path, settings) as run:
             result = run.search(
                 resume=resumed is not None,
                 workers=pool,
                 batch=batch,
-                callbacks=[complete],
                 progress=view,
             )
     except KeyboardInterrupt:
@@ -160,30 +148,10 @@ def search(
             view.say(f"Stopped; finished evaluations are saved. Resume: {command}")
         raise
     if as_json:
-        common.print_json({"folder": str(folder.path), "complete": complete.reached, **result.to_dict()})
-    else:
-        print_result(result, folder, complete=complete.reached)
-    if not complete.reached:
-        raise typer.Exit(INTERRUPTED)
-
-
-def print_result(result: SearchResult, folder: RunFolder, *, complete: bool) -> None:
-    """Print the finding, the plans against uniform, and the commands that may follow."""
+        common.print_json({"folder": str(folder.path), **result.to_dict()})
+        return
+    comparison = folder.read(result).comparison()
     console = common.stdout()
     console.print()
-    comparison = folder.read(result).comparison()
     console.print(render_result(result, comparison))
-    if complete:
-        common.print_next_steps(folder, result, comparison)
-    else:
-        command = escape(f"qra search {shlex.quote(str(folder.path))}")
-        console.print(f"Interrupted and saved. Resume it with: [bold]{command}[/]", soft_wrap=True)
-
-
-class _Completion(Callback):
-    """Notes whether a search came to its end, or was interrupted."""
-
-    reached = True
-
-    def on_end(self, study: Study) -> None:
-        self.reached = not study.stopping or study.state.spent >= study.evaluations
+    common.print_next_steps(folder, result, comparison)

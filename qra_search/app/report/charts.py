@@ -208,20 +208,17 @@ def get_palette(*, dark: bool = False) -> dict[str, str]:
 
 def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
     """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
-    stops = np.array([_parse_channels(color) for color in RAMPS[name][dark]])
-    places = np.linspace(0, len(stops) - 1, steps) if steps > 1 else [len(stops) // 2]
-    mixed = np.stack([np.interp(places, range(len(stops)), channel) for channel in stops.T], axis=1)
-    return ["#" + "".join(f"{round(255 * channel):02x}" for channel in color) for color in mixed]
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    ramp = LinearSegmentedColormap.from_list(name, RAMPS[name][dark])
+    return [to_hex(color) for color in ramp(np.linspace(0, 1, steps) if steps > 1 else [0.5])]
 
 
 def choose_text_color(color: str) -> str:
     """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
-    red, green, blue = _parse_channels(color)
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER
+    from matplotlib.colors import to_rgb
 
-
-def _parse_channels(color: str) -> list[float]:
-    return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return INK if np.dot((0.299, 0.587, 0.114), to_rgb(color)) > BRIGHT else PAPER
 
 
 @contextmanager

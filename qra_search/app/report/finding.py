@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Iterator
 
-from qra_search.allocate.solve import Allocation, build_additive_table, predict_uniform
+from qra_search.allocate.solve import Allocation
 from qra_search.app.compare import (
     Comparison,
     TunedPlan,
@@ -24,11 +24,9 @@ from qra_search.app.report.formatting import (
     format_loss,
     format_metric,
     format_metric_name,
-    format_pair,
     format_percent,
     format_plan,
 )
-from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange, SearchResult, UniformComparison
@@ -50,23 +48,18 @@ Finding = Comparison | UniformComparison
 """A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
 
 
-def find_evaluated(result: SearchResult, budget_bytes: int | None = None) -> UniformComparison | None:
-    """What was found on validation data within a budget (default: the largest); None if nothing that fits was
-    evaluated."""
-    evaluated = result.comparison(budget_bytes)
+def find_evaluated(result: SearchResult) -> UniformComparison | None:
+    """What was found on validation data within the largest budget; None if nothing that fits was evaluated."""
+    evaluated = result.comparison()
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
-def summarize_run(
-    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
-) -> str:
+def summarize_run(result: SearchResult, comparison: Comparison | None = None) -> str:
     """What a run found, or, before anything was evaluated, what is predicted; see `list_findings`."""
-    return " ".join(list_findings(result, comparison, budget_bytes))
+    return " ".join(list_findings(result, comparison))
 
 
-def list_findings(
-    result: SearchResult, comparison: Comparison | None = None, budget_bytes: int | None = None
-) -> list[str]:
+def list_findings(result: SearchResult, comparison: Comparison | None = None) -> list[str]:
     """What a run found, a sentence each, the most important first.
 
     Nothing is called lower that may be so by chance; what makes the plan worthless comes before all else.
@@ -78,15 +71,13 @@ def list_findings(
             return sentences
         searched = list_findings(result) if result.candidates else []
         return [*searched, "The run's plan is not tuned yet. These are figures of another.", *sentences]
-    found = find_evaluated(result, budget_bytes)
+    found = find_evaluated(result)
     if found is not None:
-        above = _describe_next_uniform(space, result.sensitivities, found.chosen.plan, found.budget_bytes)
-        return [_describe(found, space), *above]
-    allocation = result.allocation(budget_bytes)
+        return [_describe(found, space)]
+    allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
         return [NOTHING]
-    above = _describe_next_uniform(space, result.sensitivities, allocation.plan, allocation.budget_bytes)
-    return [describe_allocation(allocation, space), *above, f"{_describe_missing(result).capitalize()}."]
+    return [describe_allocation(allocation, space), f"{_describe_missing(result).capitalize()}."]
 
 
 def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
@@ -176,10 +167,8 @@ def summarize_comparison(comparison: Comparison) -> str:
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
-    space, plan, budget_bytes = comparison.space, comparison.chosen.plan, comparison.budget_bytes
-    above = _describe_next_uniform(space, comparison.sensitivities, plan, budget_bytes)
-    scores, shuffle = _compare_scores(comparison), _judge_shuffle(comparison)
-    return [*_list_faults(comparison), _describe(comparison, space), *scores, *shuffle, *above]
+    figures = [_describe(comparison, comparison.space), *_compare_scores(comparison)]
+    return [*_list_faults(comparison), *figures, *_judge_shuffle(comparison)]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -225,7 +214,7 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
     )
     if change.interval is None or change.may_be_chance:
         says = explain_inconclusive(change)
-    yield f"The plan shuffled over linears has {format_pair(tuned.loss, shuffled.loss)[1]}: {says}."
+    yield f"The plan shuffled over linears has {format_loss(shuffled.loss)}: {says}."
 
 
 def _describe(found: Finding, space: SearchSpace) -> str:
@@ -238,7 +227,7 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
-    own, other = format_pair(found.chosen.loss, found.baseline.loss)
+    own, other = format_loss(found.chosen.loss), format_loss(found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
         return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_inconclusive(change)}."
@@ -246,29 +235,6 @@ def _describe(found: Finding, space: SearchSpace) -> str:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
     return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
-
-
-def _describe_next_uniform(
-    space: SearchSpace, known: Sensitivities | None, plan: Plan, budget_bytes: int
-) -> Iterator[str]:
-    """The cheapest uniform plan above a budget that is predicted to be better than those within it.
-
-    What a plan gains should not depend on where the budget falls.
-    """
-    uniform = predict_uniform(space, build_additive_table(space, known), plan, space.uniform_plans())
-    least = min((u.gain for u in uniform if u.memory_bytes <= budget_bytes), default=math.inf)
-    other = next((u for u in uniform if u.memory_bytes > budget_bytes and u.gain < least), None)
-    if other is None:
-        return
-    name, more = format_plan(other.plan, space), format_bytes(other.memory_bytes - budget_bytes)
-    text = f"The next better uniform plan, {name}, takes {more} more than the budget"
-    if known is None:
-        yield f"{text}."
-        return
-    low, high = other.interval
-    chance = f", {CHANCE}" if low <= 0 <= high else ""
-    gain = f"{abs(other.gain):.3f} nats {'farther from' if other.gain >= 0 else 'closer to'} 16 bits"
-    yield f"{text}. Before tuning it is predicted {gain} than the plan{chance}."
 
 
 def explain_inconclusive(change: LossChange) -> str:
@@ -295,11 +261,7 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
 def list_next_steps(
     folder: RunFolder, result: SearchResult, found: Finding | None = None
 ) -> list[tuple[str, str]]:
-    """Commands that may follow, each with what it does.
-
-    Args:
-        found: what the run found; what was tuned can be exported.
-    """
+    """Commands that may follow, each with what it does."""
     path = str(folder.path)
     quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
     steps = [("look at the plan", f"qra show {quoted}")]

@@ -54,16 +54,12 @@ def format_loss(value: float, std: float = math.nan) -> str:
     return text if not math.isfinite(std) else f"{text} ± {std:.2g}"
 
 
-def format_pair(low: float, high: float) -> tuple[str, str]:
-    """Two losses with just enough digits (at least two decimals) to be told apart."""
-    pairs = [(f"{low:.{digits}f}", f"{high:.{digits}f}") for digits in range(2, 7)]
-    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
-
-
 def format_change(change: LossChange) -> str:
-    """A change of a loss with its interval: `−16.4% (−20.1 to −12.7)`."""
-    share, ends = format_change_parts(change)
-    return f"{share} ({ends})" if ends else f"{share}, no interval"
+    """A change of a loss with its interval, `−16.4% (−20.1 to −12.7)`, in digits that tell a small one from zero."""
+    digits = next((n for n in range(1, 5) if round(100 * change.share, n)), 1)
+    share, *ends = (format_percent(share, "+", digits) for share in (change.share, *(change.interval or ())))
+    interval = " to ".join(end.removesuffix("%") for end in ends)
+    return f"{share} ({interval})" if ends else f"{share}, no interval"
 
 
 def format_change_cell(change: LossChange | None) -> str:
@@ -74,30 +70,17 @@ def format_change_cell(change: LossChange | None) -> str:
     return f"{text[:-1]}, chance)" if change.may_be_chance else text
 
 
-def format_change_parts(change: LossChange) -> tuple[str, str]:
-    """A change and its interval, empty if there is none, with the digits that tell a small change from zero."""
-    digits = next((n for n in range(1, 5) if round(100 * change.share, n)), 1)
-    ends = (format_percent(end, "+", digits).removesuffix("%") for end in change.interval or ())
-    return format_percent(change.share, "+", digits), " to ".join(ends)
-
-
 def format_metric_name(name: str) -> str:
     """A metric's name within a sentence: `exact match`."""
     return name.replace("_", " ")
 
 
 def format_metric(name: str, value: float, interval: Interval | None = None) -> str:
-    """A metric with its interval: `62.5% (50 to 73)`."""
-    figure, ends = format_metric_parts(name, value, interval)
-    return f"{figure} ({ends})" if ends else figure
-
-
-def format_metric_parts(name: str, value: float, interval: Interval | None) -> tuple[str, str]:
-    """A metric and its interval, empty if there is none; in percent what lies between 0 and 1, but for losses."""
+    """A metric with its interval, `62.5% (50 to 73)`; in percent what lies between 0 and 1, but for losses."""
     low, high = interval or (value, value)
     if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
-        return format_percent(value), f"{100 * low:.0f} to {100 * high:.0f}" if interval else ""
-    return f"{value:.4g}", f"{low:.4g} to {high:.4g}" if interval else ""
+        return format_percent(value) + (f" ({100 * low:.0f} to {100 * high:.0f})" if interval else "")
+    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if interval else "")
 
 
 def format_percent(share: float, sign: str = "-", digits: int = 1) -> str:

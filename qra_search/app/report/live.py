@@ -1,8 +1,7 @@
-"""What a run shows while it runs: a line for each event, and bars below the lines in a terminal or a notebook."""
+"""What a run shows while it runs: a line for each event, and bars below the lines in a terminal."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 
@@ -32,7 +31,7 @@ STAGE_EVERY = 15.0
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
 ProgressArgument = bool | ProgressFunction | Listener | None
-"""A function of (stage, done, total), True for a view, False for nothing, None for a view that is brief in a log."""
+"""A function of (stage, done, total), False for nothing, True or None for a view."""
 
 
 def make_listener(progress: ProgressArgument) -> Listener:
@@ -44,11 +43,7 @@ def make_listener(progress: ProgressArgument) -> Listener:
     if progress is not None and progress is not True:
         wanted = "True, False, or a function of a stage, the steps done and all its steps"
         raise wrong_type("progress", progress, wanted)
-    if not Console().is_jupyter:
-        return ConsoleView(Console(stderr=True, highlight=False, emoji=False), is_brief=progress is None)
-    # rich draws bars in a notebook if `ipywidgets` is installed.
-    has_widgets = importlib.util.find_spec("ipywidgets") is not None
-    return ConsoleView(Console() if has_widgets else Console(force_jupyter=False))
+    return ConsoleView(Console(stderr=True, highlight=False, emoji=False))
 
 
 def compute_spent(study: Study) -> float:
@@ -57,16 +52,11 @@ def compute_spent(study: Study) -> float:
 
 
 class ConsoleView(Listener):
-    """Shows a run on a console: a line for each event, and bars below them if the console can redraw lines.
+    """Shows a run on a console: a line for each event, and bars below them if the console can redraw lines."""
 
-    Args:
-        is_brief: a line for each stage, if lines cannot be redrawn.
-    """
-
-    def __init__(self, console: Console, *, is_brief: bool = False):
+    def __init__(self, console: Console):
         self.console = console
-        self.can_draw = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self.is_brief = is_brief and not self.can_draw
+        self.can_draw = console.is_terminal and not console.is_dumb_terminal
         self.bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(36),
@@ -102,29 +92,25 @@ class ConsoleView(Listener):
             current = self._stage = self._add_bar(stage, total)
             if says:
                 self._printed = time.monotonic()
-                self.say(f"{stage} ..." if total <= 1 or self.is_brief else f"{stage}: {done} of {total}")
+                self.say(f"{stage} ..." if total <= 1 else f"{stage}: {done} of {total}")
         self.bars.update(current.id, completed=done, total=total or None)
         if total and done >= total:
-            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE and not self.is_brief:
+            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE:
                 self.say(f"{stage}: done in {format_time(current.elapsed or 0.0)}")
             self._remove_stage()
-        elif not (self.can_draw or self.is_brief) and time.monotonic() - self._printed >= STAGE_EVERY:
+        elif not self.can_draw and time.monotonic() - self._printed >= STAGE_EVERY:
             self._printed = time.monotonic()
             self.say(f"{stage}: {done} of {total}{format_time_left(current)}")
 
     def on_start(self, study: Study) -> None:
         self.search = self._add_bar("evaluations", study.evaluations)
         self.bars.update(self.search.id, completed=compute_spent(study))
-        if self.is_brief:
-            self.say(f"{format_evaluations(study.evaluations)} evaluations ...")
 
     def on_result(self, study: Study, trial: Trial) -> None:
         assert self.search is not None
         done = compute_spent(study)
         self.bars.update(self.search.id, completed=done)
         is_last = done >= study.evaluations
-        if self.is_brief and trial.done and not is_last:
-            return
         self._printed = time.monotonic()
         spent = f"{format_evaluations(done)}/{format_evaluations(study.evaluations)}"
         left = "" if is_last or self.can_draw else format_time_left(self.search)

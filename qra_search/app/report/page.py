@@ -37,13 +37,11 @@ from qra_search.app.report.finding import (
     make_headline,
 )
 from qra_search.app.report.formatting import (
-    format_change_parts,
+    format_change,
     format_evaluations,
     format_metric,
     format_metric_name,
-    format_metric_parts,
     format_plan,
-    format_time,
 )
 from qra_search.errors import BadInput, one_line
 from qra_search.files import write_text
@@ -64,9 +62,6 @@ HEADERS_SHOWN, HEADER_EVERY = 12, 5
 
 def write_page(run: Snapshot, path: str | Path | None = None) -> Path:
     """Write the report of a run, and return its path.
-
-    Args:
-        path: default: `report.html` in the run's folder.
 
     Raises:
         BadInput: the path is a folder's.
@@ -164,8 +159,8 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
         tuned, uniform = found.chosen, found.baseline
         for name in found.metric_names:
             rows = len(tuned.row_scores[name])
-            figure, interval = format_metric_parts(name, tuned.metrics[name], tuned.metric_interval(name))
-            more = f"{interval} on {rows} test row{'s' * (rows != 1)}".strip()
+            figure = format_metric(name, tuned.metrics[name], tuned.metric_interval(name))
+            more = f"on {rows} test row{'s' * (rows != 1)}"
             if uniform is not None and uniform is not tuned:
                 more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
             items.append((format_metric_name(name).capitalize(), figure, more))
@@ -174,21 +169,11 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
         share = size / result.space.unquantized.memory.minimum
         items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
         if found.baseline is not None and found.change is not None:
-            change, ends = format_change_parts(found.change)
             name = format_plan(found.baseline.plan, result.space)
-            items.append(("Against uniform", change, f"{found.data} loss{ends and f', {ends}'}; {name}"))
+            items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))
     if result.trials:
-        running = len(result.trials) - len(result.ended_trials)
-        counts = {"failed": len(result.failures()), "not finished": running}
-        more = "".join(f", {count} {what}" for what, count in counts.items() if count)
-        seconds = sum(trial.evaluation.seconds for trial in result.trials if trial.evaluation is not None)
-        seconds += result.sensitivities.seconds if result.sensitivities else 0.0
-        more = f"{format_time(seconds)}; {len(result.candidates)} plans{more}; strategy {result.strategy}"
+        more = f"{len(result.candidates)} plans; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))
-    if run.records:
-        seconds = sum(record.seconds for record in run.records)
-        more = f"{len(run.records)} tunings, with their tests"
-        items.append(("Time of tuning", format_time(seconds), more))
     return items
 
 
@@ -203,14 +188,7 @@ def _list_css_properties(ramps: dict[str, int], *, dark: bool) -> dict[str, str]
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What the groups of a space are coloured by.
-
-    Attributes:
-        ramp: name of its colours, `bits`, `rank` or `damage`.
-        levels: the step of each group.
-        labels: what each group's cell says.
-        legend: what each step stands for.
-    """
+    """What the groups of a space are coloured by: steps of a ramp and labels of cells, one for each group."""
 
     ramp: str
     title: str

@@ -19,7 +19,8 @@ from qra_search.allocate.solve import (
     solve,
     solve_front,
 )
-from qra_search.app.compare import Comparison, can_shuffle, classify_record, compare_losses, shuffle_plan
+from qra_search.app.baselines import can_shuffle, shuffle_plan
+from qra_search.app.compare import Comparison, classify_record, compare_losses
 from qra_search.app.intervals import score_interval
 from qra_search.app.report.finding import make_answer, summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
@@ -42,13 +43,9 @@ SHORT = 12
 WIDTH = 120
 """Columns of what does not go to a terminal."""
 CHANCE_NOTE = "Chance: the interval holds zero."
-BUDGETS_SHOWN = 12
 FAILURES_SHOWN = 50
 EQUAL_RANKS_SHARE = 0.9
-"""Share of linears of one rank above which ranks are not shown layer by layer, and a note explains the smallest."""
-NOTEBOOK_WIDTH = 110
-"""Columns in a notebook."""
-HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
+"""Share of linears of one rank above which ranks are not shown layer by layer."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +106,13 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         notes.append(
             f"{format_metric_name(name).capitalize()}: the most common answer scores {score} as well."
         )
-    titles_by_rows: dict[int, list[str]] = {}
-    for name, title in zip(names, titles, strict=True):
-        if chosen.metric_interval(name):
-            titles_by_rows.setdefault(len(chosen.row_scores[name]), []).append(title)
     if any(changes):
         notes.append(f"Change: of the row's test loss against that of {compared_with}.")
     if "(" in "".join(changes):
         rows_of_losses = len(chosen.records[0].row_tokens)
         notes.append(f"In brackets: 95% intervals, of losses over {rows_of_losses} test rows.")
-    for count, scored in titles_by_rows.items():
-        notes.append(f"{', '.join(scored).capitalize()}: on {count} test rows.")
+    if names:
+        notes.append(f"Metrics: on {len(chosen.row_scores[names[0]])} test rows.")
     if "chance" in "".join(changes):
         notes.append(CHANCE_NOTE)
     unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
@@ -222,10 +215,6 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         notes.append(CHANCE_NOTE)
     if shuffled:
         notes.append("Shuffled: its choices on other linears of the same shape; --against shuffled tunes it.")
-    least, of_groups = min(space.ranks), zip(space.groups, plan.ranks, strict=True)
-    ranks = [rank for group, rank in of_groups if not group.is_embedding]
-    if len(space.ranks) > 1 and ranks.count(least) > EQUAL_RANKS_SHARE * len(ranks):
-        notes.append(f"Nearly all ranks are {least}, since predictions hardly tell ranks apart.")
     heads = ("plan", "size", "change", "interval", "")
     return TextTable("Predicted by the sensitivities", heads, rows, left=("",), marked=(0,), notes=notes)
 
@@ -243,50 +232,31 @@ def make_predicted_front_table(result: SearchResult) -> TextTable:
         best = solve(space, result.sensitivities, bytes_)
         sizes.append((bytes_, loss, format_plan(plan, space), f"{loss - best.predicted_loss:+.3f}"))
     rows = [(format_bytes(bytes_), f"{loss:.3f}", name, lead) for bytes_, loss, name, lead in sorted(sizes)]
-    notes = [
-        "Loss: nats above 16 bits without adapters, before tuning. Lead: of the plan of a "
-        "uniform plan's size over it."
-    ]
-    marked = [i for i, row in enumerate(rows) if row[3]]
-    return TextTable(
-        "Predicted for every size",
-        ("size", "loss", "plan", "lead"),
-        rows,
-        left=("plan",),
-        marked=marked,
-        notes=notes,
-    )
+    notes = ["Loss: nats above 16 bits without adapters. Lead: of the plan of a uniform plan's size over it."]
+    heads, marked = ("size", "loss", "plan", "lead"), [i for i, row in enumerate(rows) if row[3]]
+    return TextTable("Predicted for every size", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
 def make_comparison_table(result: SearchResult) -> TextTable:
-    """For every budget the best plan, and below it the best uniform plan; a few budgets stand for many.
+    """For every budget the best plan, and below it the best uniform plan.
 
     Losses are the strategy's estimates, from all evaluations together; `seen` is the mean of the plan's own.
     """
-    compared, space = result.comparisons, result.space
-    if len(compared) > BUDGETS_SHOWN:
-        step = (len(compared) - 1) / (BUDGETS_SHOWN - 1)
-        compared = [compared[round(i * step)] for i in range(BUDGETS_SHOWN)]
     rows: list[tuple[str, ...]] = []
 
-    def make_row(within: str, name: str, plan: EvaluatedPlan, change: str) -> tuple[str, ...]:
-        loss = format_loss(plan.loss, plan.loss_std)
+    def list_cells(plan: EvaluatedPlan) -> tuple[str, ...]:
         seen = format_loss(plan.observed) if plan.evaluations else "not yet"
-        return (
-            within,
-            name + format_plan(plan.plan, space),
-            format_bytes(plan.memory_bytes),
-            loss,
-            seen,
-            change,
-        )
+        return format_bytes(plan.memory_bytes), format_loss(plan.loss, plan.loss_std), seen
 
-    for row in compared:
+    for row in result.comparisons:
         best, uniform = row.chosen, row.baseline
-        name = "plan: " if best.evaluations else "predicted: "
-        rows.append(make_row(format_bytes(row.budget_bytes), name, best, format_change_cell(row.change)))
-        no_plan = ("", "no uniform plan fits", "", "", "", "")
-        rows.append(no_plan if uniform is None else make_row("", "", uniform, ""))
+        name = ("plan: " if best.evaluations else "predicted: ") + format_plan(best.plan, result.space)
+        change = format_change_cell(row.change)
+        rows.append((format_bytes(row.budget_bytes), name, *list_cells(best), change))
+        if uniform is None:
+            rows.append(("", "no uniform plan fits", "", "", "", ""))
+        else:
+            rows.append(("", format_plan(uniform.plan, result.space), *list_cells(uniform), ""))
     marked = range(0, len(rows), 2)
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
     notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
@@ -317,13 +287,6 @@ def render_comparison(comparison: Comparison) -> Group:
     answer, findings = make_answer(comparison), summarize_comparison(comparison)
     lines = [Text(answer, style="bold"), Text(findings.removeprefix(answer).strip())]
     return Group(*lines, Text(), make_tuned_table(comparison))
-
-
-def render_html(thing: Any) -> str:
-    """What rich prints of an object, as HTML for a notebook."""
-    console = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True, force_jupyter=False)
-    console.print(thing)
-    return console.export_html(inline_styles=True, code_format=HTML)
 
 
 def render_text(thing: object) -> str:

@@ -136,11 +136,7 @@ def cross_parents(parents: Population, crossover: float, rng: np.random.Generato
 
 
 def mutate(steps: AdjacentSteps, code: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """int (2, G): the code with some variables one step up or down.
-
-    Args:
-        rate: chance of each variable; one is drawn outright, so that something changes.
-    """
+    """int (2, G): the code with some variables one step up or down."""
     up = steps.increase_choices(code)
     down = steps.decrease_choices(code)
     movable = ((up != code) | (down != code)).ravel()

@@ -165,11 +165,7 @@ class PaperStrategy(Strategy):
         return state.spent < self.evolution * state.evaluations
 
     def evolve(self, state: StudyState, steps: GuidedSteps, losses: Mapping[Plan, float]) -> Proposal | None:
-        """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring.
-
-        Args:
-            losses: of the plans that may be parents.
-        """
+        """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring."""
         proxy = state.fidelities[0]
         budget = rotate_budgets(state)[0]
         warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
@@ -191,9 +187,6 @@ class PaperStrategy(Strategy):
 
         If no candidate is new under that budget, the next one is served; if none is under any, a warm start. The
         incumbent is the lowest posterior mean of the known plans within the budget, so that no lucky draw sets it.
-
-        Args:
-            origin: of the proposal, to which the budget is added.
         """
         space = state.space
         model = fit_matern(state, steps)

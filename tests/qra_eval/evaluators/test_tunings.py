@@ -12,7 +12,7 @@ from benchmarks.strategies.foretold import ForetoldRate, find_top
 from qra_eval.evaluators.tunings import TuningsLandscape
 from qra_eval.landscapes.tunings import LEARNING_RATES, PRIORS, STEPS, TuningFormula, compute_traits
 from qra_search import search
-from qra_search.app.bench import build_task
+from qra_search.app.bench.run import build_task
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Plan, Sensitivities

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from evaluators import make_evaluator
-from pretended_gpu import pretended_gpu
 
 from qra_eval.quantized.model import HOST_SHARE, count_cache_bytes, count_free_bytes
 from qra_search.app.config import ConfigError, make_config
@@ -25,14 +24,6 @@ def test_it_is_as_given_or_a_share_of_what_is_free():
     )
     assert count_cache_bytes(1000, CPU) == 1000
     assert count_cache_bytes("auto", CPU) == pytest.approx(HOST_SHARE * count_free_bytes(CPU), rel=0.2)
-
-
-def test_workers_that_share_a_gpu_count_on_their_share_of_it(monkeypatch):
-    with pretended_gpu(room=8 << 30):
-        cuda = torch.device("cuda")
-        whole = count_cache_bytes("auto", cuda)
-        monkeypatch.setenv("QRA_SHARING", "2")
-        assert count_free_bytes(cuda) == 4 << 30 and count_cache_bytes("auto", cuda) == whole // 2
 
 
 def test_weights_that_are_decoded_at_every_use_are_said_with_the_room_that_keeps_them(

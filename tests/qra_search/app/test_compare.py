@@ -12,16 +12,8 @@ import pytest
 from scipy.stats import binomtest, t, ttest_ind
 
 from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
-from qra_search.app.compare import (
-    Comparison,
-    TunedPlan,
-    choose_rung,
-    compare,
-    compare_losses,
-    compare_scores,
-    select_baselines,
-    shuffle_plan,
-)
+from qra_search.app.baselines import choose_rung, select_baselines, shuffle_plan
+from qra_search.app.compare import Comparison, TunedPlan, compare, compare_losses, compare_scores
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_headline, summarize_comparison
 from qra_search.schemas import TuningRecord

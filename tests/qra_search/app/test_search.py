@@ -59,11 +59,11 @@ def test_a_search_of_which_nothing_came_leaves_the_run_its_plan(tmp_path: Path) 
             StudyFailed, match="the first 5 evaluations all failed, the last with: .*out of memory"
         ):
             made.search()
-        assert made.plan == before and made.folder.comparison() is not None
+        assert made.plan == before and made.folder.read().comparison() is not None
         made.folder.plan_file.unlink()  # as if killed
         with pytest.raises(NoRun, match="has no plan yet"):
-            made.folder.plan()
-        assert made.folder.comparison() is not None, "the tuning is shown nevertheless"
+            made.folder.read().require_plan()
+        assert made.folder.read().comparison() is not None, "the tuning is shown nevertheless"
 
 
 def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
@@ -79,19 +79,9 @@ def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path)
     evaluator.sensitivities = measure_slowly  # type: ignore[method-assign]
     with begin_run(config, folder), pytest.raises(BadInput, match="holds another run: search.memory is"):
         plan_run(evaluator, config, folder, Listener())
-    assert (
-        folder.config() == other
-        and folder.result().space.memory_bytes(folder.plan()) <= folder.result().memory_budgets[-1]
-    )
-
-
-def test_settings_that_could_not_be_read_back_are_refused(tmp_path: Path) -> None:
-    config = make_settings(SETTINGS, {"task.options": {"system": "be brief. " * 110_000}})
-    with (
-        pytest.raises(BadInput, match="cannot be saved: it has .* characters"),
-        begin_run(config, RunFolder(tmp_path / "a")),
-    ):
-        pass
+    read = folder.read()
+    assert read.config == other
+    assert read.result.space.memory_bytes(read.require_plan()) <= read.result.memory_budgets[-1]
 
 
 def test_a_number_that_was_refused_is_no_setting(tmp_path: Path) -> None:

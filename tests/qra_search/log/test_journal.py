@@ -127,7 +127,7 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 
 
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
-    with pytest.raises(LogError, match=f"has the journal format 'qra-log/3', this qra reads '{FORMAT}'"):
+    with pytest.raises(LogError, match=f"has journal format 'qra-log/3', '{FORMAT}' is read"):
         read_journal(content.replace(FORMAT.encode(), b"qra-log/3"))
     with pytest.raises(
         LogError, match=f"line {len(content.splitlines()) + 1} is damaged .a second journal starts"

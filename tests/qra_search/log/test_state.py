@@ -12,6 +12,7 @@ from qra_search import (
     Evaluator,
     Group,
     GroupwiseFormat,
+    Level,
     Linear,
     Plan,
     Proposal,
@@ -32,12 +33,12 @@ def odd_space() -> SearchSpace:
         )
         return Group(name=f"layers.{i}", linears=linears, bits=(3, 16) if i else None, kind="layer", depth=i)
 
-    formats = {3: GroupwiseFormat(3, group_size=50), 4: GroupwiseFormat(4, metadata_bits=12)}
+    three = Level(3, 3, format=GroupwiseFormat(3, group_size=50))
+    four = Level(4, 4, format=GroupwiseFormat(4, metadata_bits=12))
     return SearchSpace(
         groups=tuple(map(group, range(3))),
-        bits=(3, 4, 16),
+        bits=(three, four, 16),
         ranks=(0, 5),
-        formats=formats,
         fixed_bytes=7,
         adapter_bits=32,
     )
@@ -91,7 +92,7 @@ def test_an_empty_log_has_no_space() -> None:
 @pytest.mark.parametrize(
     ("plan", "size", "says"),
     [
-        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has 1 bytes, its plan takes"),
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has other bytes than its plan"),
         (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 does not belong to its search space"),
         (Plan((3, 3), (5, 5)), 1, "trial 6 does not belong to its search space"),
     ],

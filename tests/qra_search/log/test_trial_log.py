@@ -121,31 +121,6 @@ def test_a_writer_sees_what_another_wrote_since_it_opened_the_log(tmp_path):
     assert trial.id == 5 and len(log) == 6
 
 
-def test_a_forked_child_neither_keeps_the_lock_of_its_parent_nor_may_use_it(tmp_path):
-    log = TrialLog(tmp_path / "log")
-    log.bind({"a": 1})
-    refused, refuse = os.pipe()
-    done, end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(end)
-        try:
-            log.bind({"a": 2})
-        except LogError:
-            os.write(refuse, b"x")
-            os.read(done, 1)  # until the parent is done
-            os._exit(7)
-        os._exit(0)
-    os.close(refuse)
-    assert os.read(refused, 1) == b"x", "the child wrote under its parent's lock"
-    log.close()
-    second = TrialLog(tmp_path / "log")
-    second.bind({"b": 1})
-    os.close(end)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert second.get_meta("a") == 1
-
-
 def test_a_result_is_kept_in_plain_numbers_and_a_loss_that_is_not_finite_is_none(tmp_path):
     with TrialLog(tmp_path / "log") as log:
         for _ in range(2):

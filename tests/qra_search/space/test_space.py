@@ -169,7 +169,7 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
         (
             {"bits": (2, 3, 16), "formats": {2: GroupwiseFormat(2)}},
             ValueError,
-            r"for 3 bits: formats has \[2\]",
+            "no storage format for 3 bits",
         ),
     ],
 )

@@ -76,13 +76,6 @@ def test_a_right_prior_is_left_as_it_is():
     assert ratio == pytest.approx(np.ones(8), abs=0.1)
 
 
-def test_the_prior_alone_decides_until_enough_was_seen():
-    state = scenario("a log that another strategy wrote")
-    few = replace(state, trials=state.trials[:9])
-    assert AdditiveStrategy().propose(few, 2) == AdditiveStrategy(learn_from=None).propose(few, 2)
-    assert AdditiveStrategy().propose(state, 2) != AdditiveStrategy(learn_from=None).propose(state, 2)
-
-
 def test_without_a_prior_larger_groups_are_taken_to_matter_more():
     space = make_toy_space(2, "module")
     sensitivities = make_flat_sensitivities(space)

@@ -49,11 +49,6 @@ def test_a_search_takes_options_of_its_strategy():
             {"population": "many"},
             "option 'population' of strategy 'nsga2' is 'many': input should be a valid",
         ),
-        (
-            "nsga2",
-            {"crossover": [1]},
-            "option 'crossover' of strategy 'nsga2' is [1]: input should be a valid number",
-        ),
         ("qra", {"draws": 1.5}, "option 'draws' of strategy 'qra' is 1.5: input should be a valid integer"),
         (
             "nsga2",
@@ -62,7 +57,6 @@ def test_a_search_takes_options_of_its_strategy():
         ),
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': it takes none"),
         ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
-        ("qr_adaptor", {"evolution": 1.5}, "evolution is a share and must be from 0 to 1, got 1.5"),
         ("qra", {"draws": 0}, "draws must be at least 1, got 0"),
         (OwnStrategy, {"deep": 1}, "unknown option of strategy 'own': 'deep': did you mean depth?"),
         (OwnStrategy, {"depth": "deep"}, "option 'depth' of strategy 'own' is 'deep'"),

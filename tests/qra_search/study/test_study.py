@@ -157,7 +157,7 @@ def test_whether_a_batch_stops_the_study_does_not_depend_on_the_order_of_its_res
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"), [((8, 16), "at most .* are allowed"), ((2, 4), "repeated an eval")]
+    ("choice", "message"), [((8, 16), "state.memory_limit is"), ((2, 4), "again: see state.seen")]
 )
 def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluator, choice, message):
     class Stuck(Strategy):
@@ -241,12 +241,6 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluations": "ten"}, r"evaluations is 'ten' \(str\): a positive number is needed"),
-        ({"evaluations": 0}, "evaluations is 0"),
-        ({"evaluations": float("nan")}, "evaluations is nan"),
-        ({"seed": "x"}, r"seed is 'x' \(str\): a whole number from 0 on is needed"),
-        ({"seed": -1}, "seed is -1"),
-        ({"batch": 0}, "batch is 0"),
         ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
         ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
         ({"memory_budget": "lots"}, "'lots' is not a memory budget: write one such as 108MiB"),
@@ -323,5 +317,5 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     head = Group(name="head", linears=(replace(linear, name="h"),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
-    with pytest.raises(BadInput, match="no rank is allowed for every group. Give the budget in bytes"):
+    with pytest.raises(BadInput, match="this space has none: give it in bytes"):
         resolve_budgets(space, "75%")

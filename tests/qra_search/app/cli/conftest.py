@@ -60,7 +60,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "tried": [],
         "stops_after": 10**9,
     }
-    seen |= {"data": "rows", "metric": "its source", "rates": {}, "shift": lambda config: 0.0}
+    seen |= {"data": "rows", "rates": {}, "shift": lambda config: 0.0}
     seen |= dict.fromkeys(("failing", "diverging"))
 
     def tuning(config: RunConfig, *, progress: Any = None) -> Any:
@@ -97,7 +97,6 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 (loss,),
                 (1,),
                 {"exact_match": (0.25,)},
-                metric_digests={"exact_match": seen["metric"]},
                 validation_loss=validation,
                 failed="diverged: training loss is nan" if diverges else "",
             )
@@ -119,7 +118,6 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         evaluator.tuning_steps = lambda: config.finetune.steps
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         evaluator.estimate = lambda: {"tuning_seconds": 60.0}
-        evaluator.metric_digests = lambda: {"exact_match": seen["metric"]}
         return evaluator
 
     monkeypatch.setattr(

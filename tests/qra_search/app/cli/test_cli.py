@@ -30,7 +30,6 @@ def test_the_commands_import_nothing_heavy() -> None:
 
 
 REFUSED = (
-    "search --workers 1 --gpus-per-worker 1.5",
     "search --strategy none",
     "finetune none",
     "export none --format peft",
@@ -102,17 +101,6 @@ def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qr
     assert ("--json" in shown.out) is (command != "schema")  # which is JSON anyway
 
 
-def test_names_of_commands_are_completed() -> None:
-    def completed(words: str) -> list[str]:
-        count = str(len(words.split()) - (not words.endswith(" ")))
-        asked = {"_QRA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
-        command = [str(Path(sys.executable).with_name("qra"))]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
-        return done.stdout.split()
-
-    assert completed("qra sea") == ["search"]
-
-
 def test_without_arguments_help_is_shown_and_with_version_that_of_the_package(qra: Qra) -> None:
     shown = qra()
     assert shown.status == 0 and all(name in shown.out for name in COMMANDS)
@@ -166,20 +154,6 @@ def test_a_plugin_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch
 def test_the_schema_has_every_field_and_the_example_is_a_config_of_defaults(qra: Qra) -> None:
     assert set(qra("schema").json["properties"]) == set(RunConfig.model_fields)
     assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
-
-
-def test_piped_tables_keep_to_the_columns_that_are_asked_for(
-    qra: Qra, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    assert 50 < max(map(len, qra("strategies").out.partition("\n\n")[0].splitlines())) <= 60
-
-
-def test_the_model_that_nobody_named_is_said(qra: Qra) -> None:
-    told = "No --model given: using smollm2."
-    refused = ("plan", "--task", "arithmetic")
-    assert told in qra(*refused).err
-    assert told not in qra(*refused, "--model", "tiny").err
 
 
 def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(

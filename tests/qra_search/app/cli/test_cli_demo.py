@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cli_runner import Qra
 
-from qra_search.app.compare import shuffle_plan
+from qra_search.app.baselines import shuffle_plan
 from qra_search.app.folder import RunFolder
 from qra_search.space.budgets import resolve_budgets
 
@@ -24,7 +24,7 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_that_fits_and_th
     done = qra("demo", "--out", tmp_path / "d", *SMALL)
     assert done.status == 0, done.err
     run = RunFolder(tmp_path / "d")
-    result = run.result()
+    result = run.read().result
     assert result.memory_budgets == resolve_budgets(result.space, "2.35bpw")
     allocation = result.allocation()
     assert allocation is not None and allocation.best_uniform is not None and result.trials == ()
@@ -39,4 +39,4 @@ def test_the_demo_plans_and_compares_with_the_best_uniform_plan_that_fits_and_th
     assert again.status == 0, again.err
     roles = {tuned["role"] for tuned in again.json["comparison"]["tunings"]}
     assert roles == {"plan", "uniform", "shuffled", "16-bit"}
-    assert run.result().trials == () and len(tuner["tuned"]) == 4, "nothing is tuned twice"
+    assert run.read().result.trials == () and len(tuner["tuned"]) == 4, "nothing is tuned twice"

@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_file_is_shown_by_the_names_of_its_levels(qra: Qra, run: Path, tmp_path: Path) -> None:
-    space, plan = RunFolder(run).result().space, Plan(("hqq-4", "nf4", 2, 2, 2), (8,) * 5)
+    space, plan = RunFolder(run).read().result.space, Plan(("hqq-4", "nf4", 2, 2, 2), (8,) * 5)
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(plan_to_dict(space, plan)))
     assert "hqq-4, rank 8" in qra("show", run, file).out

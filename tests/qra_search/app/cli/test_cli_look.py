@@ -10,7 +10,6 @@ from cli_runner import Qra
 
 from qra_search.app.folder import RunFolder
 from qra_search.log.journal import TrialLog
-from qra_search.space.serialization import plan_from_dict
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_show_prints_bits_and_rank_of_every_group_by_layer_and_kind(qra: Qra, runs: Path) -> None:
     run = RunFolder(runs / "a")
-    space, plan = run.result().space, run.plan()
+    space, plan = run.read().result.space, run.read().require_plan()
     lines = qra("show", run.path).out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("layer"))
     kinds = lines[start].split()[1:]
@@ -37,16 +36,6 @@ def test_show_prints_bits_and_rank_of_every_group_by_layer_and_kind(qra: Qra, ru
         for kind, width, rank in zip(kinds, bits, ranks, strict=True):
             at = next(i for i, g in enumerate(space.groups) if (g.kind, g.depth) == (kind, layer))
             assert (width, rank) == (str(plan.bits[at]), f"r{plan.ranks[at]}")
-
-
-def test_show_of_a_smaller_budget_is_the_best_plan_within_it(qra: Qra, runs: Path) -> None:
-    run = RunFolder(runs / "a")
-    result = run.result()
-    small = result.memory_budgets[0]
-    data = qra("show", run.path, "--memory", "uniform3r8", "--json").json
-    best = result.best(small)
-    assert best is not None and plan_from_dict(result.space, data) == best.plan
-    assert data["memory_bytes"] <= small
 
 
 def test_report_writes_one_file_where_it_is_wanted(qra: Qra, runs: Path, tmp_path: Path) -> None:
@@ -69,7 +58,9 @@ def test_a_run_that_is_going_on_can_be_looked_at(qra: Qra, runs: Path, tmp_path:
 
 
 def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Path, tmp_path: Path) -> None:
-    spaces, plans = ([getattr(RunFolder(runs / name), of)() for name in "ab"] for of in ("result", "plan"))
+    spaces, plans = (
+        [getattr(RunFolder(runs / name).read(), of) for name in "ab"] for of in ("result", "plan")
+    )
     names, one, two = spaces[0].space.names, *plans
     expected = {
         name: [[p.bits[i], p.ranks[i]] for p in (one, two)]

@@ -73,12 +73,6 @@ def test_rates_that_cannot_be_compared_are_refused(qra: Qra, searched: Path, tun
     assert done.status == 2 and "measures no validation loss, which --rates compares" in done.err
 
 
-def test_a_dry_run_counts_the_tunings_of_all_rates(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
-    shown = qra("finetune", searched, *RATES, "--against", "none", "--dry-run")
-    assert "3, of 100 steps each: 1 plan with 1 seed, and the plan at 2 more learning rates" in shown.out
-    assert "about 3 min" in shown.out and not tuner["tuned"]
-
-
 def test_trials_foretell_the_rate_once_for_all_plans(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     """The best rate of the stand-in is 0.002 at 600 steps."""
     tuner["stops_after"] = 2

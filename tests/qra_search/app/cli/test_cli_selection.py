@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("tuner")
 def show_steps(qra: Qra, run: Path) -> int:
     """Steps of the tuning that every view of a run has: what is exported, the comparison, `qra show` and the report."""
     folder = RunFolder(run)
-    found, comparison = folder.find_tuning().record(), folder.comparison()
+    found, comparison = folder.read().find_tuning().record(), folder.read().comparison()
     assert found is not None and comparison is not None and comparison.chosen.records[0] == found
     assert f"Selected: tuning {found.id}" in qra("show", run).out
     loss = f"{found.test_loss:.4g}"
@@ -40,7 +40,7 @@ def test_the_longest_comparison_stays_and_every_command_shows_it(
     for steps, shown in ((100, 100), (200, 200), (100, 200)):
         done = qra(*mixed, "--steps", steps)
         assert done.status == 0 and show_steps(qra, searched) == shown
-        found = RunFolder(searched).find_tuning().record()
+        found = RunFolder(searched).read().find_tuning().record()
         assert found is not None and f"{found.test_loss:.4g}" in done.out, "the table is of what is exported"
     assert len(by_steps["tuned"]) == 4
     short = next(r for r in read_records(searched) if r.steps == 100 and r.plan == MIXED)
@@ -73,7 +73,7 @@ def test_rates_select_the_best_and_rewrite_no_record(qra: Qra, searched: Path, t
     first = {file: file.read_bytes() for file in searched.glob("tunings/*/record.json")}
     assert qra("finetune", searched, "--rates", "5e-4,1e-3,2e-3", "--against", "none").status == 0
     assert first and all(file.read_bytes() == content for file, content in first.items())
-    exported = RunFolder(searched).find_tuning().record()
+    exported = RunFolder(searched).read().find_tuning().record()
     assert exported is not None and exported.learning_rate == 1e-3
 
 
@@ -83,7 +83,7 @@ def test_an_interrupted_comparison_selects_nothing_and_its_tunings_are_listed(
     tuner["stops_after"] = 1
     assert qra(*mixed).status == 130
     folder = RunFolder(searched)
-    assert folder.comparison() is None and not folder.selection_file.exists()
+    assert folder.read().comparison() is None and not folder.selection_file.exists()
     (record,) = read_records(searched)
     assert record.id in qra("show", searched).out and record.id in folder.report_file.read_text()
 
@@ -100,7 +100,7 @@ def test_a_deleted_or_damaged_selection_is_said_with_the_mend(qra: Qra, searched
     assert done.status == 2 and f"has no selected tuning (tunings: {read_records(searched)[0].id}" in done.err
     assert qra("show", searched, "--tuning", "uniform").status == 2
     assert qra("show", searched, "--tuning", read_records(searched)[0].id[:6]).status == 0
-    assert folder.find_tuning().id == read_records(searched)[0].id
+    assert folder.read().find_tuning().id == read_records(searched)[0].id
 
 
 def search_with_losses(qra: Qra, run: Path, monkeypatch: pytest.MonkeyPatch, gain: float) -> Any:
@@ -131,22 +131,21 @@ def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than
     assert qra(*words, "--out", run).status == 0
     assert qra("finetune", run).status == 0
     folder = RunFolder(run)
-    tuned, selected = folder.plan(), folder.selection_file.read_bytes()
+    tuned, selected = folder.read().require_plan(), folder.selection_file.read_bytes()
     done = search_with_losses(qra, run, monkeypatch, gain)
     text = " ".join(done.err.split())
     assert done.status == 0 and folder.selection_file.read_bytes() == selected
-    comparison = folder.comparison()
+    comparison = folder.read().comparison()
     assert comparison is not None and comparison.chosen.plan == tuned, "what is shown was tuned"
     if is_better:
-        assert (
-            folder.plan() != tuned and f"stays selected until `qra finetune {run}` has tuned this one" in text
-        )
+        assert folder.read().require_plan() != tuned
+        assert f"stays selected until `qra finetune {run}` has tuned this one" in text
         assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
     else:
         assert (
-            folder.plan() == tuned
+            folder.read().require_plan() == tuned
             and "by more than chance" in text
-            and "What was tuned stays selected" in text
+            and "no plan of the search beats" in text
         )
 
 

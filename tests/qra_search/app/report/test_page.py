@@ -127,7 +127,7 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     assert heading is not None
     verdict, finding = (part for part in heading.groups())
     assert re.fullmatch(r"Deploy the plan \(\d+\.\d KiB\): 50\.0% right, uniform .* 40\.0% .*", verdict)
-    assert finding.split()[2:6] == ["1.00", "instead", "of", "1.10"]
+    assert finding.split()[2:6] == ["1.005", "instead", "of", "1.105"]
     assert "on 1 test row; best uniform plan: 40.0%" in text
 
 
@@ -149,7 +149,7 @@ def test_a_cell_says_on_a_narrow_screen_which_column_it_is_of(text: str) -> None
 
 
 def test_the_heat_maps_show_the_plan_that_is_handed_over(run: RunFolder, text: str) -> None:
-    plan = run.plan()
+    plan = run.read().require_plan()
     for kind, values in (("bits", plan.bits), ("rank", plan.ranks)):
         table = re.search(rf'data-of="{kind}">(.*?)</table>', text, re.DOTALL)
         assert table is not None
@@ -209,7 +209,7 @@ def test_tunings_are_shown_with_escaped_answers(tmp_path: Path) -> None:
 
 
 def test_every_table_of_the_terminal_is_that_of_the_page(run: RunFolder, text: str) -> None:
-    data, comparison = run.read(), run.comparison()
+    data, comparison = run.read(), run.read().comparison()
     shown = " ".join("".join(Page(text).text).split())
     assert comparison is not None
     for table in (

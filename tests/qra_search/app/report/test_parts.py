@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from qra_search import Group, Level, Linear, Plan, SearchSpace
-from qra_search.allocate.solve import Allocation
 from qra_search.app.report import charts, formatting
 from qra_search.app.report.page import compute_damage_steps, make_heat_maps
-from qra_search.app.report.tables import arrange_groups, make_allocation_table, make_plan_table
+from qra_search.app.report.tables import arrange_groups, make_plan_table
 from qra_search.schemas import Sensitivities
-from qra_search.study.result import SearchResult
 from qra_search.testing.scenarios import make_toy_space
 
 
@@ -75,11 +73,6 @@ def test_durations_are_as_people_write_them(seconds: float, text: str) -> None:
     assert formatting.format_time(seconds) == text
 
 
-@pytest.mark.parametrize("pair", [("1.43", "1.71"), ("1.431", "1.435")])
-def test_two_losses_get_the_digits_that_tell_them_apart(pair: tuple[str, str]) -> None:
-    assert formatting.format_pair(float(pair[0]) + 2e-4, float(pair[1]) - 1e-4) == pair
-
-
 def test_a_level_of_half_a_bit_reads_as_its_width_and_files_keep_its_name() -> None:
     half = make_toy_space(2, bits=(1, Level("trellis-1.5", 1.5, "trellis"), Level("nf4", 4)), ranks=(8,))
     plan = Plan(("trellis-1.5", "trellis-1.5"), (8, 8))
@@ -97,17 +90,6 @@ def test_a_mean_rank_has_a_decimal_only_if_it_is_not_whole() -> None:
     names = [formatting.format_plan(Plan((2, 3), ranks), known) for ranks in ((4, 4), (4, 8), (8, 16))]
     assert names == [f"mixed, 2.50 bits, rank {rank}" for rank in (4, 6, 12)]
     assert formatting.format_plan(Plan((2, 2, 3), (4, 4, 8)), make_toy_space(3)).endswith("rank 5.3")
-
-
-def test_a_plan_with_nearly_every_rank_at_the_least_says_that_ranks_were_not_told_apart() -> None:
-    chosen = make_toy_space(4)
-    for rank, is_said in ((chosen.ranks[0], True), (chosen.ranks[1], False)):
-        plan = chosen.uniform(chosen.bits[1], rank)
-        assert plan is not None
-        allocation = Allocation(plan, 1 << 20, chosen.memory_bytes(plan), 0.1, ())
-        result = SearchResult(chosen, (), None, (), 0, strategy="qra", allocations={})
-        notes = " ".join(make_allocation_table(allocation, result).notes)
-        assert (f"Nearly all ranks are {rank}" in notes) == is_said
 
 
 def test_damage_is_in_thousandths_of_a_nat_of_a_group_alone_at_its_fewest_bits() -> None:
