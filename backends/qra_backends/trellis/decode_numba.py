@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any
 
 import numba
 import numpy as np
@@ -26,8 +25,8 @@ from qra_backends.trellis.rotation import make_signs
 
 ROWS, TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
-LEAST_PART = 1 << 16
-"""Weights for which it pays to wake a thread: about 20 microseconds of work."""
+LEAST_PART = 1 << 17
+"""Weights for which it pays to wake a thread: about 40 microseconds of work."""
 
 
 def decode_rows(
@@ -87,32 +86,35 @@ def make_product(
         inner = np.empty((len(inputs), len(down)), np.float32)
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
         product = np.empty((len(inputs), out_features), np.float32)
+        multiply_rows = _multiply_one if is_alone else _multiply_four
         values = _make_value_pairs(code) if is_alone else _make_float_values(code.L)
-        _split_rows(is_alone, codes.numpy(), values, *stored, inputs, inner, product)
+        work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
+        _split_rows(work, out_features, in_features)
         return torch.from_numpy(product)[:count]
 
     return multiply
 
 
-MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-_launch = threading.Lock()
-"""One of numba's layers of threads must not be entered twice at once."""
-_forked: list[int] = []
-if hasattr(os, "register_at_fork"):  # the threads are the parent's, and OpenMP does not survive a fork
-    os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()))
-
-
-def _split_rows(is_alone: bool, codes: NDArray[np.uint8], *arguments: Any) -> None:
-    """Multiply in as many parts at once as torch has threads, if they are large enough; in a forked process in one."""
-    rows = arguments[-1].shape[1]
-    parts = min(torch.get_num_threads(), rows * codes.shape[1] // LEAST_PART, MOST_THREADS)
-    if parts <= 1 or _forked:
-        (_multiply_one if is_alone else _multiply_four)(codes, *arguments, 0, rows)
-        return
+def _split_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
+    """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
+    parts = min(torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
     step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
-    with _launch:
-        numba.set_num_threads(parts)
-        (_multiply_one_in_parts if is_alone else _multiply_four_in_parts)(step, codes, *arguments)
+    others = [
+        _make_pool(parts - 1).submit(work, first, min(first + step, rows))
+        for first in range(step, rows, step)
+    ]
+    work(0, min(step, rows))
+    for other in others:
+        other.result()
+
+
+@lru_cache
+def _make_pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="qra-product")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make_pool.cache_clear)  # the threads are its parent's
 
 
 @lru_cache
@@ -261,19 +263,3 @@ def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, firs
             for row, sums in ((j, (sum0, sum1, sum2, sum3)), (other, (other0, other1, other2, other3))):
                 for d in range(4):
                     product[t + d, row] = sums[d] * factor[row] + _dot(up[row], inner[t + d])
-
-
-@partial(compile_once, parallel=True)
-def _multiply_one_in_parts(step, codes, pairs, half_bits, factor, up, x, inner, product):  # type: ignore[no-untyped-def]
-    rows = len(factor)
-    for part in numba.prange((rows + step - 1) // step):
-        stop = min((part + 1) * step, rows)
-        _multiply_one(codes, pairs, half_bits, factor, up, x, inner, product, part * step, stop)
-
-
-@partial(compile_once, parallel=True)
-def _multiply_four_in_parts(step, codes, values, half_bits, factor, up, x, inner, product):  # type: ignore[no-untyped-def]
-    rows = len(factor)
-    for part in numba.prange((rows + step - 1) // step):
-        stop = min((part + 1) * step, rows)
-        _multiply_four(codes, values, half_bits, factor, up, x, inner, product, part * step, stop)
