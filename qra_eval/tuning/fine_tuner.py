@@ -251,7 +251,10 @@ def call_within_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
     tuner.switcher.unquantize()
     gc.collect()
     torch.cuda.empty_cache()
-    raise EvaluationFailed(f"out of memory: {reason}")
+    raise EvaluationFailed(
+        f"out of memory ({reason}): lower training.batch_size or training.max_length, or set "
+        "training.gradient_checkpointing"
+    )
 
 
 # -- trials of learning rates ----------------------------------------------------------------
