@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.common import RESULTS, append_lines, find_commit
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from launches import HIDDEN, counted_layer, dequantizing, levels, module_of
+from benchmarks.speed.launch_counter import HIDDEN, counted_layer, dequantizing, levels, module_of
 
 
 def main() -> None:
