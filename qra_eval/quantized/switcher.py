@@ -98,7 +98,7 @@ class PlanSwitcher:
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
             plain = type(module) is nn.Linear  # quantized layers are linears too
-            weight = module.weight if plain else self.quantized_model.backend.dequantize(module)
+            weight = module.weight.detach() if plain else self.quantized_model.backend.dequantize(module)
             weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 

@@ -192,3 +192,19 @@ def test_rows_that_were_not_probed_take_the_errors_of_those_that_count_as_much()
     errors = (extended - weight).square().mean(1), (degraded - weight).square().mean(1)
     for half in (slice(0, 200), slice(200, 400)):
         assert errors[0][half].sum() == pytest.approx(float(errors[1][half].sum()), rel=0.2)
+
+
+def test_a_table_of_which_a_part_was_probed_takes_a_plan_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "TABLE_RUNS", 2)
+    evaluator = make_evaluator(
+        "tiny",
+        "arithmetic",
+        quantization={"backend": "reference", "embeddings": (2, 8), "cache": str(tmp_path)},
+        space={"bits": (2, 8), "ranks": (4,)},
+        compute="bfloat16",
+    )
+    assert evaluator.quantized_model.compute == torch.bfloat16
+    space = evaluator.space
+    damage = evaluator.sensitivities().bits_damage[[g.is_embedding for g in space.groups]]
+    assert (damage[:, 0] > damage[:, 1]).all() and (damage[:, 1] > 0).all()
+    assert np.isfinite(evaluator.evaluate(space.uniform(2, 4)).loss)
