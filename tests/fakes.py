@@ -73,10 +73,10 @@ class QuietTunable(TunableEvaluator):
     def evaluation_seconds(self):
         return math.nan
 
-    def estimate(self):
+    def estimate_search_cost(self):
         return {}
 
-    def cards(self):
+    def list_fitting_cards(self):
         return ()
 
     def render_row(self):

@@ -273,7 +273,9 @@ class BackendConformance:
                 source.bias.zero_()
             assert torch.equal(module(x), before)
 
-    def test_it_is_frozen_copied_deeply_and_not_quantized_again(self, backend: Backend) -> None:
+    def test_a_quantized_module_is_frozen_survives_deepcopy_and_refuses_quantizing(
+        self, backend: Backend
+    ) -> None:
         for bits, _, module in iterate_levels(backend, self.shape, bias=True):
             assert not any(p.requires_grad for p in module.parameters())
             x, twin = make_inputs(4, self.shape), copy.deepcopy(module)

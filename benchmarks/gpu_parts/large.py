@@ -30,7 +30,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "write" not in done:
         yield {"phase": "write", **found}
     given: dict[str, Any] = {"dequantized_cache": options.dequantized_cache}
-    estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate()
+    estimate = make(options, model, options.backend, SECTIONS, weights=False, **given).estimate_search_cost()
     folder = options.folder / "tuned-large"
 
     @cache

@@ -155,7 +155,7 @@ def one(options: argparse.Namespace, size: str, backend: str) -> dict[str, Any]:
             return evaluator_of(options, size, backend, weights, watch.progress)
 
         if options.phase == "estimate":
-            return {"phases": make(weights=False).estimate()["phases"]}
+            return {"phases": make(weights=False).estimate_search_cost()["phases"]}
         found = WORK[options.phase](make, made_by("tune", options, size, backend))
         seconds, processor_seconds = time.perf_counter() - began, time.process_time()
     measured = {

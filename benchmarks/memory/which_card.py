@@ -97,7 +97,7 @@ def fits(folder: Path, config: PretrainedConfig) -> list[dict[str, Any]]:
     config.save_pretrained(folder)
     config = {"model": {"name": str(folder)}, "training": {"max_length": TOKENS}}
     evaluator = QuantizedLoRAEvaluator(config, weights=False)
-    return list(evaluator.cards())
+    return list(evaluator.list_fitting_cards())
 
 
 def cell(card: dict[str, Any]) -> str:

@@ -50,7 +50,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
         metrics: functions of (answer, example) by name, beside those of `config.task.metrics`.
         progress: called with all that takes long before the first evaluation.
-        weights: False: for `space`, `estimate`, `cards` and `render_row` alone; the model's weights are not read.
+        weights: False: for `space`, `estimate_search_cost`, `list_fitting_cards` and `render_row` alone; the model's
+            weights are not read.
 
     Attributes:
         budget: bytes of the largest plan that a search may put in place, for estimates; None: the largest there is.
@@ -131,7 +132,9 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
-                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
+                raise BadInput(
+                    f"task {made.name!r} has no rows in its {split} split, or all are in another split too"
+                )
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
@@ -209,7 +212,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()
 
-    def estimate(self) -> dict[str, Any]:
+    def estimate_search_cost(self) -> dict[str, Any]:
         return estimate_search(self.tuner, self.budget)
 
     def sensitivity_cost(self) -> float:
@@ -225,7 +228,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def metric_digests(self) -> Mapping[str, str]:
         return self.task.metric_digests
 
-    def cards(self) -> list[dict[str, Any]]:
+    def list_fitting_cards(self) -> list[dict[str, Any]]:
         return list_cards(self.tuner, self.budget)
 
     def render_row(self) -> list[tuple[str, bool]] | None:

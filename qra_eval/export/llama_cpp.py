@@ -99,7 +99,9 @@ def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequen
             batch.logits[place] = 1
         try:
             if lib.llama_decode(context, batch):
-                raise RuntimeError("llama.cpp does not decode the prompt")
+                raise RuntimeError(
+                    "llama.cpp failed on the prompt: try a shorter one, or --engine transformers"
+                )
             raw = ffi.buffer(lib.llama_get_logits(context), 4 * count * vocabulary)
             return torch.from_numpy(np.frombuffer(raw, dtype=np.float32).copy()).view(count, vocabulary)
         finally:
@@ -136,7 +138,9 @@ def generate(
             sampler, piece = lib.llama_sampler_init_greedy(), ffi.new("char[]", 256)
             for _ in range(tokens):
                 if lib.llama_decode(context, lib.llama_batch_get_one(ids, count)):
-                    raise RuntimeError("llama.cpp does not decode the prompt")
+                    raise RuntimeError(
+                        "llama.cpp failed on the prompt: try a shorter one, or --engine transformers"
+                    )
                 count, ids[0] = 1, lib.llama_sampler_sample(sampler, context, -1)
                 meter.count_token()
                 if lib.llama_vocab_is_eog(vocabulary, ids[0]):

@@ -97,8 +97,10 @@ class PlanSwitcher:
         weight: Any = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
-            plain = type(module) is nn.Linear  # quantized layers are linears too
-            weight = module.weight.detach() if plain else self.quantized_model.backend.dequantize(module)
+            if type(module) is nn.Linear:  # quantized layers are linears too
+                weight = module.weight.detach()
+            else:
+                weight = self.quantized_model.backend.dequantize(module)
             weight = weight.to(self.quantized_model.compute)
         self._places[name].set_base(weight=weight)
 

@@ -156,7 +156,9 @@ def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
     if not _has_texts(choices) or len(choices) < 2:
         raise BadInput(f"{where}: choices must be two or more strings, got {shorten(choices, 60)}")
     if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(f"{where}: choices need one label, a string, for each, got {shorten(labels, 60)}")
+        raise BadInput(
+            f"{where}: choices.label must be a list of strings, one for each choice, got {shorten(labels, 60)}"
+        )
     answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
     if isinstance(answer, int):  # a number that is a label as well may mean either
         found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []

@@ -199,5 +199,5 @@ def _join_rows(rows: Sequence[Row], what: str) -> str:
     """Rows of `{"text"}`, with a blank line between them."""
     parts = [read_field(row, "text", str, where) for where, row in rows]
     if not any(map(str.strip, parts)):
-        raise BadInput(f"{what} has no text")
+        raise BadInput(f"no row of {what} has text: give each a field `text`")
     return "\n\n".join(part.strip("\n") for part in parts if part.strip())

@@ -121,7 +121,8 @@ def load_base(
     )
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
-            f"the plan was made for weights {data['weights']}, {data['model']} now has {loaded.fingerprint}"
+            f"{data['model']} has other weights ({loaded.fingerprint}) than the plan was made for "
+            f"({data['weights']}): restore them, or plan again"
         )
     model = loaded.model
     levels = read_levels(data)

@@ -71,7 +71,7 @@ class TunableEvaluator(Evaluator):
         """Seconds of a full evaluation, roughly, without running one."""
 
     @abstractmethod
-    def estimate(self) -> Mapping[str, Any]:
+    def estimate_search_cost(self) -> Mapping[str, Any]:
         """What a run will take; `--dry-run` prints it.
 
         Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; and
@@ -79,7 +79,7 @@ class TunableEvaluator(Evaluator):
         """
 
     @abstractmethod
-    def cards(self) -> Sequence[Mapping[str, Any]]:
+    def list_fitting_cards(self) -> Sequence[Mapping[str, Any]]:
         """Which graphics cards a run fits; `qra doctor --model` prints it.
 
         For each card: its `name` and `bytes`, in `settings` words for those with which a run fits it (None: nothing

@@ -173,7 +173,7 @@ class RayExecutor(WorkerExecutor):
 
 
 class RayWorker:
-    """An actor."""
+    """The handle of an actor."""
 
     def __init__(self, ray: Any, actor: Any):
         self._ray = ray

@@ -112,7 +112,9 @@ def read_state(log: TrialLog) -> StudyState:
                 raise ValueError(f"the plan of trial {trial.id} does not belong to its search space")
             size = space.memory_bytes(trial.plan)
             if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
-                raise ValueError(f"trial {trial.id} has other bytes than its plan, {size}")
+                raise ValueError(
+                    f"trial {trial.id} records {trial.evaluation.memory_bytes} bytes, its plan takes {size}"
+                )
         return StudyState(
             space,
             log.trials,

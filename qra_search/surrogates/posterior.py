@@ -90,20 +90,20 @@ def refine(fit: TableFit) -> TableFit:
     others = replace(fit.widths, noise=LOUDER * fit.widths.noise), replace(fit.widths, units=ANY_UNITS)
     starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
     found = [_climb_evidence(start, fit.widths) for start in starts]
-    return max(found, key=lambda some: _compute_evidence(some, some.widths, fit.widths))
+    return max(found, key=lambda some: _compute_log_posterior(some, some.widths, fit.widths))
 
 
 def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
     best = start
-    at = _compute_evidence(fit, start, prior)
+    at = _compute_log_posterior(fit, start, prior)
     for _ in range(SWEEPS):
         before = best
         for name, factor in itertools.product(KNOWN_TO, (STEP, 1.0 / STEP)):
             while True:
                 trial = replace(best, **{name: getattr(best, name) * factor})
-                value = _compute_evidence(fit, trial, prior)
+                value = _compute_log_posterior(fit, trial, prior)
                 if value <= at + LEAST:
                     break
                 best = trial
@@ -113,7 +113,7 @@ def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
 
 
-def _compute_evidence(fit: TableFit, w: Widths, prior: Widths) -> float:
+def _compute_log_posterior(fit: TableFit, w: Widths, prior: Widths) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
     total = np.tensordot(list(fit.block_variances(w)), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.observation_variance(w, fit.rows.weight, fit.excess)

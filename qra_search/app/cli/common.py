@@ -72,7 +72,9 @@ SETTINGS: dict[str, Any] = {
     "columns": Annotated[
         str | None,
         option(
-            "--columns FIELD=COLUMN,...", "What columns are read as: prompt=ask,answer={intent,words}.", WHAT
+            "--columns FIELD=COLUMN,...",
+            "Your columns: prompt=ask reads the column ask as the prompt, answer={intent,words} joins two into JSON.",
+            WHAT,
         ),
     ],
     "metric": _setting("metric", list[str], "--metric FILE.py:NAME"),

@@ -89,7 +89,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     count = config.search.evaluations if evaluations is None else evaluations
     estimate = {}
     if isinstance(evaluator, TunableEvaluator):
-        estimate = dict(evaluator.estimate())
+        estimate = dict(evaluator.estimate_search_cost())
         if estimate.get("sensitivities_seconds"):
             estimate["sensitivity_cost"] = evaluator.sensitivity_cost()
         before = estimate.get("setup_seconds", 0.0) + estimate.get("sensitivities_seconds", 0.0)

@@ -22,7 +22,10 @@ AGAINST = (
     "shuffled over linears of the same shape. shuffled: only the shuffled plan. ladder: uniform plans from 1 to 4 bits "
     "and plans between, to see how small the model may be. none: no baseline."
 )
-TUNING = "An id (see `qra show`), uniform, shuffled or 16-bit; default: what is to be deployed."
+TUNING = (
+    "Which tuning: its id (see `qra show`), or uniform, shuffled or 16-bit for a baseline; default: the one to "
+    "deploy."
+)
 TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss if it has none (default 2)."
 FORMATS = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."

@@ -103,7 +103,7 @@ def doctor(given: Mapping[str, Any], as_json: common.Json = False) -> None:
     with common.make_view(quiet=as_json) as view:
         evaluator = build_evaluator(config, view.progress, weights=False)
     with closing(evaluator):
-        cards = list(evaluator.cards()) if isinstance(evaluator, TunableEvaluator) else []
+        cards = list(evaluator.list_fitting_cards()) if isinstance(evaluator, TunableEvaluator) else []
     if not cards:
         raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
     heads = ("card", "settings that fit", "highest peak", "host memory")

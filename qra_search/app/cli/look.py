@@ -90,7 +90,7 @@ def show(
             shown = [snapshot, RunFolder(other).read()] if RunFolder(other).has_run else [snapshot]
             for each in shown:
                 print(f"{each.folder.path}: {make_headline(each.result, each.comparison())}")
-        _print_differences(one, two, as_json=as_json)
+        _print_plan_differences(one, two, as_json=as_json)
         return
     if as_json:
         common.print_json(plan_to_dict(space, plan))
@@ -119,7 +119,7 @@ def show(
         console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 
-def _print_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
+def _print_plan_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
     """Groups for which two plans choose differently."""
     names = dict.fromkeys([*one, *two])
     rows = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]

@@ -121,7 +121,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     peaks = estimate_peaks(evaluator.tuner)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
     assert all(peak.device == 0 and peak.host >= EXPORT_LIBRARIES for peak in peaks.values())
-    facts = evaluator.estimate()
+    facts = evaluator.estimate_search_cost()
     assert facts["phases"] == {name: asdict(peak) for name, peak in peaks.items()}
     linears = [m for group in evaluator.space.groups for m in group.linears]
     storage = evaluator.quantized_model.backend.storage

@@ -36,7 +36,7 @@ def test_an_estimate_quantizes_nothing_for_good_and_leaves_the_model_as_it_was(
 ) -> None:
     evaluator = make(tmp_path / "bank", backend)
     before = {name: p.detach().clone() for name, p in evaluator.tuner.model.named_parameters()}
-    facts = evaluator.estimate()
+    facts = evaluator.estimate_search_cost()
     seconds = {"setup_seconds", "sensitivities_seconds", "evaluation_seconds", "tuning_seconds"}
     assert set(facts) == {*seconds, "disk_bytes", "phases", "engines"}
     assert all(facts[name] > 0 for name in {*seconds, "disk_bytes"})
@@ -52,7 +52,7 @@ def test_nothing_is_left_to_quantize_once_the_cache_has_it(tmp_path: Path) -> No
     n = len(first.space)
     first.evaluate(Plan((2,) * n, (4,) * n))
     again = make(tmp_path / "bank")
-    assert again.quantized_model.is_quantized() and again.estimate()["setup_seconds"] == 0.0
+    assert again.quantized_model.is_quantized() and again.estimate_search_cost()["setup_seconds"] == 0.0
     other = make(tmp_path / "bank", "reference-gptq")
     assert not other.quantized_model.is_quantized()
 

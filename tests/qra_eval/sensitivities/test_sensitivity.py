@@ -114,7 +114,7 @@ def test_sensitivities_are_stored_by_content_and_charged_as_measured(measured, m
     evaluator, sensitivities = measured
     monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: pytest.fail("it was measured again"))
     assert evaluator.sensitivities().to_dict() == sensitivities.to_dict()
-    assert evaluator.estimate()["sensitivities_seconds"] == 0.0
+    assert evaluator.estimate_search_cost()["sensitivities_seconds"] == 0.0
     cache.get_sensitivities_file(evaluator.tuner).write_text("{")  # a damaged file holds none
     monkeypatch.setattr(cache, "measure_sensitivities", lambda *_: sensitivities)
     assert (

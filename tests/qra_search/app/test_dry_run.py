@@ -33,7 +33,7 @@ class Estimating(AdditiveEvaluator, QuietTunable):
     def evaluation_seconds(self) -> float:
         return 30.0
 
-    def estimate(self) -> dict[str, float]:
+    def estimate_search_cost(self) -> dict[str, float]:
         return {"setup_seconds": 10.0, "sensitivities_seconds": 4.0, "evaluation_seconds": 2.0}
 
     def row_counts(self) -> dict[str, RowCount]:

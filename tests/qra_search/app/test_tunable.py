@@ -26,4 +26,9 @@ def test_of_an_evaluator_that_only_searches_nothing_more_is_asked() -> None:
 def test_the_real_evaluator_can_be_tuned_and_the_contract_is_abstract() -> None:
     assert issubclass(QuantizedLoRAEvaluator, TunableEvaluator)
     assert not QuantizedLoRAEvaluator.__abstractmethods__
-    assert {"tune", "estimate", "row_counts", "cards"} <= TunableEvaluator.__abstractmethods__
+    assert {
+        "tune",
+        "estimate_search_cost",
+        "row_counts",
+        "list_fitting_cards",
+    } <= TunableEvaluator.__abstractmethods__

@@ -92,7 +92,7 @@ def test_an_empty_log_has_no_space() -> None:
 @pytest.mark.parametrize(
     ("plan", "size", "says"),
     [
-        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has other bytes than its plan"),
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 records 1 bytes, its plan takes"),
         (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 does not belong to its search space"),
         (Plan((3, 3), (5, 5)), 1, "trial 6 does not belong to its search space"),
     ],

@@ -12,7 +12,7 @@ from table_world import World
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.schemas import Sensitivities
 from qra_search.surrogates.basis import FLOOR, Rows, TableBasis, Widths
-from qra_search.surrogates.posterior import _compute_evidence, refine
+from qra_search.surrogates.posterior import _compute_log_posterior, refine
 from qra_search.surrogates.table import TableFit
 from qra_search.testing.scenarios import make_toy_space
 
@@ -183,7 +183,7 @@ def test_the_evidence_is_that_of_a_gaussian():
         )
         density = multivariate_normal(np.zeros(25), cov, allow_singular=True).logpdf(fit.target)
         prior = -0.5 * (np.log(widths.scale / 0.3) / 0.7) ** 2
-        values.append((_compute_evidence(fit, widths, fit.widths), density + prior))
+        values.append((_compute_log_posterior(fit, widths, fit.widths), density + prior))
     (a, x), (b, y) = values
     np.testing.assert_allclose(a - b, x - y, rtol=1e-6)
 
