@@ -29,13 +29,13 @@ def make_backend(spec: Spec) -> Backend:
     if isinstance(spec, Backend):
         return spec
     if isinstance(spec, str):
-        return _build(spec, {})
+        return _build_backend(spec, {})
     if not isinstance(spec, Mapping) or not spec:
         raise ValueError(f"a backend must be a name, or a mapping with `name` or of bits, got {spec!r}")
     if "name" in spec:
-        return _build(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
+        return _build_backend(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     if None not in map(read_width, spec):
-        return _build("mixed", {"choice": spec})
+        return _build_backend("mixed", {"choice": spec})
     raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {list(spec)}")
 
 
@@ -49,7 +49,7 @@ def _find_entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _build(name: str, options: dict[str, Any]) -> Backend:
+def _build_backend(name: str, options: dict[str, Any]) -> Backend:
     cls, preset = _find(name)
     known = inspect.signature(cls).parameters
     unknown = options.keys() - known.keys()

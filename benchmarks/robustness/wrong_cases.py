@@ -44,7 +44,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --device cuda", "use --device cpu"),
     (
         f"plan {TINY} --device gpu",
-        "auto, cpu, cuda or cuda:1 is needed",
+        "must be auto, cpu, cuda or cuda:N",
     ),
     (f"plan {TINY} --set model.dtype=int8", "model.dtype is 'int8'"),
     (f"plan {TINY} --set model.dequantized_cache=lots", "model.dequantized_cache is 'lots'"),

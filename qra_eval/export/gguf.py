@@ -111,7 +111,7 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     add_hyperparameters(writer, run.config)
     writer.add_file_type(LlamaFileType.GUESSED)
     writer.add_quantization_version(2)
-    notes = [*add_tokenizer(writer, run, pre), *list_family_notes(run.config)]
+    notes = [*write_tokenizer(writer, run, pre), *list_family_notes(run.config)]
     _write_tensors(writer, list_model_tensors(run))
     blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)
@@ -261,7 +261,7 @@ def cast_floats(value: Tensor, kind: str) -> np.ndarray:
 
 
 # -- tokenizers: byte-level BPE, or the pieces of SentencePiece, which llama.cpp merges by score ---
-def add_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
+def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]:
     """Write the tokenizer, one without `list_tokenizer_issues`, and give notes.
 
     `splits` is llama.cpp's name of the pre-tokenizer of a byte-level BPE; None: that of the GGUF file of the model.

@@ -99,9 +99,7 @@ def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequen
             batch.logits[place] = 1
         try:
             if lib.llama_decode(context, batch):
-                raise RuntimeError(
-                    "llama.cpp failed on the prompt: try a shorter one, or --engine transformers"
-                )
+                raise RuntimeError(f"llama.cpp failed on a row of {count} tokens")
             raw = ffi.buffer(lib.llama_get_logits(context), 4 * count * vocabulary)
             return torch.from_numpy(np.frombuffer(raw, dtype=np.float32).copy()).view(count, vocabulary)
         finally:

@@ -24,13 +24,15 @@ def resolve_device(text: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     form = _FORM.fullmatch(text)
     if form is None:
-        raise BadInput(f"device is {shorten(text)}: auto, cpu, cuda or cuda:1 is needed")
+        raise BadInput(f"device must be auto, cpu, cuda or cuda:N, got {shorten(text)}")
     if text == "cpu" or (text == "auto" and not count):
         return torch.device("cpu")
     if not count:
-        raise BadInput(f"device {text!r}: torch {torch.__version__} sees no CUDA device: use --device cpu")
+        raise BadInput(
+            f"device is {text!r}, but torch {torch.__version__} finds no CUDA device. Use --device cpu"
+        )
     if int(form[1] or 0) >= count:
-        raise BadInput(f"device {text!r} does not exist: the last that torch sees is cuda:{count - 1}")
+        raise BadInput(f"device {text!r} does not exist. The last one that torch finds is cuda:{count - 1}")
     return torch.device("cuda" if text == "auto" else text)
 
 

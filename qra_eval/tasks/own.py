@@ -140,7 +140,7 @@ class TextTask(Task):
             raise BadInput("running text has no answers to score: remove --metric")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: list(self._cut_blocks(text)) for name, text in self._load_texts().items()}
+        given = {name: list(self._split_into_blocks(text)) for name, text in self._load_texts().items()}
         what = self.data if isinstance(self.data, str) else "the text"
         what = f"{what}, cut into blocks of {self.block_characters} characters"
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
@@ -156,7 +156,7 @@ class TextTask(Task):
             return {split: _read_text(path) for split, path in files.items()}
         return {split: _join_rows(rows, self.name) for split, rows in read_splits(self.data).items()}
 
-    def _cut_blocks(self, text: str) -> Iterator[Example]:
+    def _split_into_blocks(self, text: str) -> Iterator[Example]:
         block: list[str] = []
         size = 0
         for line in text.split("\n"):
@@ -199,5 +199,5 @@ def _join_rows(rows: Sequence[Row], what: str) -> str:
     """Rows of `{"text"}`, with a blank line between them."""
     parts = [read_field(row, "text", str, where) for where, row in rows]
     if not any(map(str.strip, parts)):
-        raise BadInput(f"no row of {what} has text: give each a field `text`")
+        raise BadInput(f"no row of {what} has text in its field `text`")
     return "\n\n".join(part.strip("\n") for part in parts if part.strip())

@@ -239,7 +239,7 @@ class FineTuner:
         return (1 + training.BACKWARD) * trained + held_out
 
 
-def call_within_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
+def call_or_fail_out_of_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
     """What `work` returns; raises EvaluationFailed if memory does not suffice, and no plan is in place then."""
     try:
         return work()
@@ -273,10 +273,10 @@ class TrialWatch(training.TrainerCallback):
             self.progress(self.stage, state.step, state.steps)
         if not self.beside or state.step != state.steps // 2:
             return False
-        parts = self.average_parts(state.steps)
+        parts = self.average_losses_by_part(state.steps)
         return parts[-1] > FAR * self.beside[len(parts) - 1]
 
-    def average_parts(self, steps: int) -> list[float]:
+    def average_losses_by_part(self, steps: int) -> list[float]:
         """Mean training loss of each part that was made, of `steps` steps in all."""
         ends = [round(i * steps / TRIAL_PARTS) for i in range(TRIAL_PARTS + 1)]
         parts = (self.losses[a:b] for a, b in zip(ends, ends[1:], strict=False) if b <= len(self.losses))
@@ -302,7 +302,7 @@ def try_rate(
             )
         except training.Diverged:
             return RateTrial(rate, steps, len(watch.losses), math.inf)
-        curve = watch.average_parts(steps)
+        curve = watch.average_losses_by_part(steps)
         made = len(watch.losses)
         if made == steps:
             loss = tuner.measure_loss("validation", tuner.evaluation.validation_rows)
@@ -312,4 +312,4 @@ def try_rate(
         return RateTrial(rate, steps, made, loss if math.isfinite(loss) else math.inf, tuple(curve))
 
     tuner.switcher.quantize_plan(plan)
-    return call_within_memory(tuner, work)
+    return call_or_fail_out_of_memory(tuner, work)

@@ -153,7 +153,9 @@ def read_tuned_plan(folder: Path) -> dict[str, Any]:
     needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
     missing = [name for name in needed if not (folder / name).exists()]
     if missing == [BASE_FILE]:
-        raise BadInput(f"{folder} was saved without its base: open_run(RUN).load({folder.name!r}) writes it")
+        raise BadInput(
+            f"{folder} was saved without its base. Write it with open_run(RUN).load({folder.name!r})"
+        )
     if missing:
         raise BadInput(
             f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"

@@ -347,7 +347,9 @@ def choose_rate(
             continue
         loss = next(r for r in comparison.chosen.records if r.seed == first.seeds[0]).validation_loss
         if loss is None:
-            raise BadInput(f"{config.evaluator} measures no validation loss, which --rates compares")
+            raise BadInput(
+                f"--rates compares validation losses, which the evaluator {config.evaluator} does not measure"
+            )
         losses[rate] = loss
         listener.say(f"learning rate {rate:g}: validation loss {loss:.4f}")
     if not losses:

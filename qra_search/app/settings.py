@@ -92,7 +92,9 @@ def change_settings(
     config = make_config(known.model_dump(mode="json"), changes, source="options")
     for path, (old, _) in find_differences(known, config).items():
         if not path.startswith(TUNABLE):
-            raise BadInput(f"{path} is {old!r} in this run: only training and finetune can be set anew")
+            raise BadInput(
+                f"{path} is {old!r} in this run and cannot be changed. Only settings of training and finetune can"
+            )
     return config
 
 

@@ -26,7 +26,7 @@ def run_safely(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", TornLine)
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _print_warning
             check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
@@ -53,7 +53,7 @@ def exit_status(error: BaseException) -> int:
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
 
 
-def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     _print_line(str(message), OK)
 
 

@@ -20,7 +20,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"training": {"alfa": 7}}, "training.alfa is not a known field: did you mean alpha?"),
     (
         {"model": {"name": "tiny", "device": "gpu"}},
-        "device is 'gpu': auto, cpu, cuda or cuda:1",
+        "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
     ),
     ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),

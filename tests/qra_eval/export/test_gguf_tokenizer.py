@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from qra_eval.export import llama_cpp
-from qra_eval.export.gguf import add_tokenizer, compute_piece_scores, list_tokenizer_issues
+from qra_eval.export.gguf import compute_piece_scores, list_tokenizer_issues, write_tokenizer
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 WORDS = "▁the ▁then ▁there ▁a ing ▁thing er ▁banana ▁ba nan ana ▁an and ▁and"
@@ -55,7 +55,7 @@ def written(tokenizer: Any, file: Path, rows: int) -> Path:
     writer = gguf.GGUFWriter(file, "gemma")
     config = SimpleNamespace(vocab_size=rows)
     run: Any = SimpleNamespace(tokenizer=tokenizer, config=config, spec=str(file.parent))
-    assert list_tokenizer_issues(run) == [] and add_tokenizer(writer, run, None) == []
+    assert list_tokenizer_issues(run) == [] and write_tokenizer(writer, run, None) == []
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -27,15 +27,15 @@ def test_auto_is_a_gpu_if_there_is_one(gpus):
     assert resolve_device("auto") == torch.device("cpu")
 
 
-NEITHER = "device is .*: auto, cpu, cuda or cuda:1 is needed"
+NEITHER = "device must be auto, cpu, cuda or cuda:N, got "
 
 
 @pytest.mark.parametrize(
     ("count", "text", "message"),
     [
-        (0, "cuda", "device 'cuda': torch .* sees no CUDA device: use --device cpu$"),
-        (2, "cuda:7", "device 'cuda:7' does not exist: the last that torch sees is cuda:1$"),
-        (1, "cuda:1", "device 'cuda:1' does not exist: the last that torch sees is cuda:0$"),
+        (0, "cuda", "device is 'cuda', but torch .* finds no CUDA device. Use --device cpu$"),
+        (2, "cuda:7", "device 'cuda:7' does not exist. The last one that torch finds is cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' does not exist. The last one that torch finds is cuda:0$"),
         *((2, text, NEITHER) for text in ("gpu", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:0\n")),
     ],
 )

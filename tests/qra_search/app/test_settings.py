@@ -33,7 +33,7 @@ def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() ->
     known = make_config({})
     changes = {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}
     assert change_settings(known, settings=changes).evaluation.validation_rows == 8
-    with pytest.raises(BadInput, match=r"evaluation\.steps is 12 in this run: only training and finetune"):
+    with pytest.raises(BadInput, match=r"evaluation\.steps is 12 in this run and cannot be changed"):
         change_settings(known, settings={"evaluation.steps": 8})
 
 

@@ -67,7 +67,7 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
         (("--set", "finetune.patience=2"), "finetune.patience is 2: it needs validation measurements"),
         (
             ("--set", "space.bits=[2]"),
-            "space.bits is 'auto' in this run: only training and finetune",
+            "space.bits is 'auto' in this run and cannot be changed",
         ),
         (
             ("--set", "training.schedule=step"),

@@ -70,7 +70,7 @@ def test_rates_that_cannot_be_compared_are_refused(qra: Qra, searched: Path, tun
     assert refused.status == 2 and "training.learning_rate is 0" in refused.err and not tuner["tuned"]
     tuner["rates"] = {5e-4: None}
     done = qra("finetune", searched, *RATES)
-    assert done.status == 2 and "measures no validation loss, which --rates compares" in done.err
+    assert done.status == 2 and "--rates compares validation losses" in done.err
 
 
 def test_trials_foretell_the_rate_once_for_all_plans(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
