@@ -25,6 +25,7 @@ from qra_search.app.finetune import (
     write_deployed_base,
 )
 from qra_search.app.folder import RunFolder, Snapshot
+from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
 from qra_search.app.settings import change_settings, check_budget, check_task, make_settings
@@ -36,6 +37,7 @@ from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_EVALUATIONS
+from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Listener
 
@@ -304,7 +306,7 @@ class Run(AbstractContextManager["Run"]):
         Raises:
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
         """
-        found = self.folder.read().find_tuning(tuning)
+        found = self._find_tuning(tuning)
         self.write_base(found)
         with convert_to_bad_input():
             return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
@@ -330,7 +332,7 @@ class Run(AbstractContextManager["Run"]):
         engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
         if engine not in GENERATING:
             raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
-        found = self.folder.read().find_tuning(tuning)
+        found = self._find_tuning(tuning)
         if engine == "llama.cpp":
             exported = self.path / "exports" / f"gguf-{found.id}"
             if not exported.is_dir():
@@ -341,6 +343,16 @@ class Run(AbstractContextManager["Run"]):
         with convert_to_bad_input():
             generate = self._find_loader("generate")
             return generate(found.path, prompt, **self._loaded_objects, **options)
+
+    def _find_tuning(self, name: str | None) -> TuningFolder:
+        """As `Snapshot.find_tuning`; on standard error it says which tuning is taken if none was named."""
+        run = self.folder.read()
+        found = run.find_tuning(name)
+        record = next(record for record in run.records if record.id == found.id)
+        if name is None:
+            what = f"{format_plan(record.plan, run.result.space)}, {format_bytes(record.memory_bytes)}"
+            make_listener(None).say(f"takes tuning {found.id}: {what}")
+        return found
 
     def _find_loader(self, name: str) -> Any:
         """A function of the run's evaluator that takes the folder of a tuning."""

@@ -168,6 +168,11 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
         size = found.chosen.memory_bytes
         share = size / result.space.unquantized.memory.minimum
         items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
+        if run.config is not None:
+            engine, resident = formatting.find_resident(run.config, size, result.space.weights)
+            if resident is not None:
+                of = f"estimated for {engine}, beyond its libraries"
+                items.append(("Memory while it generates", f"about {format_bytes(resident)}", of))
         if found.baseline is not None and found.change is not None:
             name = format_plan(found.baseline.plan, result.space)
             items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_runner import LANDSCAPE, MIXED, Qra, read_records
 
-from qra_search import Plan
+from qra_search import Plan, plugins
 from qra_search.app.folder import RunFolder
 from qra_search.schemas import Evaluation
 from qra_search.study.result import SearchResult
@@ -161,3 +162,15 @@ def test_a_run_is_read_once_for_a_command(qra: Qra, searched: Path, monkeypatch:
     for words in (("finetune", searched, "--rates", "1e-3,2e-3"), ("show", searched), ("report", searched)):
         made.clear()
         assert qra(*words).status == 0 and len(made) == 1, words
+
+
+def test_a_tuning_that_was_not_named_is_named_before_it_answers(
+    qra: Qra, searched: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qra("finetune", searched).status == 0
+    answer = SimpleNamespace(tokens=1, tokens_per_second=1.0, resident_bytes=2 << 20)
+    evaluators = plugins.load("evaluators", "landscape")
+    monkeypatch.setattr(evaluators, "generate", lambda *_, **options: answer, raising=False)
+    id = RunFolder(searched).read().find_tuning().id
+    assert f"takes tuning {id}: " in qra("generate", searched, "a").err
+    assert "takes tuning" not in qra("generate", searched, "a", "--tuning", id).err
