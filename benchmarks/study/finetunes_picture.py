@@ -26,6 +26,7 @@ SERIES = {
     "plan": ("plans of qra", "best", "s"),
     "uniform": ("one width", "found", "o"),
     "shuffled": ("plans shuffled", "soft", "v"),
+    "merged": ("16-bit LoRA merged, then quantized", "soft", "D"),
     "first-wider": ("first layers wider", "soft", "^"),
 }
 """Label, color and marker of what has many points; a rival has its name."""

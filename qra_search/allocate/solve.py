@@ -77,17 +77,20 @@ class Allocation(Schema):
         return min(self.uniform, key=lambda u: (u.gain, u.memory_bytes), default=None)
 
 
-def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:
+def solve(
+    space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int, *, exact: bool = True
+) -> Allocation:
     """The best plan within a budget if groups do not interact; `Allocation.is_exact` says if it is known to be.
 
     Args:
         sensitivities: None: flat ones, by the number of weights of each group.
+        exact: False takes milliseconds instead of up to seconds, and may be a few exchanges off the best.
 
     Raises:
         BudgetTooSmall: no plan fits.
     """
     table = build_additive_table(space, sensitivities)
-    plan, is_exact = _find_best_plan(space, table, budget_bytes)
+    plan, is_exact = _find_best_plan(space, table, budget_bytes, exact=exact)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
@@ -95,12 +98,25 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
 
 
 def solve_front(
-    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES
+    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES, *, exact: bool = True
 ) -> list[Allocation]:
     """Allocations within budgets spread evenly from the smallest plan to the largest uniform one, cheapest first."""
     largest = max(map(space.memory_bytes, space.uniform_plans()), default=space.memory.maximum)
     budgets = np.linspace(space.memory.minimum, max(largest, space.memory.minimum), count).round().astype(int)
-    return [solve(space, sensitivities, budget) for budget in dict.fromkeys(budgets.tolist())]
+    return [solve(space, sensitivities, budget, exact=exact) for budget in dict.fromkeys(budgets.tolist())]
+
+
+def solve_beside_uniform(
+    space: SearchSpace, sensitivities: Sensitivities | None, *, exact: bool = True
+) -> list[tuple[UniformPrediction, Allocation]]:
+    """The uniform plan of every level at the least rank, each with the allocation within its bytes."""
+    table, pairs = build_additive_table(space, sensitivities), []
+    for level in space.bits:
+        plan = space.uniform(level, min(space.uniform_ranks, default=0))
+        if plan is not None:
+            allocation = solve(space, sensitivities, space.memory_bytes(plan), exact=exact)
+            pairs.append((predict_uniform(space, table, allocation.plan, [plan])[0], allocation))
+    return pairs
 
 
 def predict_uniform(
@@ -126,11 +142,13 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Pla
     return _find_best_plan(space, table, budget_bytes)[0]
 
 
-def _find_best_plan(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> tuple[Plan, bool]:
+def _find_best_plan(
+    space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True
+) -> tuple[Plan, bool]:
     """The plan of `solve_table`, and whether it is known to be the best."""
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
-    found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes)
+    found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes, exact=exact)
     assert found is not None  # the smallest plan fits
     return space.decode(found.code), bool(found.is_exact)
 

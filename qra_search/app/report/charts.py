@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qra_search.allocate.solve import (
+    build_additive_table,
+    compute_table_losses,
+    solve_beside_uniform,
+    solve_front,
+)
 from qra_search.app.compare import Comparison, TunedPlan
 from qra_search.app.rates import Foretold
 from qra_search.app.report.formatting import format_loss
@@ -125,6 +131,33 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
         _write_labels(axes, [*sizes_of_budgets, *labels])
         above = (0, 1 + LEGEND_GAP / axes.bbox.height)
         axes.legend(loc="lower left", bbox_to_anchor=above, borderaxespad=0)
+    return figure
+
+
+def plot_predicted(result: SearchResult, plan: Plan) -> Figure:
+    """Loss as the sensitivities predict it before tuning, against memory: plans of every size, the uniform plans of
+    the least rank, and a plan."""
+    space, known = result.space, result.sensitivities
+    beside = solve_beside_uniform(space, known, exact=False)
+    uniform = [(u.memory_bytes / MIB, a.predicted_loss + u.gain) for u, a in beside]
+    allocations = [*solve_front(space, known, exact=False), *(a for _, a in beside)]
+    line = sorted((a.memory_bytes / MIB, a.predicted_loss) for a in allocations)
+    (loss,) = compute_table_losses(build_additive_table(space, known), space.encode_many([plan])).tolist()
+    own = (space.memory_bytes(plan) / MIB, loss)
+    labels = [(f"this plan, {format_loss(loss)}", own, (13.0, 10.0))]
+    labels += [
+        (format_level(u.plan.bits[0]), at, (8.0, 10.0)) for (u, _), at in zip(beside, uniform, strict=True)
+    ]
+    with use_chart_style() as c:
+        figure, axes = make_figure("Predicted loss against memory, before tuning", CHART)
+        fit_axis(axes, "x", "memory, MiB", [size for size, _ in line])
+        fit_axis(axes, "y", "predicted loss, nats", [value for _, value in [*line, *uniform, own]])
+        axes.plot(*zip(*line, strict=True), color=c["found"], linewidth=2.25)
+        for kind, marks in ((UNIFORM, uniform), (FOUND, [own])):
+            color, shape, size, _ = KINDS[kind]
+            for at in marks:
+                axes.plot(*at, marker=shape, markersize=size, color=c[color], clip_on=False, zorder=3)
+        _write_labels(axes, labels)
     return figure
 
 

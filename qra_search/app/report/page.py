@@ -25,6 +25,7 @@ from qra_search.app.report.charts import (
     get_palette,
     make_ramp,
     plot_front,
+    plot_predicted,
     plot_rates,
     plot_tuned,
     to_svg,
@@ -89,6 +90,7 @@ def render_page(run: Snapshot) -> str:
         own = comparison.chosen.records[0]
         where.append(f"tunings of {own.steps} steps, {len(own.row_tokens)} test rows")
     has_curve = comparison is not None and len(list_deployable(comparison.tunings)) > 2
+    has_sizes = result.sensitivities is not None and not result.candidates
     ramps = {"bits": len(result.space.bits), "rank": len(result.space.ranks), "damage": DAMAGE_STEPS}
     identity = yaml.safe_dump(run.identity, sort_keys=False) if run.identity else ""
     page = _load_templates().get_template("page.html")
@@ -102,9 +104,10 @@ def render_page(run: Snapshot) -> str:
         headline=headline,
         lead=findings[0] if findings else "",
         findings=" ".join(findings[1:]),
-        facts=_list_key_figures(run, found),
+        facts=_list_key_figures(run, found, plan),
         allocation=result.allocation() if result.memory_budgets else None,
         chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
+        sizes=_render_chart(plot_predicted(result, plan), headline) if has_sizes and plan else None,
         curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
         rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
         foretold="" if foretold is None else str(foretold),
@@ -151,7 +154,7 @@ def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
     return {"svg": Markup(to_svg(figure, theme="page", key=label)), "label": f"{label}. {summary}"}  # noqa: S704
 
 
-def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, str, str]]:
+def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -> list[tuple[str, str, str]]:
     """The figures that everyone asks for first: name, figure, and what it is of."""
     result = run.result
     items = []
@@ -164,8 +167,8 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
             if uniform is not None and uniform is not tuned:
                 more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
             items.append((format_metric_name(name).capitalize(), figure, more))
-    if found is not None:
-        size = found.chosen.memory_bytes
+    if plan is not None:
+        size = result.space.find_space(plan).memory_bytes(plan)
         share = size / result.space.unquantized.memory.minimum
         items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
         if run.config is not None:
@@ -173,9 +176,9 @@ def _list_key_figures(run: Snapshot, found: Finding | None) -> list[tuple[str, s
             if resident is not None:
                 of = f"estimated for {engine}, beyond its libraries"
                 items.append(("Memory while it generates", f"about {format_bytes(resident)}", of))
-        if found.baseline is not None and found.change is not None:
-            name = format_plan(found.baseline.plan, result.space)
-            items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))
+    if found is not None and found.baseline is not None and found.change is not None:
+        name = format_plan(found.baseline.plan, result.space)
+        items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))
     if result.trials:
         more = f"{len(result.candidates)} plans; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))
