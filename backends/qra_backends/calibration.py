@@ -39,7 +39,7 @@ class SecondMoment:
         size = rows.shape[1]
         if self._sum is None:
             self._sum = rows.new_zeros(size, size)
-        for part in _split_rows(size):
+        for part in _list_stripes(size):
             self._sum[part, part.start :].addmm_(rows[:, part].T, rows[:, part.start :])
         self.count += len(rows)
 
@@ -52,20 +52,20 @@ class SecondMoment:
         if self._sum is None or not self.count:
             raise ValueError("no input was seen: run the model on calibration data first")
         hessian = self._sum / self.count
-        for part in _split_rows(len(hessian)):
+        for part in _list_stripes(len(hessian)):
             hessian[part.stop :, part] = hessian[part, part.stop :].T
         return hessian
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:
     """A matrix (n, n) that `SecondMoment` gave, without what lies left of its stripes; one dimension."""
-    return torch.cat([matrix[part, part.start :].reshape(-1) for part in _split_rows(len(matrix))])
+    return torch.cat([matrix[part, part.start :].reshape(-1) for part in _list_stripes(len(matrix))])
 
 
 def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
     """The matrix (n, n) that `pack_symmetric` packed, exactly; a new tensor."""
     matrix = packed.new_empty(size, size)
-    parts = _split_rows(size)
+    parts = _list_stripes(size)
     stripes = packed.split([(part.stop - part.start) * (size - part.start) for part in parts])
     for part, stripe in zip(parts, stripes, strict=True):
         matrix[part, part.start :] = stripe.view(part.stop - part.start, size - part.start)
@@ -73,7 +73,7 @@ def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
     return matrix
 
 
-def _split_rows(size: int) -> list[slice]:
+def _list_stripes(size: int) -> list[slice]:
     """Rows that are summed together, of each only what lies right of the stripe's first column: it is symmetric."""
     step = max(LEAST_STRIPE, -(-size // STRIPES))
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]

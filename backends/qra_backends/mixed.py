@@ -39,20 +39,20 @@ class _BackendLevel:
 def _delegate_by_level(method: str) -> Any:
     """A method that asks the backend of a level about its own level."""
 
-    def delegate(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
+    def call_backend(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
         part = self._get_backend_level(bits)
         return getattr(part.backend, method)(part.level, *args, **named)
 
-    return delegate
+    return call_backend
 
 
 def _delegate_by_module(method: str) -> Any:
     """A method that asks the backend that made a module."""
 
-    def delegate(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
+    def call_backend(self: MixedBackend, module: nn.Module, *args: Any) -> Any:
         return getattr(self._find_backend(module), method)(module, *args)
 
-    return delegate
+    return call_backend
 
 
 class MixedBackend(Backend):

@@ -142,14 +142,14 @@ class _Run:
         if not numbers:
             return 0
         if self.cache and numbers <= outputs:
-            count, tokens = get_largest_shape(batches)
+            count, tokens = find_largest_shape(batches)
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
 
     def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
         labels = max(len(batch.targets) for batch in batches)
-        return self.activations.count_pass_bytes(*get_largest_shape(batches), labels, training=training)
+        return self.activations.count_pass_bytes(*find_largest_shape(batches), labels, training=training)
 
     def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
         return Activations(
@@ -257,7 +257,7 @@ class _Run:
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
-        both = self.bare.count_calibration_bytes(*get_largest_shape(batches), self.model.linears.values())
+        both = self.bare.count_calibration_bytes(*find_largest_shape(batches), self.model.linears.values())
         both += self.count_moment_bytes() + self.count_layer_copy_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
@@ -319,7 +319,7 @@ class _Run:
         if not self.gpu:
             return 0  # little beside a training there
         batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
-        forward = self.bare.count_layer_bytes(*get_largest_shape(batches))
+        forward = self.bare.count_layer_bytes(*find_largest_shape(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest
@@ -334,6 +334,6 @@ class _Run:
         return EXPORT_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
 
 
-def get_largest_shape(batches: list[Batch]) -> tuple[int, int]:
+def find_largest_shape(batches: list[Batch]) -> tuple[int, int]:
     rows, tokens = max((b.input_ids.shape for b in batches), key=lambda shape: shape[0] * shape[1])
     return rows, tokens

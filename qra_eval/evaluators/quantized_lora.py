@@ -26,7 +26,7 @@ from qra_eval.tasks import SPLITS, Task, make_task, render_example
 from qra_eval.tasks.base import LongestRows, Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
-from qra_eval.tuning.fine_tuner import FineTuner, call_or_fail_out_of_memory, try_rate
+from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory, try_rate
 from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
@@ -181,7 +181,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         self.space.encode(plan)
         self.tuner.switcher.quantize_plan(plan)  # not part of any evaluation's time
-        return call_or_fail_out_of_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
+        return convert_out_of_memory(self.tuner, lambda: self._evaluate_plan(plan, fidelity, seed))
 
     def _evaluate_plan(self, plan: Plan, fidelity: float, seed: int) -> Evaluation:
         start = time.perf_counter()
@@ -207,7 +207,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         )
 
     def sensitivities(self) -> Sensitivities:
-        return call_or_fail_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner))
+        return convert_out_of_memory(self.tuner, lambda: read_or_measure(self.tuner))
 
     def describe(self) -> dict[str, Any]:
         return self.tuner.describe()

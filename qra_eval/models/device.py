@@ -32,7 +32,7 @@ def resolve_device(text: str) -> torch.device:
             f"device is {text!r}, but torch {torch.__version__} finds no CUDA device. Use --device cpu"
         )
     if int(form[1] or 0) >= count:
-        raise BadInput(f"device {text!r} does not exist. The last one that torch finds is cuda:{count - 1}")
+        raise BadInput(f"device {text!r} does not exist, the last CUDA device here is cuda:{count - 1}")
     return torch.device("cuda" if text == "auto" else text)
 
 

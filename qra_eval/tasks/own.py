@@ -199,5 +199,5 @@ def _join_rows(rows: Sequence[Row], what: str) -> str:
     """Rows of `{"text"}`, with a blank line between them."""
     parts = [read_field(row, "text", str, where) for where, row in rows]
     if not any(map(str.strip, parts)):
-        raise BadInput(f"no row of {what} has text in its field `text`")
+        raise BadInput(f"the field `text` is empty in every row of {what}")
     return "\n\n".join(part.strip("\n") for part in parts if part.strip())

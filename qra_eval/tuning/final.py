@@ -20,7 +20,7 @@ from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.space import ADAPTER_DTYPE
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
-from qra_eval.tuning.fine_tuner import FineTuner, call_or_fail_out_of_memory
+from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
 from qra_eval.tuning.training import Diverged
@@ -115,7 +115,7 @@ def tune(
         return TuningRecord(plan, seed, steps, size, seconds, nats, tokens, scores, tuple(shown), **figures)
 
     try:
-        return call_or_fail_out_of_memory(tuner, work)
+        return convert_out_of_memory(tuner, work)
     except Diverged as error:
         return TuningRecord(plan, seed, steps, size, time.perf_counter() - start, failed=f"diverged: {error}")
 
@@ -143,7 +143,7 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
         size = space.memory_bytes(plan)
         return TuningRecord(plan, 0, 0, size, seconds, nats, tokens, scores, unscored=unscored)
 
-    return call_or_fail_out_of_memory(tuner, work)
+    return convert_out_of_memory(tuner, work)
 
 
 def _make_identity(

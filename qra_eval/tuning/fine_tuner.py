@@ -239,7 +239,7 @@ class FineTuner:
         return (1 + training.BACKWARD) * trained + held_out
 
 
-def call_or_fail_out_of_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
+def convert_out_of_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
     """What `work` returns; raises EvaluationFailed if memory does not suffice, and no plan is in place then."""
     try:
         return work()
@@ -312,4 +312,4 @@ def try_rate(
         return RateTrial(rate, steps, made, loss if math.isfinite(loss) else math.inf, tuple(curve))
 
     tuner.switcher.quantize_plan(plan)
-    return call_or_fail_out_of_memory(tuner, work)
+    return convert_out_of_memory(tuner, work)

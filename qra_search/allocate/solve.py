@@ -77,20 +77,17 @@ class Allocation(Schema):
         return min(self.uniform, key=lambda u: (u.gain, u.memory_bytes), default=None)
 
 
-def solve(
-    space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int, *, exact: bool = True
-) -> Allocation:
+def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes: int) -> Allocation:
     """The best plan within a budget if groups do not interact; `Allocation.is_exact` says if it is known to be.
 
     Args:
         sensitivities: None: flat ones, by the number of weights of each group.
-        exact: False takes milliseconds instead of up to seconds, and may be a few exchanges off the best.
 
     Raises:
         BudgetTooSmall: no plan fits.
     """
     table = build_additive_table(space, sensitivities)
-    plan, is_exact = _find_best_plan(space, table, budget_bytes, exact=exact)
+    plan, is_exact = _find_best_plan(space, table, budget_bytes)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
@@ -98,25 +95,24 @@ def solve(
 
 
 def solve_front(
-    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES, *, exact: bool = True
+    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES
 ) -> list[Allocation]:
     """Allocations within budgets spread evenly from the smallest plan to the largest uniform one, cheapest first."""
+    return [solve(space, sensitivities, budget) for budget in spread_budgets(space, count)]
+
+
+def spread_budgets(space: SearchSpace, count: int = FRONT_SIZES) -> list[int]:
+    """Budgets spread evenly from the bytes of the smallest plan to those of the largest uniform one."""
     largest = max(map(space.memory_bytes, space.uniform_plans()), default=space.memory.maximum)
     budgets = np.linspace(space.memory.minimum, max(largest, space.memory.minimum), count).round().astype(int)
-    return [solve(space, sensitivities, budget, exact=exact) for budget in dict.fromkeys(budgets.tolist())]
+    return list(dict.fromkeys(budgets.tolist()))
 
 
-def solve_beside_uniform(
-    space: SearchSpace, sensitivities: Sensitivities | None, *, exact: bool = True
-) -> list[tuple[UniformPrediction, Allocation]]:
-    """The uniform plan of every level at the least rank, each with the allocation within its bytes."""
-    table, pairs = build_additive_table(space, sensitivities), []
-    for level in space.bits:
-        plan = space.uniform(level, min(space.uniform_ranks, default=0))
-        if plan is not None:
-            allocation = solve(space, sensitivities, space.memory_bytes(plan), exact=exact)
-            pairs.append((predict_uniform(space, table, allocation.plan, [plan])[0], allocation))
-    return pairs
+def list_least_rank_uniform_plans(space: SearchSpace) -> list[Plan]:
+    """The uniform plan of every level at the least rank, where the space has one."""
+    least = min(space.uniform_ranks, default=0)
+    plans = [space.uniform(level, least) for level in space.bits]
+    return [plan for plan in plans if plan is not None]
 
 
 def predict_uniform(
@@ -133,13 +129,14 @@ def predict_uniform(
     ]
 
 
-def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int) -> Plan:
+def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True) -> Plan:
     """The plan within a budget of the least sum of a table over its groups; raises BudgetTooSmall if none fits.
 
     Args:
         table: float (G, B, R), loss that each choice of each group adds.
+        exact: False takes milliseconds instead of up to seconds, and may be a few exchanges off the best.
     """
-    return _find_best_plan(space, table, budget_bytes)[0]
+    return _find_best_plan(space, table, budget_bytes, exact=exact)[0]
 
 
 def _find_best_plan(

@@ -345,13 +345,13 @@ class Run(AbstractContextManager["Run"]):
             return generate(found.path, prompt, **self._loaded_objects, **options)
 
     def _find_tuning(self, name: str | None) -> TuningFolder:
-        """As `Snapshot.find_tuning`; on standard error it says which tuning is taken if none was named."""
+        """The folder of a tuning; if none is named, a line on standard error says which one is used."""
         run = self.folder.read()
         found = run.find_tuning(name)
-        record = next(record for record in run.records if record.id == found.id)
         if name is None:
+            record = next(record for record in run.records if record.id == found.id)
             what = f"{format_plan(record.plan, run.result.space)}, {format_bytes(record.memory_bytes)}"
-            make_listener(None).say(f"takes tuning {found.id}: {what}")
+            make_listener(None).say(f"using tuning {found.id}: {what}")
         return found
 
     def _find_loader(self, name: str) -> Any:

@@ -89,18 +89,18 @@ def make_product(
         multiply_rows = _multiply_one if is_alone else _multiply_four
         values = _make_value_pairs(code) if is_alone else _make_float_values(code.L)
         work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
-        _split_rows(work, out_features, in_features)
+        _call_in_threads(work, out_features, in_features)
         return torch.from_numpy(product)[:count]
 
     return multiply
 
 
-def _split_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
+def _call_in_threads(work: Callable[[int, int], None], rows: int, columns: int) -> None:
     """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
     parts = min(torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
     step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
     others = [
-        _make_pool(parts - 1).submit(work, first, min(first + step, rows))
+        _get_thread_pool(parts - 1).submit(work, first, min(first + step, rows))
         for first in range(step, rows, step)
     ]
     work(0, min(step, rows))
@@ -109,12 +109,12 @@ def _split_rows(work: Callable[[int, int], None], rows: int, columns: int) -> No
 
 
 @lru_cache
-def _make_pool(threads: int) -> ThreadPoolExecutor:
+def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="qra-product")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_make_pool.cache_clear)  # the threads are its parent's
+    os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)  # the threads are its parent's
 
 
 @lru_cache

@@ -15,7 +15,7 @@ from qra_search.app.cli import common
 from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.dry_run import describe_rows, format_cost
 from qra_search.app.evaluator import build_evaluator
-from qra_search.app.report.formatting import format_engine, format_resident, format_time
+from qra_search.app.report.formatting import format_engine, format_resident_memory, format_time
 from qra_search.app.settings import check_task
 from qra_search.app.tunable import TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input
@@ -132,7 +132,7 @@ def _list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tu
         else:
             fits = ": fits the budget" if least <= max(budgets, default=0) else ": more than the budget"
             yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
-    if budgets and (resident := format_resident(config, budgets[-1], weights)):
+    if budgets and (resident := format_resident_memory(config, budgets[-1], weights)):
         yield "memory", resident
 
 

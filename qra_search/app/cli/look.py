@@ -115,7 +115,7 @@ def show(
         console.print(f"\nSelected: tuning {snapshot.selected.id}, with what was tuned beside it.")
         console.print(f"Exported and loaded: tuning {snapshot.find_tuning().id}.")
     if snapshot.config is not None:
-        resident = formatting.format_resident(snapshot.config, space.memory_bytes(plan), space.weights)
+        resident = formatting.format_resident_memory(snapshot.config, space.memory_bytes(plan), space.weights)
         console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from qra_search.allocate.solve import (
     build_additive_table,
     compute_table_losses,
-    solve_beside_uniform,
-    solve_front,
+    list_least_rank_uniform_plans,
+    solve_table,
+    spread_budgets,
 )
 from qra_search.app.compare import Comparison, TunedPlan
 from qra_search.app.rates import Foretold
@@ -134,29 +135,29 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
     return figure
 
 
-def plot_predicted(result: SearchResult, plan: Plan) -> Figure:
+def plot_predicted_loss(result: SearchResult, plan: Plan) -> Figure:
     """Loss as the sensitivities predict it before tuning, against memory: plans of every size, the uniform plans of
     the least rank, and a plan."""
-    space, known = result.space, result.sensitivities
-    beside = solve_beside_uniform(space, known, exact=False)
-    uniform = [(u.memory_bytes / MIB, a.predicted_loss + u.gain) for u, a in beside]
-    allocations = [*solve_front(space, known, exact=False), *(a for _, a in beside)]
-    line = sorted((a.memory_bytes / MIB, a.predicted_loss) for a in allocations)
-    (loss,) = compute_table_losses(build_additive_table(space, known), space.encode_many([plan])).tolist()
-    own = (space.memory_bytes(plan) / MIB, loss)
-    labels = [(f"this plan, {format_loss(loss)}", own, (13.0, 10.0))]
-    labels += [
-        (format_level(u.plan.bits[0]), at, (8.0, 10.0)) for (u, _), at in zip(beside, uniform, strict=True)
-    ]
+    space, table = result.space, build_additive_table(result.space, result.sensitivities)
+    uniform = list_least_rank_uniform_plans(space)
+    budgets = sorted({*spread_budgets(space), *map(space.memory_bytes, uniform)})
+    best = [solve_table(space, table, budget, exact=False) for budget in budgets]
+    plans = [*best, *uniform, plan]
+    losses = compute_table_losses(table, space.encode_many(plans)).tolist()
+    places = list(zip([space.memory_bytes(p) / MIB for p in plans], losses, strict=True))
+    line, squares, own = places[: len(best)], places[len(best) : -1], places[-1]
+    labels = [(f"this plan, {format_loss(losses[-1])}", own, (13.0, 10.0))]
+    for of_level, place in zip(uniform, squares, strict=True):
+        labels.append((format_level(of_level.bits[0]), place, (8.0, 10.0)))
     with use_chart_style() as c:
         figure, axes = make_figure("Predicted loss against memory, before tuning", CHART)
-        fit_axis(axes, "x", "memory, MiB", [size for size, _ in line])
-        fit_axis(axes, "y", "predicted loss, nats", [value for _, value in [*line, *uniform, own]])
+        fit_axis(axes, "x", "memory, MiB", [size for size, _ in places])
+        fit_axis(axes, "y", "predicted loss, nats", losses)
         axes.plot(*zip(*line, strict=True), color=c["found"], linewidth=2.25)
-        for kind, marks in ((UNIFORM, uniform), (FOUND, [own])):
+        for kind, marks in ((UNIFORM, squares), (FOUND, [own])):
             color, shape, size, _ = KINDS[kind]
-            for at in marks:
-                axes.plot(*at, marker=shape, markersize=size, color=c[color], clip_on=False, zorder=3)
+            for place in marks:
+                axes.plot(*place, marker=shape, markersize=size, color=c[color], clip_on=False, zorder=3)
         _write_labels(axes, labels)
     return figure
 

@@ -214,7 +214,7 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
     )
     if change.interval is None or change.may_be_chance:
         says = explain_inconclusive(change)
-    yield f"The plan shuffled over linears has a test loss of {format_loss(shuffled.loss)}: {says}."
+    yield f"The plan shuffled over linears has a test loss of {format_loss(shuffled.loss)}; {says}."
 
 
 def _describe(found: Finding, space: SearchSpace) -> str:

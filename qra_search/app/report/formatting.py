@@ -100,17 +100,12 @@ def format_time(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def find_resident(config: RunConfig, plan_bytes: int, weights: int) -> tuple[str, int | None]:
-    """The engine that a plan is meant for, and its memory while it generates, beyond its libraries; None: unknown."""
+def format_resident_memory(config: RunConfig, plan_bytes: int, weights: int) -> str:
+    """Memory while a plan generates in the engine that it is meant for, as a sentence; empty if it is not known."""
     given: Any = config.quantization.backend
     backend = str(given.get("name", "")) if isinstance(given, dict) else given
     engine = config.engine or "transformers"
-    return engine, estimate_resident_bytes(engine, plan_bytes, backend=backend, weights=weights)
-
-
-def format_resident(config: RunConfig, plan_bytes: int, weights: int) -> str:
-    """What `find_resident` gives, as a sentence; empty if it is not known."""
-    engine, resident = find_resident(config, plan_bytes, weights)
+    resident = estimate_resident_bytes(engine, plan_bytes, backend=backend, weights=weights)
     if resident is None:
         return ""
     return f"While it generates, {engine} holds about {format_bytes(resident)} beyond its libraries."

@@ -25,7 +25,7 @@ from qra_search.app.report.charts import (
     get_palette,
     make_ramp,
     plot_front,
-    plot_predicted,
+    plot_predicted_loss,
     plot_rates,
     plot_tuned,
     to_svg,
@@ -107,7 +107,7 @@ def render_page(run: Snapshot) -> str:
         facts=_list_key_figures(run, found, plan),
         allocation=result.allocation() if result.memory_budgets else None,
         chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
-        sizes=_render_chart(plot_predicted(result, plan), headline) if has_sizes and plan else None,
+        sizes=_render_chart(plot_predicted_loss(result, plan), headline) if has_sizes and plan else None,
         curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
         rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
         foretold="" if foretold is None else str(foretold),
@@ -170,12 +170,11 @@ def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -
     if plan is not None:
         size = result.space.find_space(plan).memory_bytes(plan)
         share = size / result.space.unquantized.memory.minimum
-        items.append(("Size", format_bytes(size), f"{share:.0%} of the model in 16 bits"))
+        resident = ""
         if run.config is not None:
-            engine, resident = formatting.find_resident(run.config, size, result.space.weights)
-            if resident is not None:
-                of = f"estimated for {engine}, beyond its libraries"
-                items.append(("Memory while it generates", f"about {format_bytes(resident)}", of))
+            resident = formatting.format_resident_memory(run.config, size, result.space.weights)
+        more = f"{share:.0%} of the model in 16 bits. {resident}"
+        items.append(("Size", format_bytes(size), more.rstrip(". ")))
     if found is not None and found.baseline is not None and found.change is not None:
         name = format_plan(found.baseline.plan, result.space)
         items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))

@@ -14,8 +14,10 @@ from rich.text import Text
 from qra_search.allocate.solve import (
     Allocation,
     build_additive_table,
+    compute_table_losses,
+    list_least_rank_uniform_plans,
     predict_uniform,
-    solve_beside_uniform,
+    solve,
     solve_front,
 )
 from qra_search.app.baselines import can_shuffle, shuffle_plan
@@ -222,9 +224,13 @@ def make_predicted_front_table(result: SearchResult) -> TextTable:
     """Memory against predicted loss: plans of every size, and the uniform plans of the least rank between them."""
     space, allocations = result.space, solve_front(result.space, result.sensitivities)
     sizes = [(a.memory_bytes, a.predicted_loss, format_plan(a.plan, space), "") for a in allocations]
-    for uniform, beside in solve_beside_uniform(space, result.sensitivities):
-        loss = beside.predicted_loss + uniform.gain
-        sizes.append((uniform.memory_bytes, loss, format_plan(uniform.plan, space), f"{uniform.gain:+.3f}"))
+    table = build_additive_table(space, result.sensitivities)
+    uniform = list_least_rank_uniform_plans(space)
+    losses = compute_table_losses(table, space.encode_many(uniform)).tolist() if uniform else []
+    for plan, loss in zip(uniform, losses, strict=True):
+        bytes_ = space.memory_bytes(plan)
+        best = solve(space, result.sensitivities, bytes_)
+        sizes.append((bytes_, loss, format_plan(plan, space), f"{loss - best.predicted_loss:+.3f}"))
     rows = [(format_bytes(bytes_), f"{loss:.3f}", name, lead) for bytes_, loss, name, lead in sorted(sizes)]
     notes = ["Loss: nats above 16 bits without adapters. Lead: of the plan of a uniform plan's size over it."]
     heads, marked = ("size", "loss", "plan", "lead"), [i for i, row in enumerate(rows) if row[3]]

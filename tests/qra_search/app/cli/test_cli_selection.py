@@ -172,5 +172,5 @@ def test_a_tuning_that_was_not_named_is_named_before_it_answers(
     evaluators = plugins.load("evaluators", "landscape")
     monkeypatch.setattr(evaluators, "generate", lambda *_, **options: answer, raising=False)
     id = RunFolder(searched).read().find_tuning().id
-    assert f"takes tuning {id}: " in qra("generate", searched, "a").err
-    assert "takes tuning" not in qra("generate", searched, "a", "--tuning", id).err
+    assert f"using tuning {id}: " in qra("generate", searched, "a").err
+    assert "using tuning" not in qra("generate", searched, "a", "--tuning", id).err

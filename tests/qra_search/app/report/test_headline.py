@@ -93,10 +93,10 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
     shuffled = Plan((4, 2), (8, 8))
     for ratio, text in (
-        (1.0, "The plan shuffled over linears has a test loss of 1.710: choosing by layer brings −16"),
+        (1.0, "The plan shuffled over linears has a test loss of 1.710; choosing by layer brings −16"),
         (
             0.7,
-            "The plan shuffled over linears has a test loss of 1.197: choosing by layer does not pay here, +19",
+            "The plan shuffled over linears has a test loss of 1.197; choosing by layer does not pay here, +19",
         ),
     ):
         comparison = compared()
