@@ -138,14 +138,17 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
 def plot_predicted_loss(result: SearchResult, plan: Plan) -> Figure:
     """Loss as the sensitivities predict it before tuning, against memory: plans of every size, the uniform plans of
     the least rank, and a plan."""
-    space, table = result.space, build_additive_table(result.space, result.sensitivities)
+    space = result.space
+    table = build_additive_table(space, result.sensitivities)
     uniform = list_least_rank_uniform_plans(space)
     budgets = sorted({*spread_budgets(space), *map(space.memory_bytes, uniform)})
     best = [solve_table(space, table, budget, exact=False) for budget in budgets]
     plans = [*best, *uniform, plan]
     losses = compute_table_losses(table, space.encode_many(plans)).tolist()
     places = list(zip([space.memory_bytes(p) / MIB for p in plans], losses, strict=True))
-    line, squares, own = places[: len(best)], places[len(best) : -1], places[-1]
+    line = places[: len(best)]
+    squares = places[len(best) : -1]
+    own = places[-1]
     labels = [(f"this plan, {format_loss(losses[-1])}", own, (13.0, 10.0))]
     for of_level, place in zip(uniform, squares, strict=True):
         labels.append((format_level(of_level.bits[0]), place, (8.0, 10.0)))
