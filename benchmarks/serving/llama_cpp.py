@@ -57,18 +57,47 @@ def main() -> None:
             print(json.dumps(row), flush=True)
 
 
-def quantize(source: Path, target: Path, name: str) -> None:
-    """Write a file in one of llama.cpp's own mixes, such as `Q4_K_M`; its messages go to standard error."""
-    from gguf import LlamaFileType
+def quantize(
+    source: Path,
+    target: Path,
+    mix: str,
+    importance: dict[str, Any] | None = None,
+    types: dict[str, str] | None = None,
+) -> None:
+    """Write a file in one of llama.cpp's own mixes, such as `Q4_K_M`; its messages go to standard error.
+
+    Args:
+        importance: mean squared inputs, tensors (in,), by the names of tensors.
+        types: by the names of tensors, in place of the mix's own.
+    """
+    from gguf import GGMLQuantizationType, LlamaFileType
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()
     lib.llama_backend_init()
     settings = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    settings.ftype = LlamaFileType[f"MOSTLY_{name}"]
+    settings.ftype = LlamaFileType[f"MOSTLY_{mix}"]
     settings.allow_requantize = True
+    kept = []  # what C code holds a pointer to
+
+    def keep(made: Any) -> Any:
+        kept.append(made)
+        return made
+
+    if importance:
+        table = keep(ffi.new("struct llama_model_imatrix_data[]", len(importance) + 1))
+        for entry, (name, values) in zip(table, importance.items(), strict=False):
+            entry.name, entry.size = keep(ffi.new("char[]", name.encode())), len(values)
+            entry.data = keep(ffi.new("float[]", values.tolist()))
+        settings.imatrix = table
+    if types:
+        table = keep(ffi.new("struct llama_model_tensor_override[]", len(types) + 1))
+        for entry, (name, kind) in zip(table, types.items(), strict=False):
+            entry.pattern = keep(ffi.new("char[]", f"^{name}$".replace(".", r"\.").encode()))
+            entry.type = GGMLQuantizationType[kind]
+        settings.tt_overrides = table
     if lib.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
-        raise RuntimeError(f"llama.cpp does not quantize {source} to {name}")
+        raise RuntimeError(f"llama.cpp does not quantize {source} to {mix}")
 
 
 def measure(file: Path, threads: int, tokens: int, repeats: int) -> dict[str, Any]:
