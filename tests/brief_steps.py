@@ -12,7 +12,7 @@ TOKENS, CALIBRATION_ROWS = 3, 16
 
 
 def make_brief(patch: pytest.MonkeyPatch) -> None:
-    """Answers have at most `TOKENS` tokens, linears are calibrated by `CALIBRATION_ROWS` rows, however short, and no
+    """Answers have at most `TOKENS` tokens, linears are calibrated by `CALIBRATION_ROWS` rows at most, and no
     report is written but by `qra report`."""
     from qra_eval.quantized import model
     from qra_eval.tasks import base
@@ -25,7 +25,6 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
 
     assert callable(look.report)  # imported before the patch: a report that is asked for is written
     patch.setattr(base, "generate_answers", answer)
-    patch.setattr(model, "CALIBRATION_ROWS", CALIBRATION_ROWS)
-    patch.setattr(model, "CALIBRATION_TOKENS", 1)
+    patch.setattr(model, "MOST_ROWS", CALIBRATION_ROWS)
     for module in (search, run):
         patch.setattr(module, "write_report", lambda snapshot, path=None: None)

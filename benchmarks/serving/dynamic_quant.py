@@ -197,6 +197,7 @@ def copy_types(evaluator: QuantizedLoRAEvaluator, types: dict[str, tuple[str, in
 
 def export(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> Path:
     """Write a plan's file, encoding what the cache lacks."""
+    (folder / "base").mkdir()
     evaluator.write_base(plan, folder / "base")
     plugins.load("exporters", "gguf").with_options({}).export(folder / "base", folder / "export")
     return folder / "export" / MODEL_FILE

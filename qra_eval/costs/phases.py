@@ -266,7 +266,7 @@ class _Run:
         outside += 0 if self.gpu else self.count_cast_bytes(self.passed)
         positions = sum(batch.input_ids.numel() for batch in batches)
         hidden = positions * self.width * self.passed
-        segment = choose_segment(positions)
+        segment = choose_segment(self.layers * positions * self.width * self.stored)
         segments, within = ceil_div(self.layers, segment) - 1, min(segment, self.layers)
         waiting = 2 * hidden + (segments + within) * hidden * self.stored // self.passed
         return 8 * positions + max(outside + head, both, change), waiting + self.count_pinned_bytes()

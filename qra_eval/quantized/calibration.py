@@ -216,17 +216,17 @@ def get_expert_kind(name: str) -> str:
 
 SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
-FEW_POSITIONS = 8192
-"""Of so many positions at most, every layer's input waits: about as much as those of the segments that calibrate."""
+WAITING_BYTES = 2 << 30
+"""If the inputs of all layers take at most so much, all of them wait: no layer is run again, a fifth of the time."""
 BACKWARD_WORK = 4
 """Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
 
 
-def choose_segment(positions: int) -> int:
-    """Layers of which one's input waits while so many positions, padding among them, pass."""
-    return SEGMENT if positions > FEW_POSITIONS else 1
+def choose_segment(input_bytes: int) -> int:
+    """Layers of which one's input waits, if the inputs of all layers take so many bytes."""
+    return SEGMENT if input_bytes > WAITING_BYTES else 1
 
 
 def pass_layers(
@@ -253,7 +253,6 @@ def pass_layers(
     generator = torch.Generator().manual_seed(0)
     labelled = max(1, sum(len(batch.targets) for batch in batches))
     first, depth = min(layers), len(blocks)
-    segment = choose_segment(sum(batch.input_ids.numel() for batch in batches))
     inputs: dict[int, list[Tensor]] = {}
     done, total = 0, len(batches) * (depth + BACKWARD_WORK * (1 + depth - first))
 
@@ -273,6 +272,7 @@ def pass_layers(
 
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
+    segment = choose_segment(depth * sum(flow.hidden.numel() for flow in flows) * blocks.stored.itemsize)
     for layer in range(depth):
         advance(layer, layer % segment == 0 and layer + segment > first, work=1)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers

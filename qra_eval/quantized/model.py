@@ -30,14 +30,11 @@ from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-CALIBRATION_ROWS, MOST_CALIBRATION_ROWS = 128, 1024
-"""Train rows whose activations and gradients calibrated backends see, at least and at most."""
-CALIBRATION_TOKENS = 16384
-"""Tokens of these rows together, about, where 128 rows have fewer: with half as many, 4 bits of SmolLM2 lose 0.007 nats
-that they do not lose with these (benchmarks/results/study/codes.jsonl)."""
-PLAN_ROWS = 8
+LEAST_ROWS, MEASURED_ROWS, MOST_ROWS = 8, 128, 1024
+"""Train rows that pass, at least and at most, and those whose mean length tells how many tokens a row has. With half of
+the default's tokens 4 bits of SmolLM2 lose 0.007 nats (benchmarks/results/study/codes.jsonl)."""
 PLAN_TOKENS = 4096
-"""The same for the sensitivities, at least and about. Damage by these differs from that by four times as many by 0.07
+"""Tokens for the sensitivities, at most. Damage by these differs from that by four times as many by 0.07
 in logarithms, where linears differ by 1. Plans lose at most 0.9% of their lead, by half as many tokens 1.4%
 (`python -m benchmarks.study.damage --table`)."""
 SHARE, HOST_SHARE = 0.4, 0.25
@@ -199,16 +196,15 @@ class QuantizedModel:
 
     @cached_property
     def calibration_rows(self) -> int:
-        return self._count_rows(CALIBRATION_TOKENS, CALIBRATION_ROWS)
+        return self._count_rows(self.quantization.calibration_tokens)
 
     @cached_property
     def plan_rows(self) -> int:
-        return self._count_rows(PLAN_TOKENS, PLAN_ROWS)
+        return min(self.calibration_rows, self._count_rows(PLAN_TOKENS))
 
-    def _count_rows(self, tokens: int, least: int) -> int:
-        rows = self.rows("train", CALIBRATION_ROWS)
-        enough = tokens * len(rows) // sum(map(len, rows))
-        return max(least, min(enough, MOST_CALIBRATION_ROWS))
+    def _count_rows(self, tokens: int) -> int:
+        rows = self.rows("train", MEASURED_ROWS)
+        return max(LEAST_ROWS, min(tokens * len(rows) // sum(map(len, rows)), MOST_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
         return self._make_batches(self.calibration_rows)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from qra_eval.models.linears import make_linear
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.build import find_modules, visit_linears
+from qra_eval.quantized.build import KeptMoments, find_modules, visit_linears
 from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
@@ -192,8 +192,14 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         next(reversed(model.tables), None),
         lambda _, passed, total: report("pass", passed, total),
     )
+    kept = KeptMoments(bank)  # if the codes are chosen on the same rows, these need no pass of their own
+    keeps = backend.calibrated and model.calibration_rows == model.plan_rows and kept.has_room()
     for layer, moments in passed:
         probe_layer(layer, moments)
+        if keeps:
+            kept.write(bank.list_names(layer), moments)
+    if keeps:
+        kept.write_index()
     return probes, squares
 
 

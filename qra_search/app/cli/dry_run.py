@@ -156,6 +156,11 @@ def _list_search_costs(
         yield "time", f"about {format_time(estimate['total_seconds'])} ({detail})"
     else:
         yield "time", "unknown until the first evaluation"
+    if "tuning_seconds" in estimate:
+        trials = ", and at most as much for the trials of learning rates" * (
+            config.training.learning_rate == "auto"
+        )
+        yield "each tuning", f"about {format_time(estimate['tuning_seconds'])}, but for its answers{trials}"
     if "disk_bytes" in estimate:
         size = format_bytes(estimate["disk_bytes"])
         yield "disk", f"{size} for every linear at every bit-width, kept for later runs"

@@ -77,8 +77,7 @@ def shaped(tmp_path_factory):
 @pytest.mark.parametrize("name", ["bitsandbytes, tables, checkpointing", "default"])
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
-    for rows in ("CALIBRATION_ROWS", "PLAN_ROWS"):
-        monkeypatch.setattr(model, rows, ROWS)
+    monkeypatch.setattr(model, "MOST_ROWS", ROWS)
     monkeypatch.setattr(measure, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
     for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):

@@ -11,7 +11,7 @@ import torch
 from evaluators import make_evaluator
 
 from qra_eval.models.load import load_model
-from qra_eval.quantized import model
+from qra_eval.quantized import build, model
 from qra_eval.sensitivities import cache, measure
 from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
 from qra_search.space.serialization import check_sensitivities
@@ -170,14 +170,34 @@ def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, 
     assert len(measured) == 1 and second.to_dict() == both[0].sensitivities().to_dict()
 
 
-def test_short_rows_calibrate_in_larger_number_so_that_their_tokens_are_enough(tmp_path, monkeypatch):
+def test_as_many_rows_calibrate_as_have_the_tokens_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "MOST_ROWS", 1000)
     quantized = make_evaluator("tiny", "arithmetic", quantization={"cache": str(tmp_path)}).quantized_model
-    rows = quantized.rows("train", model.CALIBRATION_ROWS)
+    rows = quantized.rows("train", model.MEASURED_ROWS)
     tokens = sum(map(len, rows))
-    for factor, count in ((3, 3 * len(rows)), (0.1, len(rows)), (1000, model.MOST_CALIBRATION_ROWS)):
-        monkeypatch.setattr(model, "CALIBRATION_TOKENS", int(factor * tokens))
+    counts = {3 * tokens: 3 * len(rows), 1: model.LEAST_ROWS, 1000 * tokens: model.MOST_ROWS}
+    for asked, count in counts.items():
+        given = quantized.quantization.model_copy(update={"calibration_tokens": asked})
+        monkeypatch.setattr(quantized, "quantization", given)
         vars(quantized).pop("calibration_rows", None)
         assert quantized.calibration_rows == count
+
+
+def test_codes_on_the_rows_of_the_plan_need_no_pass_of_their_own(tmp_path, monkeypatch):
+    def encode(folder, *, planned):
+        given = {"cache": str(tmp_path / folder), "calibration_tokens": model.PLAN_TOKENS}
+        evaluator = make_evaluator("tiny", "arithmetic", quantization=given)
+        quantized = evaluator.quantized_model
+        plan = evaluator.space.uniform(2, 4)
+        if planned:
+            evaluator.sensitivities()
+            monkeypatch.setattr(build, "pass_layers", lambda *given: pytest.fail("rows passed again"))
+        quantized.quantize_plan(plan)
+        monkeypatch.undo()
+        return [quantized.bank.load_tensors(name, 2) for name in quantized.linears]
+
+    for own, other in zip(encode("a", planned=True), encode("b", planned=False), strict=True):
+        assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
 
 
 def test_rows_that_were_not_probed_take_the_errors_of_those_that_count_as_much():
