@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from qra_backends.base import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.linears import make_linear
@@ -77,11 +78,24 @@ class LevelProbe:
     Attributes:
         damage: by `LayerMoments.estimate_damage`; 0 of a table.
         ratios: damage of levels over that of the module.
+        rows: of a table, (n,), if the module is of these rows alone.
+        output_weights: of all rows of such a table.
     """
 
     module: nn.Module | None
     damage: float
     ratios: Mapping[LevelName, float]
+    rows: Tensor | None = None
+    output_weights: Tensor | None = None
+
+    def make_module(self, linear: nn.Linear, backend: Backend) -> nn.Module | None:
+        """The module that takes the linear's place: made anew for a table, as several whole ones take gigabytes."""
+        if self.module is None or self.rows is None:
+            return self.module
+        weight = linear.weight.detach()
+        degraded = backend.dequantize(self.module).to(weight.device, torch.float32)
+        extended = extend_errors(weight, self.rows.to(weight.device), degraded, self.output_weights)
+        return make_linear(extended.to(weight.dtype))
 
 
 def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
@@ -160,16 +174,12 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             for module, ratios in backend.probe_levels(
                 sample, storable, hessian=hessian, output_weights=sample_weights
             ):
-                weight, damage = backend.dequantize(module).float(), 0.0
+                damage = 0.0
                 if not is_table:
-                    damage = moments.estimate_damage(
-                        name, weight - sample.weight.float(), rows, linear.weight
-                    )
-                elif rows is not None:
-                    weight = extend_errors(linear.weight.detach(), rows, weight, weights)
-                    module = make_linear(weight.to(linear.weight.dtype))
+                    change = backend.dequantize(module).float() - sample.weight.float()
+                    damage = moments.estimate_damage(name, change, rows, linear.weight)
                 kept = module.cpu() if is_table or wanted.get(name) in ratios else None
-                own.append(LevelProbe(kept, damage, ratios))
+                own.append(LevelProbe(kept, damage, ratios, *((rows, weights) if is_table else ())))
             probes[name] = own
 
         linears = {name: bank.linears[name] for name in bank.list_names(layer)}
@@ -225,7 +235,7 @@ def extend_errors(weight: Tensor, rows: Tensor, degraded: Tensor, output_weights
     ratio = sizes / sizes[rows][source].clamp(min=1e-30) * signs.to(weight.device)
     ratio[rows] = 1.0
     errors = degraded - weight[rows].float()
-    return torch.addcmul(weight.float(), errors[source], ratio[:, None])
+    return errors[source].mul_(ratio[:, None]).add_(weight)
 
 
 def list_damage(probes: Sequence[LevelProbe], levels: Sequence[LevelName]) -> np.ndarray:
@@ -331,10 +341,13 @@ def measure_divergence(
         if tuner.progress is not None:
             tuner.progress("probe groups", next(done), runs)
 
+    def make_table(name: str, i: int) -> nn.Module | None:
+        return found[name][i].make_module(model.tables[name], model.backend)
+
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         for name, i in of_tables:
-            with _degrade(tuner, {name: found[name][i].module}):
+            with _degrade(tuner, {name: make_table(name, i)}):
                 flows[name, i] = blocks.embed_batch(batch)
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
@@ -357,11 +370,10 @@ def measure_divergence(
             measured.append((g, figure, compute_divergence(reference, likely, logits)))
         tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
         for (name, i), other in flows.items():
-            probe = found[name][i]
-            with _degrade(tuner, {name: probe.module}):
+            with _degrade(tuner, {name: make_table(name, i)}):
                 logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
             nats = compute_divergence(reference, likely, logits)
-            tables[name] |= {level: nats * ratio for level, ratio in probe.ratios.items()}
+            tables[name] |= {level: nats * ratio for level, ratio in found[name][i].ratios.items()}
     return measured, tables, round(runs / len(blocks) * batch.tokens)
 
 
