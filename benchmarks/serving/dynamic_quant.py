@@ -42,6 +42,8 @@ OUT = RESULTS / "serving" / "dynamic_quant.jsonl"
 MIXES = ("Q2_K", "Q3_K_M", "IQ4_XS", "IQ2_M", "IQ3_XXS", "IQ2_XS", "Q4_K_M")
 ROWS = {"restaurant8k": 32, "gsm8k": 8}
 """Test rows of the task that calibrates, and of the other: about 1,500 tokens each."""
+TYPES = ["IQ2_XS", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K"]
+CALIBRATION_TOKENS = 4096
 KINDS = ("mix", "mix, our codes", "plan", "plan, its codes")
 
 
@@ -127,6 +129,10 @@ def make_evaluator(options: argparse.Namespace) -> QuantizedLoRAEvaluator:
         config={
             "engine": "llama.cpp",
             "task": {"data": str(options.data)},
+            "quantization": {
+                "backend": {"name": "gguf", "types": TYPES},
+                "calibration_tokens": CALIBRATION_TOKENS,
+            },
             "space": {"ranks": [0], "bits": [2, 3, 4, 5, 6]},
         },
     )
