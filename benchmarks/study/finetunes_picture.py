@@ -30,6 +30,8 @@ SERIES = {
     "first-wider": ("first layers wider", "soft", "^"),
 }
 """Label, color and marker of what has many points; a rival has its name."""
+LOWEST = -8
+"""Points further below 16-bit LoRA are said in their label, as the others would lie on one line beside them."""
 
 
 def main() -> None:
@@ -74,13 +76,14 @@ def draw(lines: Sequence[dict[str, Any]], task: str, model: str, settings: dict[
         points.setdefault(series, []).append((some[0]["memory_bytes"] / MIB, float(np.mean(above))))
     with use_chart_style() as colors:
         figure, axes = make_figure("Right answers over memory: plans of qra, QLoRA, 16-bit LoRA", SIZE)
-        every = [point for some in points.values() for point in some]
+        every = [point for some in points.values() for point in some if point[1] >= LOWEST]
         fit_axis(axes, "x", "memory of model and adapter, MiB", [size for size, _ in every], log=True)
         fit_axis(axes, "y", "right answers, points against 16-bit LoRA", [above for _, above in every])
         taken: list[Any] = []
         for series, some in points.items():
             label, color, marker = SERIES.get(series, (series, "soft", "o"))
-            some.sort()
+            label += "".join(f" ({gap:.0f} in {size:.0f} MiB)" for size, gap in some if gap < LOWEST)
+            some = sorted(point for point in some if point[1] >= LOWEST)
             axes.plot(
                 *zip(*some, strict=True),
                 marker=marker,
