@@ -89,6 +89,7 @@ class FineTuner:
             "rows": self.rows.hash(train=self.trained_rows, validation=self.evaluation.validation_rows),
             "backend": model.backend.spec,
             "calibration": model.quantization.calibration,
+            "calibration_tokens": model.quantization.calibration_tokens,
             "granularity": model.granularity,
             **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
             "training": self.settings.model_dump(),

@@ -32,8 +32,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def config(files, *, calibration="loss", compute="auto"):
-    quantization = {"backend": "reference", "embeddings": 16, "calibration": calibration}
+def config(files, *, compute="auto", **quantization):
+    quantization |= {"backend": "reference", "embeddings": 16}
     return make_config(
         {
             "model": {"name": str(files / "model"), "device": "cpu", "compute": compute},
@@ -84,13 +84,14 @@ def test_data_that_changed_since_the_run_began_are_refused_with_both_hashes(file
 
 
 @pytest.mark.parametrize(
-    ("field", "before", "changed"), [("calibration", "loss", "outputs"), ("compute", "auto", "float32")]
+    ("field", "before", "changed"),
+    [("calibration", "loss", "outputs"), ("calibration_tokens", 16384, 99), ("compute", "auto", "float32")],
 )
 def test_a_setting_that_losses_follow_from_cannot_change_while_a_study_is_resumed(
     files, field, before, changed
 ):
     Study(build(files), **FEWER, log=files / "log").close()
-    with pytest.raises(LogError, match=f"evaluator {field} = '{before}', but now it is '{changed}'"):
+    with pytest.raises(LogError, match=f"evaluator {field} = {before!r}, but now it is {changed!r}"):
         Study(build(files, **{field: changed}), **FEWER, log=files / "log")
 
 

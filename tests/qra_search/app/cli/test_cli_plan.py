@@ -124,6 +124,7 @@ def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra
         assert words in shown.out
     for engine in ("llama.cpp", "transformers", "vllm"):
         assert re.search(rf"in {engine} +from [\d.]+ KiB: (more than|fits) the budget", shown.out), engine
+    assert re.search(r"each tuning +about [\d.]+ \w+, .*at most as much for the trials", shown.out)
     assert "an evaluation" not in shown.out and "()" not in shown.out, "a plan's forecast is its own"
 
 
