@@ -44,7 +44,7 @@ PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Most train rows, and about how many tokens, on which groups are degraded for real."""
 OUTPUT_RUNS, TABLE_RUNS, RUN = 12, 512, 16
 """Runs of so many neighbouring outputs of a linear that are probed, unless it is degraded for real: by the squares of
-their weights they tell what the others suffer. Damage of SmolLM2's linears then differs by 0.034 in logarithms from
+their weights they tell what the others suffer. Damage of SmolLM2's linears then differs by 0.06 in logarithms from
 that by all outputs; by as many single ones by 0.08, as a path's errors go where its neighbours count little. Of a table
 more are, and the errors of the others are made of theirs: `extend_errors`."""
 UNSEEN = 0.1
