@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/qra demo --out runs/demo
 
 test: $(STAMP)
-	@echo "== tests (6 to 8 minutes on 2 cores)"
+	@echo "== tests (about 4 minutes on 2 cores)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: $(STAMP)
