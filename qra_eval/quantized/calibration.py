@@ -217,7 +217,7 @@ def get_expert_kind(name: str) -> str:
 SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
 WAITING_BYTES = 2 << 30
-"""If the inputs of all layers take at most so much, all of them wait: no layer is run again, a fifth of the time."""
+"""If the inputs of all layers take at most so much, all of them wait: no layer runs again, a fifth of the work."""
 BACKWARD_WORK = 4
 """Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
 LABELS = 256
