@@ -87,14 +87,15 @@ def measure_all(options: argparse.Namespace) -> None:
     machine = {"model": options.model.name, "cpu": find_cpu_name(), "commit": find_commit()}
     done = {(row["like"], row["kind"]) for row in read_lines(options.out)}
     for mix in options.mixes:
+        kinds = [kind for kind in KINDS if kind in options.kinds and (mix, kind) not in done]
+        if not kinds:
+            continue
         sized = options.work / f"{mix}.gguf"
         quantize(original, sized, mix, importance)
         types = read_types(sized)
         budget = sum(size for _, size in types.values())
         planned = solve(evaluator.space, evaluator.sensitivities(), budget).plan
-        for kind in filter(options.kinds.__contains__, KINDS):
-            if (mix, kind) in done:
-                continue
+        for kind in kinds:
             begun = time.process_time()
             with TemporaryDirectory(dir=options.work) as holder:
                 if kind == "mix":
@@ -112,7 +113,8 @@ def measure_all(options: argparse.Namespace) -> None:
                     "file_mib": round(file.stat().st_size / MIB, 1),
                 }
                 row["tensor_bytes"] = sum(size for _, size in read_types(file).values())
-                row |= {"encode_processor_seconds": seconds} if "codes" in kind or kind == "plan" else {}
+                if kind != "mix":
+                    row["encode_processor_seconds"] = seconds
                 for name, rows in prompts.items():
                     row[name] = compare(compute_logits(file, None, rows), wanted[name], rows)
             append_lines(options.out, row | machine)

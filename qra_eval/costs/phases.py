@@ -20,7 +20,7 @@ from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import LABELS, choose_segment
+from qra_eval.quantized.calibration import LABELS, choose_segment_length
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
@@ -266,7 +266,7 @@ class _Run:
         outside += 0 if self.gpu else self.count_cast_bytes(self.passed)
         positions = sum(batch.input_ids.numel() for batch in batches)
         hidden = positions * self.width * self.passed
-        segment = choose_segment(self.layers * positions * self.width * self.stored)
+        segment = choose_segment_length(self.layers * positions * self.width * self.stored)
         segments, within = ceil_div(self.layers, segment) - 1, min(segment, self.layers)
         waiting = 2 * hidden + (segments + within) * hidden * self.stored // self.passed
         return 8 * positions + max(outside + head, both, change), waiting + self.count_pinned_bytes()

@@ -58,10 +58,8 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     measuring = pace * (count_sensitivities_tokens(tuner) + (CALIBRATION_FACTOR - 1) * passing) + probing
     setup = 0.0
     if not model.is_quantized():
-        apart = (
-            model.backend.calibrated and model.calibration_rows != model.plan_rows
-        )  # else one pass serves both
-        calibrating = count_pass_tokens(model.calibration_batches()) if apart else 0.0
+        passes = model.backend.calibrated and not model.is_pass_shared
+        calibrating = count_pass_tokens(model.calibration_batches()) if passes else 0.0
         setup = quantizing + CALIBRATION_FACTOR * pace * calibrating
     tuned = count_pass_tokens(tuner.get_final_batches(tuner.finetune_steps, 0))
     tested = sum(map(len, tuner.rows("test", tuner.finetune.test_rows)))

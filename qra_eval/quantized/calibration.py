@@ -224,7 +224,7 @@ LABELS = 256
 """Labelled positions whose logits are made at a time."""
 
 
-def choose_segment(input_bytes: int) -> int:
+def choose_segment_length(input_bytes: int) -> int:
     """Layers of which one's input waits, if the inputs of all layers take so many bytes."""
     return SEGMENT if input_bytes > WAITING_BYTES else 1
 
@@ -272,7 +272,9 @@ def pass_layers(
 
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
-    segment = choose_segment(depth * sum(flow.hidden.numel() for flow in flows) * blocks.stored.itemsize)
+    segment = choose_segment_length(
+        depth * sum(flow.hidden.numel() for flow in flows) * blocks.stored.itemsize
+    )
     for layer in range(depth):
         advance(layer, layer % segment == 0 and layer + segment > first, work=1)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers

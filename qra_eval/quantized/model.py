@@ -196,13 +196,18 @@ class QuantizedModel:
 
     @cached_property
     def calibration_rows(self) -> int:
-        return self._count_rows(self.quantization.calibration_tokens)
+        return self._count_rows_for_tokens(self.quantization.calibration_tokens)
 
     @cached_property
     def plan_rows(self) -> int:
-        return min(self.calibration_rows, self._count_rows(PLAN_TOKENS))
+        return min(self.calibration_rows, self._count_rows_for_tokens(PLAN_TOKENS))
 
-    def _count_rows(self, tokens: int) -> int:
+    @property
+    def is_pass_shared(self) -> bool:
+        """Whether the codes are chosen on the plan's rows, so that one pass gives the moments for both."""
+        return self.backend.calibrated and self.calibration_rows == self.plan_rows
+
+    def _count_rows_for_tokens(self, tokens: int) -> int:
         rows = self.rows("train", MEASURED_ROWS)
         return max(LEAST_ROWS, min(tokens * len(rows) // sum(map(len, rows)), MOST_ROWS))
 

@@ -79,7 +79,7 @@ class LevelProbe:
         damage: by `LayerMoments.estimate_damage`; 0 of a table.
         ratios: damage of levels over that of the module.
         rows: of a table, (n,), if the module is of these rows alone.
-        output_weights: of all rows of such a table.
+        output_weights: of all outputs, (out,); None: all count the same.
     """
 
     module: nn.Module | None
@@ -179,7 +179,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
                     change = backend.dequantize(module).float() - sample.weight.float()
                     damage = moments.estimate_damage(name, change, rows, linear.weight)
                 kept = module.cpu() if is_table or wanted.get(name) in ratios else None
-                own.append(LevelProbe(kept, damage, ratios, *((rows, weights) if is_table else ())))
+                own.append(LevelProbe(kept, damage, ratios, rows if is_table else None, weights))
             probes[name] = own
 
         linears = {name: bank.linears[name] for name in bank.list_names(layer)}
@@ -202,8 +202,8 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         next(reversed(model.tables), None),
         lambda _, passed, total: report("pass", passed, total),
     )
-    kept = KeptMoments(bank)  # if the codes are chosen on the same rows, these need no pass of their own
-    keeps = backend.calibrated and model.calibration_rows == model.plan_rows and kept.has_room()
+    kept = KeptMoments(bank)
+    keeps = model.is_pass_shared and not kept.is_whole() and kept.has_room()
     for layer, moments in passed:
         probe_layer(layer, moments)
         if keeps:
@@ -341,13 +341,13 @@ def measure_divergence(
         if tuner.progress is not None:
             tuner.progress("probe groups", next(done), runs)
 
-    def make_table(name: str, i: int) -> nn.Module | None:
+    def degrade_table(name: str, i: int) -> nn.Module | None:
         return found[name][i].make_module(model.tables[name], model.backend)
 
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)
         for name, i in of_tables:
-            with _degrade(tuner, {name: make_table(name, i)}):
+            with _degrade(tuner, {name: degrade_table(name, i)}):
                 flows[name, i] = blocks.embed_batch(batch)
         for layer in range(len(blocks)):
             with blocks.place_layer(layer):
@@ -370,7 +370,7 @@ def measure_divergence(
             measured.append((g, figure, compute_divergence(reference, likely, logits)))
         tables: dict[str, dict[LevelName, float]] = {name: {} for name in model.tables}
         for (name, i), other in flows.items():
-            with _degrade(tuner, {name: make_table(name, i)}):
+            with _degrade(tuner, {name: degrade_table(name, i)}):
                 logits = blocks.compute_logits(other, other.hidden.to(blocks.device)).float()
             nats = compute_divergence(reference, likely, logits)
             tables[name] |= {level: nats * ratio for level, ratio in found[name][i].ratios.items()}
