@@ -86,7 +86,7 @@ class EvaluatorFactory:
 
     def __call__(self) -> Evaluator:
         config, device = self.config, os.environ.get(devices.DEVICE)
-        if device and (config.model.device == "auto" or devices.uses_gpus(config.model.device)):
+        if device and config.model.device != "cpu":
             config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
         return evaluator
@@ -97,16 +97,17 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     if workers.kind not in KINDS:
         raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
     device, factory = config.model.device, EvaluatorFactory(config)
-    if workers.kind == "process":
-        if workers.address is not None:
-            raise BadInput("--address is that of a Ray cluster: give --executor ray")
-        return ProcessExecutor(factory, workers.count, devices=devices.assign_devices(device, workers.count))
-    if devices.parse_gpus(device):
+    if device.startswith("cuda:"):
         raise BadInput(
-            f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
+            f"--device {device} names one GPU, and each worker gets its own: use --device cuda, and "
+            "CUDA_VISIBLE_DEVICES to say which"
         )
-    with_gpus = None if device == "auto" else devices.uses_gpus(device)
-    return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
+    if workers.kind == "ray":
+        with_gpus = None if device == "auto" else device == "cuda"
+        return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
+    if workers.address is not None:
+        raise BadInput("--address is that of a Ray cluster: give --executor ray")
+    return ProcessExecutor(factory, devices=devices.assign_devices(device, workers.count))
 
 
 @contextmanager

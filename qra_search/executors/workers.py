@@ -14,11 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.executors.base import Factory, WorkerDied, WorkerExecutor, WorkerUnusable, build_evaluator
+from qra_search.executors.base import Factory, WorkerDied, WorkerExecutor
 from qra_search.executors.devices import DEVICE, check_enough_gpus, export_variables, make_environment
-
-START_SECONDS = 600.0
-"""Within which Ray must have an actor ready."""
 
 
 class ProcessExecutor(WorkerExecutor):
@@ -29,16 +26,15 @@ class ProcessExecutor(WorkerExecutor):
 
     Args:
         factory: builds the evaluator in the worker; must be picklable and importable there.
-        workers: how many; default: one for each device.
-        devices: names of the form `cuda:0` or `cpu`, given to the workers in turn; default: `cpu`.
+        workers: how many.
+        devices: one for each worker, `cpu` or of the form `cuda:0`; default: `cpu` for all.
 
     A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
     """
 
-    def __init__(self, factory: Factory, workers: int | None = None, *, devices: Sequence[str] | None = None):
-        names = list(devices or ["cpu"])
-        super().__init__(factory, workers if workers is not None else len(names))
-        self.devices = [names[slot % len(names)] for slot in range(self.slots)]
+    def __init__(self, factory: Factory, workers: int = 1, *, devices: Sequence[str] | None = None):
+        self.devices = list(devices or ["cpu"] * workers)
+        super().__init__(factory, len(self.devices))
         self._variables = [make_environment(name, self.slots) for name in self.devices]
 
     def start_worker(self, slot: int) -> ProcessWorker:
@@ -78,9 +74,6 @@ class ProcessWorker:
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
     """A process that is started meanwhile hears no Ctrl-C: that is for the study."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -89,15 +82,14 @@ def _block_interrupts() -> Iterator[None]:
 
 
 def _kill_group(pid: int | None) -> None:
-    if pid is not None and hasattr(os, "killpg"):
+    if pid is not None:
         with suppress(ProcessLookupError, PermissionError):  # it has no group yet, or nothing of it is left
             os.killpg(pid, signal.SIGKILL)
 
 
 def _initialize_worker() -> None:
     """Before the first request: the worker leads a process group, and ends with the study's process."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # one kill ends all that is started in here
+    os.setsid()  # one kill ends all that is started in here
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # the main module imported it before its variables could count
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -128,38 +120,29 @@ class RayExecutor(WorkerExecutor):
     """
 
     def __init__(
-        self,
-        factory: Factory,
-        workers: int,
-        *,
-        address: str | None = None,
-        with_gpus: bool | None = False,
+        self, factory: Factory, workers: int, *, address: str | None = None, with_gpus: bool | None = False
     ):
         super().__init__(factory, workers)
         try:
             import ray
         except ImportError as error:
-            raise ImportError(
-                f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`", name="ray"
-            ) from error
+            raise ImportError(f"Ray is not installed: `pip install '{DISTRIBUTION}[ray]'`") from error
         self._ray = ray
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            ray.init(
-                address=address, log_to_driver=False, include_dashboard=False if address is None else None
-            )
+            dashboard = False if address is None else None
+            ray.init(address=address, log_to_driver=False, include_dashboard=dashboard)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         self._device = "cuda" if with_gpus or (with_gpus is None and gpus) else "cpu"
-        if self._device == "cuda":  # an actor that fits nowhere would wait until `START_SECONDS`
+        if self._device == "cuda":  # an actor that fits nowhere would wait for ever
             try:
-                check_enough_gpus(gpus, workers, "the Ray cluster")
+                check_enough_gpus(gpus, workers)
             except BadInput:
                 self.shutdown()
                 raise
         # Ray's own restarts are off: a fresh actor is made here, and the evaluation is counted as run twice.
-        remote = ray.remote(
-            num_cpus=1, num_gpus=int(self._device == "cuda"), max_restarts=0, max_task_retries=0
-        )
+        gpu = int(self._device == "cuda")
+        remote = ray.remote(num_cpus=1, num_gpus=gpu, max_restarts=0, max_task_retries=0)
         self._actor_class: Any = remote(_Actor)
 
     def start_worker(self, slot: int) -> RayWorker:
@@ -181,13 +164,8 @@ class RayWorker:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         errors = self._ray.exceptions
-        reply = self._actor.call.remote(function, *args)
         try:
-            return self._ray.get(reply, timeout=START_SECONDS if function is build_evaluator else None)
-        except errors.GetTimeoutError:
-            raise WorkerUnusable(
-                f"Ray had no worker ready within {START_SECONDS:g} seconds: are enough CPUs and GPUs free?"
-            ) from None
+            return self._ray.get(self._actor.call.remote(function, *args))
         except errors.RayTaskError as error:
             raise error.cause from None
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:

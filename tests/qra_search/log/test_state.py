@@ -92,9 +92,9 @@ def test_an_empty_log_has_no_space() -> None:
 @pytest.mark.parametrize(
     ("plan", "size", "says"),
     [
-        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 records 1 bytes, its plan takes"),
-        (Plan((2, 3, 3), (5, 5, 5)), 1, "trial 6 does not belong to its search space"),
-        (Plan((3, 3), (5, 5)), 1, "trial 6 does not belong to its search space"),
+        (Plan((3, 3, 3), (5, 5, 5)), 1, "trial 6 has 1 bytes, its plan"),
+        (Plan((2, 3, 3), (5, 5, 5)), 1, "bits 2 is not one of"),
+        (Plan((3, 3), (5, 5)), 1, "has 2 groups, the space has 3"),
     ],
 )
 def test_a_trial_that_cannot_be_of_the_space_is_named(
