@@ -31,6 +31,7 @@ from qra_search.errors import (
     TornLine,
     describe_os_error,
     describe_problem,
+    shorten,
 )
 from qra_search.files import sync_to_disk
 from qra_search.schemas import (
@@ -329,4 +330,4 @@ def _describe_difference(known: Any, value: Any) -> str:
         for key in sorted(set(known) | set(value)):
             if known.get(key) != value.get(key):
                 return f"{key} = {_describe_difference(known.get(key), value.get(key))}"
-    return f"{known!r}, but now it is {value!r}"
+    return f"{shorten(known)}, but now it is {shorten(value)}"

@@ -12,7 +12,7 @@ from qra_search.errors import describe
 from qra_search.log.journal import LogError, TrialLog
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.memory import MemoryModel
-from qra_search.space.serialization import check_sensitivities, space_from_dict
+from qra_search.space.serialization import check_sensitivities
 from qra_search.space.space import SearchSpace
 
 DEFAULT_SWEEP = 9
@@ -101,10 +101,10 @@ def read_state(log: TrialLog) -> StudyState:
     Raises LogError if no search has begun in it, or it holds what no study writes, such as plans that its space does
     not allow.
     """
-    if log.get_meta("space_data") is None:
+    if log.get_meta("space") is None:
         raise LogError(f"{log.path} holds no search space: no search has begun in it")
     try:
-        space = space_from_dict(log.get_meta("space_data"))
+        space = SearchSpace.from_dict(log.get_meta("space"))
         data = log.get_meta("sensitivities")
         sensitivities = check_sensitivities(space, Sensitivities.from_dict(data)) if data else None
         for trial in log:

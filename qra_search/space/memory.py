@@ -43,6 +43,16 @@ class GroupwiseFormat:
         )
 
 
+@dataclass(frozen=True)
+class TabulatedFormat:
+    """Bytes of a weight by its shape, as they were counted when a space was recorded."""
+
+    sizes: Mapping[tuple[int, int], int]
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        return self.sizes[out_features, in_features]
+
+
 def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
     """Exact bytes of the LoRA factors A (rank, in) and B (out, rank)."""
     return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)

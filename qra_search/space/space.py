@@ -15,12 +15,13 @@ import numpy as np
 
 from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
-from qra_search.schemas import Group, LevelName, Parameter, Plan
+from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
 from qra_search.space.memory import (
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
     StorageFormat,
+    TabulatedFormat,
     adapter_bytes,
     check_list,
     format_bytes,
@@ -304,21 +305,47 @@ class SearchSpace:
 
     @cached_property
     def signature(self) -> str:
-        """Hash of all that makes two spaces the same: groups, choices and bytes of every choice."""
-        content = {
+        """Hash of all that makes two spaces the same."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON, with the bytes of every shape at every level in place of its formats."""
+        shapes = sorted({(m.out_features, m.in_features) for g in self.groups for m in g.linears})
+        named = [level for level in self.levels if isinstance(level.name, str)]
+        return {
             "groups": [
-                (g.name, [(m.name, m.out_features, m.in_features) for m in g.linears]) for g in self.groups
+                make_adapter(Group).dump_python(group, exclude_defaults=True) for group in self.groups
             ],
             "bits": self.bits,
             "ranks": self.ranks,
-            "bits_allowed": self.bits_allowed.tolist(),
-            "ranks_allowed": self.ranks_allowed.tolist(),
-            "weight": self.memory.weight.tolist(),
-            "adapter": self.memory.adapter.tolist(),
-            "fixed": self.fixed_bytes,
-            **({"extra": {n: p.to_dict() for n, p in self.extra.items()}} if self.extra else {}),
+            "fixed_bytes": self.fixed_bytes,
+            "adapter_bits": self.adapter_bits,
+            "shapes": shapes,
+            "levels": {level.name: {"width": level.width, "backend": level.backend} for level in named},
+            "bytes": {
+                str(level.name): [int(level.format.bytes(*shape)) for shape in shapes]
+                for level in self.levels
+            },
+            "extra": {name: parameter.to_dict() for name, parameter in self.extra.items()},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """The inverse of `to_dict`: a space of equal signature."""
+        shapes = [tuple(shape) for shape in data["shapes"]]
+        levels = []
+        for name in data["bits"]:
+            known = data.get("levels", {}).get(name, {"width": name})
+            sizes = dict(zip(shapes, data["bytes"][str(name)], strict=True))
+            levels.append(Level(name, **known, format=TabulatedFormat(sizes)))
+        return cls(
+            groups=[Group(**group) for group in data["groups"]],
+            bits=levels,
+            ranks=data["ranks"],
+            fixed_bytes=data["fixed_bytes"],
+            adapter_bits=data["adapter_bits"],
+            extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
+        )
 
     @cached_property
     def _uniform_groups(self) -> list[int]:

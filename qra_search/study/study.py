@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput, EvaluationFailed, RunFailed, describe_failure, shorten, wrong_type
+from qra_search.errors import RunFailed, describe_failure, shorten, wrong_type
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
@@ -17,7 +17,7 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import check_sensitivities, space_to_dict
+from qra_search.space.serialization import check_sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
@@ -118,11 +118,8 @@ class Study:
         self.callbacks = tuple(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         self.log.bind(
-            {
-                "space_data": space_to_dict(self.space),
-                "study": {"strategy": self.strategy.name, "evaluations": self.evaluations},
-            },
-            space=self.space.signature,
+            {"study": {"strategy": self.strategy.name, "evaluations": self.evaluations}},
+            space=self.space.to_dict(),
             evaluator=evaluator.describe(),
             budgets=list(self.memory_budgets),
             seed=self.seed,
@@ -132,7 +129,6 @@ class Study:
         self._given_sensitivities = sensitivities
         self._charged = charged
         self.stopping = False
-        self._asked: dict[int, Trial] = {}
 
     @property
     def state(self) -> StudyState:
@@ -194,38 +190,6 @@ class Study:
                 future.cancel()
             self.log.close()
 
-    def ask(self) -> Proposal | None:
-        """The next plan to evaluate, for those who evaluate by themselves; None once nothing is left to ask.
-
-        It is in the log as running until `tell`. Proposals without a result from before the log was closed come first.
-        """
-        self._measure_sensitivities()
-        waiting = [trial for trial in self.log.running_trials if trial.id not in self._asked]
-        if not waiting:
-            waiting = self.log.propose_all(self._propose_next(0, most=1))
-        if not waiting:
-            return None
-        self._asked[waiting[0].id] = waiting[0]
-        return waiting[0].proposal
-
-    def tell(self, proposal: Proposal, evaluation: Evaluation | EvaluationFailed) -> Trial:
-        """Record what came of a proposal that `ask` gave: its evaluation, or why it failed; else BadInput.
-
-        An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
-        """
-        trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
-        if trial is None:
-            raise BadInput(
-                "unknown or finished proposal: call tell() exactly once for each proposal from ask()"
-            )
-        del self._asked[trial.id]
-        return self._record(trial, evaluation)
-
-    def close(self) -> None:
-        """Let another process use the log; open proposals are asked again there."""
-        self._asked.clear()
-        self.log.close()
-
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
         self.stopping = True
@@ -234,14 +198,11 @@ class Study:
         """What the log says now."""
         return SearchResult.from_state(self.state, self.strategy)
 
-    def _propose_next(self, flying: int, *, most: int | None = None) -> list[Proposal]:
-        """The next proposals, at most as many as are given or there are free slots beside those in flight."""
+    def _propose_next(self, flying: int) -> list[Proposal]:
+        """The next proposals, at most as many as there are free slots beside those in flight."""
         state = self.state
-        if most is not None:
-            room = most
-        elif self.batch is None:
-            room = self.executor.slots - flying
-        else:
+        room = self.executor.slots - flying
+        if self.batch is not None:
             room = 0 if flying else self.batch
         room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:

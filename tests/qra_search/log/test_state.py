@@ -23,7 +23,6 @@ from qra_search import (
 from qra_search.log.journal import LogError
 from qra_search.log.state import StudyState, read_state
 from qra_search.schemas import Trial
-from qra_search.space.serialization import space_from_dict, space_to_dict
 
 
 def odd_space() -> SearchSpace:
@@ -55,7 +54,7 @@ class Squares(Evaluator):
 
 def test_a_space_comes_back_with_the_same_groups_and_bytes() -> None:
     space = odd_space()
-    back = space_from_dict(space_to_dict(space))
+    back = SearchSpace.from_dict(space.to_dict())
     assert back.signature == space.signature
     assert back.groups == space.groups
     assert [back.memory_bytes(p) for p in back.uniform_plans()] == [

@@ -47,7 +47,7 @@ def test_a_search_writes_its_header_first(tmp_path):
     write_log(tmp_path / "log", 3)
     first, *others = rows(tmp_path / "log")
     assert first["format"] == "qra-log/5"
-    assert {"space", "space_data", "evaluator", "budgets", "seed"} <= set(first["header"])
+    assert {"space", "evaluator", "budgets", "seed"} <= set(first["header"])
     trials = [trial for row in others for trial in row.get("trials", ())]
     assert [(t["id"], t.get("status")) for t in trials] == [
         (i, status) for i in range(3) for status in (None, "done")

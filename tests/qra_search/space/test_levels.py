@@ -10,7 +10,7 @@ from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
 from qra_search.app.report import formatting
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import read_name
-from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
+from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.testing.scenarios import make_toy_space
 
 WAYS = (8, 2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq", GroupwiseFormat(4, 32)))
@@ -110,7 +110,7 @@ def test_a_plan_on_disk_names_its_levels_and_comes_back():
 
 def test_the_record_of_a_space_keeps_them():
     space = two_ways()
-    copy = space_from_dict(json.loads(json.dumps(space_to_dict(space))))
+    copy = SearchSpace.from_dict(json.loads(json.dumps(space.to_dict())))
     assert copy.signature == space.signature and copy.bits == space.bits
     assert list(map(str, copy.levels)) == list(map(str, space.levels))
 
