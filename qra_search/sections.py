@@ -268,5 +268,5 @@ class SearchConfig(Section):
         several = (values,) if isinstance(values, (str, int)) else values
         if isinstance(several, (list, tuple)):
             for value in several:
-                check_budget_text(value, needs_unit=True)
+                check_budget_text(value)
         return several

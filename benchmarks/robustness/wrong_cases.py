@@ -141,7 +141,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune unplanned", "has no plan yet"),
     ("finetune tiny --plan none.json", "give a plan.json or a run"),
     ("finetune tiny --plan land/plan.json", "the plan belongs to another search space"),
-    ("finetune tiny --plan uniform5r8", "which the space does not have"),
+    ("finetune tiny --plan uniform5r8", "the space has no plan"),
     ("finetune tiny --memory 1KiB", "is below the smallest plan"),
     ("finetune tiny --steps 0", "--steps"),
     ("finetune tiny --steps 3 --epochs 2", "give one of them"),

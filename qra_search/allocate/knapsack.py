@@ -54,7 +54,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     is_exact = upper - bound <= slack
     if exact and not is_exact:
         best, is_exact = _search_exactly(cost, size, budget, price, best, upper, slack)
-    return Solution(decode_items(best, ranks), is_exact)
+    return Solution(decode_items(best, ranks), bool(is_exact))
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:

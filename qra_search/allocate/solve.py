@@ -87,11 +87,12 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
         BudgetTooSmall: no plan fits.
     """
     table = build_additive_table(space, sensitivities)
-    plan, is_exact = _find_best_plan(space, table, budget_bytes)
+    found = _solve_knapsack(space, table, budget_bytes)
+    plan = space.decode(found.code)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
-    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), is_exact)
+    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), found.is_exact)
 
 
 def solve_front(
@@ -136,18 +137,17 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exa
         table: float (G, B, R), loss that each choice of each group adds.
         exact: False takes milliseconds instead of up to seconds, and may be a few exchanges off the best.
     """
-    return _find_best_plan(space, table, budget_bytes, exact=exact)[0]
+    return space.decode(_solve_knapsack(space, table, budget_bytes, exact=exact).code)
 
 
-def _find_best_plan(
+def _solve_knapsack(
     space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True
-) -> tuple[Plan, bool]:
-    """The plan of `solve_table`, and whether it is known to be the best."""
+) -> knapsack.Solution:
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
     found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes, exact=exact)
     assert found is not None  # the smallest plan fits
-    return space.decode(found.code), bool(found.is_exact)
+    return found
 
 
 def estimate_gain_std(gain: float) -> float:

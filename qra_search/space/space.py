@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from qra_search.errors import shorten, wrong_type
+from qra_search.errors import wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
 from qra_search.space.memory import (
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
-    StorageFormat,
     TabulatedFormat,
     adapter_bytes,
-    check_list,
     format_bytes,
     make_levels,
 )
@@ -39,11 +37,9 @@ class SearchSpace:
 
     Args:
         groups: at least one, with unique names.
-        bits: levels to choose from: bit-widths, or `Level` objects with formats of their own; 16 leaves a linear
-            unquantized.
+        bits: levels to choose from: bit-widths, group-wise with 32 bits of scale and zero for every 64 weights, or
+            `Level` objects with formats of their own; 16 leaves a linear unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
-        formats: bit-width to its `StorageFormat`, for bits given as numbers; default: group-wise with 32 bits of scale
-            and zero for every 64 weights.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
@@ -59,7 +55,7 @@ class SearchSpace:
     `decode` are the only way between the two. Extra parameters are further columns: a parameter's index, then 0.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or choices contradict each other.
+        ValueError: choices contradict each other.
     """
 
     def __init__(
@@ -68,27 +64,19 @@ class SearchSpace:
         groups: Iterable[Group],
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
-        formats: Mapping[int, StorageFormat] | None = None,
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
         extra: Mapping[str, Parameter] | None = None,
     ):
         self.extra = dict(extra or {})
         self.groups = tuple(groups)
-        if not all(isinstance(group, Group) for group in self.groups):
-            raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
-        self.levels = make_levels(bits, formats)
+        self.levels = make_levels(bits)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
-        wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
-        self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))
+        self.ranks = tuple(sorted(map(int, ranks)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes = int(fixed_bytes)
         self.adapter_bits = int(adapter_bits)
-        if self.fixed_bytes < 0 or self.adapter_bits < 1:
-            raise ValueError(
-                f"fixed_bytes must not be negative, and adapter_bits positive: got {fixed_bytes} and {adapter_bits}"
-            )
         for group in self.groups:
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
@@ -367,8 +355,9 @@ class SearchSpace:
         )
 
     def _find_level(self, name: LevelName) -> Level | None:
-        same = [level for level in self.levels if level.name == name]
-        same = same or [level for level in self.levels if level.width == name]
+        """By its name, or else by its width; either may be given as a text."""
+        same = [level for level in self.levels if str(level.name) == str(name)]
+        same = same or [level for level in self.levels if f"{level.width:g}" == str(name)]
         if len(same) > 1:
             ways = ", ".join(str(level.name) for level in same)
             raise ValueError(f"several storage formats have {name} bits: choose one of {ways}")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ class StrategyContract:
     def test_a_resumed_study_equals_an_unbroken_one(self, strategy: Strategy, tmp_path: Path) -> None:
         evaluator = ToyEvaluator(fidelities=(0.25, 1.0))
         log = tmp_path / "trials.jsonl"
-        options = {
+        options: dict[str, Any] = {
             "evaluations": 12,
             "memory_budget": interpolate_budgets(evaluator.space, 0.3, 0.6),
         }

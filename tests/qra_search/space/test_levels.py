@@ -9,7 +9,6 @@ import pytest
 from qra_search import Group, GroupwiseFormat, Level, Linear, Plan, SearchSpace
 from qra_search.app.report import formatting
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.memory import read_name
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.testing.scenarios import make_toy_space
 
@@ -21,17 +20,7 @@ def two_ways() -> SearchSpace:
     return make_toy_space(bits=WAYS, ranks=(4, 8))
 
 
-def test_names_are_numbers_or_texts_that_fit_in_lists():
-    assert [read_name(text) for text in ("4", " nf4 ", "gptq-3", "Q4_K", "IQ2_XXS")] == [
-        4,
-        "nf4",
-        "gptq-3",
-        "Q4_K",
-        "IQ2_XXS",
-    ]
-    for text in ("", "4b", "-4", "nf4,hqq", "a|b", "a:b", "nf 4", "٤"):
-        with pytest.raises(ValueError, match="names no level: a number is needed"):
-            read_name(text)
+def test_a_number_is_the_name_of_its_own_width():
     with pytest.raises(ValueError, match="level 4 has width 3"):
         Level(4, 3)
 
