@@ -64,7 +64,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {OF_A_MODEL} --task columns.csv --columns prompt=q,reply=a", "reply"),
     (f"plan {OF_A_MODEL} --task ragged.csv", "into double quotes"),
     (f"plan {OF_A_MODEL} --task latin1.csv", "is not UTF-8"),
-    (f"plan {OF_A_MODEL} --task latin1.jsonl", "iconv -f latin1"),
+    (f"plan {OF_A_MODEL} --task latin1.jsonl", "is not UTF-8"),
     (f"plan {OF_A_MODEL} --task array.jsonl", "is a JSON array"),
     (f"plan {OF_A_MODEL} --task broken.jsonl", "broken.jsonl, line 2"),
     (f"plan {OF_A_MODEL} --task object.json", "a list of objects is needed"),
@@ -95,7 +95,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2: engine transformers has 4, 16"),
     (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
     # budgets
-    (f"search {LAND} --out new --memory 108", "such as 108MiB or 108GiB"),
+    (f"search {LAND} --out new --memory 108", "is below the smallest plan"),
     (f"search {LAND} --out new --memory lots", "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
     (f"search {LAND} --out new --memory 1KiB", "is below the smallest plan"),
     (f"search {LAND} --out new --memory uniform5r8", "its bits are 2, 3, 4, 8"),

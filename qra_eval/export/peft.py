@@ -28,7 +28,7 @@ from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.errors import DISTRIBUTION
-from qra_search.files import write_digest, write_json
+from qra_search.files import write_json
 from qra_search.schemas import LevelName
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
@@ -67,7 +67,6 @@ class PEFTExporter(Exporter):
         padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
-        write_digest(out / BASE_FILE)
         write_model_files(run, out)
         # The hub refuses a folder as the name of a base, and nobody else has it.
         base_line = "" if Path(run.spec).exists() else f"base_model: {run.spec}\n"
@@ -255,7 +254,6 @@ def write_model_files(run: TunedRun, out: Path) -> None:
     searched = tuple({f"{key.partition(SEPARATOR)[0]}." for key in stored})
     rest = select_unsearched(run, searched)
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
-    write_digest(out / REST_FILE)
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
@@ -319,7 +317,6 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
         padded[f"base_model.model.{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, more))
         padded[f"base_model.model.{name}.lora_B.weight"] = F.pad(B * (rank / len(A)), (0, more))
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    write_digest(out / "adapter_model.safetensors")
     own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
     more = sum(factor.nbytes for factor in padded.values()) - own
     if not more:

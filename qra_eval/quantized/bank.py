@@ -23,7 +23,7 @@ from qra_eval.models.linears import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
-from qra_search.files import replace_file, write_digest, write_text
+from qra_search.files import replace_file, write_text
 from qra_search.log.journal import describe_process
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -38,26 +38,21 @@ def write_tensors(
     path: str | Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    digest: bool = True,
+    durable: bool = False,
 ) -> None:
-    """Write tensors, with texts in the header; a reader sees the whole file or none.
-
-    A file that is there for a while does without the `digest` beside it.
-    """
+    """Write tensors, with texts in the header; a reader sees the whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path, durable=not digest) as partial:
+    with replace_file(path, durable=durable) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
             save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:  # what is written is ours: it is the disk
             raise OSError(f"{path} cannot be written ({error})") from error
-    if digest:
-        write_digest(path)
 
 
 def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
-    """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest."""
+    """The opened file (`keys`, `get_tensor`), memory-mapped."""
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:

@@ -18,7 +18,6 @@ from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line, shorten, wrong_type
-from qra_search.files import make_encoding_error
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -97,11 +96,11 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8; raises BadInput with the line that is not."""
+    """The text of a file in UTF-8; raises BadInput if it is not."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(str(make_encoding_error(path, error))) from None
+        raise BadInput(f"{path} is not UTF-8 ({error}): convert it, such as with iconv") from None
 
 
 def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:

@@ -170,7 +170,7 @@ def write_checkpoint(
         tensors |= {f"{moment}::{name}": kept[moment] for moment in MOMENTS if moment in kept}
     tensors |= {f"{BEST}::{name}": tensor for name, tensor in best.items()}
     state = {name: getattr(training, name) for name in (*COUNTED, "seconds")}
-    write_tensors(tensors, path, metadata={STATE: json.dumps({**state, **more})}, digest=False)
+    write_tensors(tensors, path, metadata={STATE: json.dumps({**state, **more})}, durable=True)
 
 
 def read_checkpoint(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from qra_backends import make_backend
+from safetensors import SafetensorError, safe_open
 
 from qra_eval.models.device import resolve_device
 from qra_eval.models.embeddings import place_embeddings, replace_embeddings
@@ -19,7 +20,7 @@ from qra_eval.quantized.generation import prepare_generate
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput, describe
-from qra_search.files import read_json, read_tensor_names
+from qra_search.files import read_json
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, read_plan_file
@@ -181,8 +182,11 @@ def check_adapter(folder: Path) -> Path:
         )
     if not tensors.is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
-    read_tensor_names(tensors)
-    return folder
+    try:
+        with safe_open(tensors, "np"):
+            return folder
+    except SafetensorError as error:
+        raise BadInput(f"{tensors} is damaged ({error}): restore it, or tune anew") from None
 
 
 def read_levels(plan: Mapping[str, Any]) -> dict[str, LevelName]:

@@ -36,7 +36,6 @@ from qra_search.surrogates.posterior import (
     BLAS,
     average_observations,
     fit_table,
-    select_fitted_rows,
 )
 from qra_search.surrogates.table import TableFit
 
@@ -99,10 +98,7 @@ class QRAStrategy(Strategy):
             fit = fit_table(state, rows)
             if fit is None:
                 return average_replicates(state.full)
-            mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
-            fitted = select_fitted_rows(rows)
-            mean[fitted], std[fitted] = fit.predict_evaluated()
-        return Estimates(tuple(plans), mean, std)
+            return Estimates(tuple(plans), *fit.predict_evaluated())
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""

@@ -104,10 +104,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.loss)
 
-    def select(self, index: np.ndarray) -> Rows:
-        """The rows with these indices."""
-        return Rows(self.codes[index], self.loss[index], self.weight[index])
-
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
         """These rows and new ones, each of one replicate."""
         weight = np.append(self.weight, np.ones(len(codes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,10 @@ from threadpoolctl import ThreadpoolController
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan
+from qra_search.strategies import average_losses
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 
-MAX_ROWS = 400
-"""Rows that the table is fitted to: all at first, then those of lowest loss."""
 BLAS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
 times the processor time was seen), and rounding, and so the proposals, would depend on their number."""
@@ -62,22 +62,15 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
     basis = TableBasis(state.space, state.sensitivities)
-    return refine(TableFit(basis, rows.select(select_fitted_rows(rows)), Widths()))
+    return refine(TableFit(basis, rows, Widths()))
 
 
 def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
     """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
-    losses: dict[Plan, list[float]] = {}
-    for trial in state.full:
-        losses.setdefault(trial.plan, []).append(trial.loss)
-    weight = np.array([len(each) for each in losses.values()], float)
-    mean = np.array([float(np.mean(each)) for each in losses.values()])
-    return list(losses), Rows(state.space.encode_many(losses), mean, weight)
-
-
-def select_fitted_rows(rows: Rows) -> np.ndarray:
-    """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, if there are many."""
-    return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
+    losses = average_losses(state.full)
+    count = Counter(trial.plan for trial in state.full)
+    weight = np.array([count[plan] for plan in losses], float)
+    return list(losses), Rows(state.space.encode_many(losses), np.array(list(losses.values())), weight)
 
 
 def refine(fit: TableFit) -> TableFit:

@@ -248,7 +248,7 @@ def test_load_says_in_a_line_what_is_wrong(
     with pytest.raises(BadInput, match="damaged/plan.json is not JSON"):
         load(damaged)
     for name, message in (
-        ("adapter_model.safetensors", "adapter_model.safetensors is truncated"),
+        ("adapter_model.safetensors", "adapter_model.safetensors is damaged"),
         ("adapter_config.json", "adapter_config.json is not JSON"),
     ):
         damaged = shutil.copytree(run.parents[1], tmp_path / name)  # of the whole run

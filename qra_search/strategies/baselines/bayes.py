@@ -34,18 +34,14 @@ class BayesStrategy(Strategy):
 
     Pending trials, and the proposals of one call, are fantasized at their posterior mean.
 
-    Args:
-        initial: distinct plans before the model takes over: additive optima, then random ones.
+    The first `INITIAL` plans are additive optima, then random ones.
     """
 
     name = "bayes"
     searches_extra = True
 
-    def __init__(self, initial: int = INITIAL):
-        self.initial = initial
-
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        model = fit_to_trials(state) if n > 0 and len(state.seen) >= self.initial else None
+        model = fit_to_trials(state) if n > 0 and len(state.seen) >= INITIAL else None
         if model is None:
             return self._propose_initial(state, n)
         proposals: list[Proposal] = []

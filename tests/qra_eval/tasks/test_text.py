@@ -98,7 +98,7 @@ def test_rows_of_json_are_paragraphs(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "x.txt, line 1: is not UTF-8")],
+    [(b"", "has no text"), (b" \n\n", "has no text"), (b"\xff\xfe", "x.txt is not UTF-8")],
 )
 def test_a_file_without_text_is_refused(tmp_path, content, why):
     (tmp_path / "x.txt").write_bytes(content)
