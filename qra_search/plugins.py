@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 
-from qra_search.errors import DISTRIBUTION, BadInput, describe, shorten
+from qra_search.errors import BadInput, describe, shorten
 
 DEFAULT_EVALUATOR = "quantized-lora"
 IN_MEMORY = "in-memory:"
@@ -109,10 +109,7 @@ def load_file(path: Path) -> ModuleType:
 def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
-    return (
-        f"unknown {what} {name!r}: {suggest_names(name, known)}"
-        f"known are {', '.join(known) or f'none (is {DISTRIBUTION} installed?)'}"
-    )
+    return f"unknown {what} {name!r}: {suggest_names(name, known)}known are {', '.join(known) or 'none'}"
 
 
 def call_with_options(
@@ -126,31 +123,23 @@ def call_with_options(
         BadInput: an option that it does not take, or not with this value.
     """
     parameters = inspect.signature(factory).parameters.values()
-    known = [
-        p.name
-        for p in parameters
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in others
-    ]
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in others]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in sorted(set(options) - set(known)):
-            if not known:
-                raise BadInput(f"unknown option of {what}: {name!r}: it takes none")
             raise BadInput(describe_unknown(f"option of {what}:", name, known))
     try:
         kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
     except NameError:  # an annotation that only type checkers resolve
         kinds = {}
-    converted = dict(options)
-    for name, value in options.items():
-        try:
-            converted[name] = TypeAdapter(kinds.get(name, Any)).validate_python(value)
-        except PydanticSchemaGenerationError:  # a class of the factory's own: it is asked itself
-            continue
-        except ValidationError as error:
-            text = error.errors()[0]["msg"]
-            raise BadInput(
-                f"option {name!r} of {what} is {shorten(value)}: {text[:1].lower()}{text[1:]}"
-            ) from None
+    settings = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    fields: Any = {name: (kinds.get(name, Any), ...) for name in options}
+    try:
+        converted = dict(create_model("Options", __config__=settings, **fields)(**options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise BadInput(f"option {name!r} of {what} is {shorten(options[name])}: {reason}") from None
     try:
         return factory(**others, **converted)
     except TypeError as error:

@@ -35,23 +35,12 @@ def _wrap_single(given: Any) -> Any:
     return (given,) if is_single else given
 
 
-CHOICES = {
-    "bits": (1, UNQUANTIZED_BITS, "16: left unquantized"),
-    "embeddings": (1, UNQUANTIZED_BITS, "16: left as they are"),
-    "ranks": (0, 4096, "0: no adapter"),
-}
-"""Smallest and largest choice of a field, and what a choice stands for."""
-
-
-def _sort_choices(values: Any, field: ValidationInfo) -> Any:
-    """Distinct choices within the limits of `CHOICES`, ascending; `auto` as it is."""
-    least, most, note = CHOICES[str(field.field_name)]
+def _sort_choices(values: Any) -> Any:
+    """Distinct choices, ascending; `auto` as it is."""
     if values == "auto":
         return values
     if not values or len(set(values)) != len(values):
         raise ValueError("must be a list of one or more distinct values")
-    if not all(least <= value <= most for value in values):
-        raise ValueError(f"{field.field_name} must be from {least} to {most} ({note})")
     return tuple(sorted(values))
 
 
@@ -95,7 +84,8 @@ class TaskConfig(Section):
     _several = field_validator("metrics", mode="before")(_wrap_single)
 
 
-Width = StrictInt | StrictFloat
+Width = Annotated[StrictInt | StrictFloat, Field(ge=1, le=UNQUANTIZED_BITS)]
+Rank = Annotated[StrictInt, Field(ge=0, le=4096)]
 
 
 class QuantizationConfig(Section):
@@ -140,7 +130,7 @@ class SpaceConfig(Section):
     bits: Literal["auto"] | tuple[Width, ...] = "auto"
     """bits to choose from, whole or and a half (16: left unquantized); auto: every half bit from
     1 to 4, and 5, as far as the backend has them; 8 if it has no 5"""
-    ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
+    ranks: tuple[Rank, ...] = (2, *DEFAULT_RANKS)
     """LoRA ranks to choose from; 0: no adapter"""
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = "auto"
     """what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what engines run as

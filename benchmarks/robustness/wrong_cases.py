@@ -82,9 +82,9 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --set task.options.digitz=3", "digitz"),
     # bits, ranks, backends, engines
     (f"plan {TINY} --bits two", "numbers with commas between"),
-    (f"plan {TINY} --bits 2,99", "bits must be from 1 to 16"),
+    (f"plan {TINY} --bits 2,99", "less than or equal to 16"),
     (f"plan {TINY} --bits 4,4", "distinct"),
-    (f"plan {TINY} --ranks ' -4'", "ranks must be from 0 to 4096"),
+    (f"plan {TINY} --ranks ' -4'", "greater than or equal to 0"),
     (f"plan {TINY} --ranks '4;8'", "numbers with commas between"),
     (f"plan {TINY} --granularity heads", "input should be 'auto', 'module'"),
     (f"plan {TINY} --backend ggup", "unknown backend 'ggup'"),
@@ -93,7 +93,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --engine tgi", "engine is 'tgi': known are"),
     (f"plan {TINY} --engine llama.cpp --backend reference", "or leave the field out"),
     (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2: engine transformers has 4, 16"),
-    (f"plan {TINY} --set quantization.embeddings=99", "embeddings must be from 1 to 16"),
+    (f"plan {TINY} --set quantization.embeddings=99", "less than or equal to 16"),
     # budgets
     (f"search {LAND} --out new --memory 108", "is below the smallest plan"),
     (f"search {LAND} --out new --memory lots", "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"),
@@ -103,11 +103,11 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"search {LAND} --out new --evaluations 0", "input should be greater than 0"),
     # strategies, evaluators, workers
     (f"search {LAND} --out new --strategy addtive", "did you mean additive"),
-    (f"search {LAND} --out new --strategy random --set search.options.popsize=3", "it takes none"),
+    (f"search {LAND} --out new --strategy random --set search.options.popsize=3", "known are none"),
     (f"search {LAND} --out new --strategy nsga2 --set search.options.population=many", "population"),
     ("search --evaluator landscpe --out new", "did you mean landscape"),
     (f"search {LAND} --out new --set options.lairs=4", "did you mean layers"),
-    (f"plan {TINY} --set options.layers=4", "it takes none"),
+    (f"plan {TINY} --set options.layers=4", "known are none"),
     (f"search {LAND} --out new --workers 2 --executor dask", "known are process, ray"),
     (f"search {LAND} --out new --executor ray", "give the number of workers with --workers"),
     # configs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,6 @@ from threadpoolctl import ThreadpoolController
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan
-from qra_search.strategies import average_losses
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 
@@ -67,10 +65,12 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
 
 def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
     """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
-    losses = average_losses(state.full)
-    count = Counter(trial.plan for trial in state.full)
-    weight = np.array([count[plan] for plan in losses], float)
-    return list(losses), Rows(state.space.encode_many(losses), np.array(list(losses.values())), weight)
+    losses: dict[Plan, list[float]] = {}
+    for trial in state.full:
+        losses.setdefault(trial.plan, []).append(trial.loss)
+    weight = np.array([len(each) for each in losses.values()], float)
+    mean = np.array([float(np.mean(each)) for each in losses.values()])
+    return list(losses), Rows(state.space.encode_many(losses), mean, weight)
 
 
 def refine(fit: TableFit) -> TableFit:
