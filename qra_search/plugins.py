@@ -137,7 +137,7 @@ def call_with_options(
         converted = dict(create_model("Options", __config__=settings, **fields)(**options))
     except ValidationError as error:
         first = error.errors()[0]
-        name = first["loc"][0]
+        name = str(first["loc"][0])
         reason = first["msg"][:1].lower() + first["msg"][1:]
         raise BadInput(f"option {name!r} of {what} is {shorten(options[name])}: {reason}") from None
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pydantic.dataclasses
 from pydantic_core import from_json, to_json
@@ -47,7 +47,7 @@ from qra_search.schemas import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-FORMAT = "qra-log/5"
+FORMAT: Final = "qra-log/5"
 BEGIN = b'{"format":"'
 MEMORY = ":memory:"
 LOCK_SECONDS = 0.2

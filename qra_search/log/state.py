@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 
@@ -88,11 +87,6 @@ class StudyState:
     def rng(self, offset: int = 0) -> np.random.Generator:
         """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""
         return np.random.default_rng([self.seed, len(self.trials) + offset])
-
-    def next_seed(self, plan: Plan) -> int:
-        """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        used = {t.seed for t in self.trials if t.plan == plan and t.fidelity >= 1.0}
-        return next(seed for seed in count(self.seed) if seed not in used)
 
 
 def read_state(log: TrialLog) -> StudyState:

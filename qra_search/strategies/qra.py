@@ -121,8 +121,7 @@ class QRAStrategy(Strategy):
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
-            deviation = float(np.sqrt(max(cov[i, i], 0.0)))
-            yield Proposal(plan, 1.0, state.seed, "table", float(mean[i]), deviation)
+            yield Proposal(plan, 1.0, state.seed, "table", float(mean[i]))
 
     def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the first budget in turn whose allocation is new, else a random plan, for the budget in

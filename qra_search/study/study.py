@@ -41,9 +41,6 @@ class Callback:
     def on_result(self, study: Study, trial: Trial) -> None:
         """Called after each trial, failed ones too."""
 
-    def on_end(self, study: Study) -> None:
-        """Called when the search ends."""
-
 
 class Listener(Callback, AbstractContextManager[Any]):
     """Called with what a run does. Every method does nothing by default; a terminal's view is one."""
@@ -183,7 +180,6 @@ class Study:
                     raise StudyFailed(
                         f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
                     )
-            self._notify("on_end")
             return self.result()
         finally:
             for future in flying:
@@ -276,7 +272,7 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
         if size > state.memory_limit:
             fault = f"a plan of {size} bytes, and state.memory_limit is {state.memory_limit}"
         elif proposal.key in known:
-            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, state.next_seed(plan)"
+            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, or give another seed"
         elif proposal.fidelity not in state.fidelities:
             fault = f"fidelity {proposal.fidelity}, and state.fidelities are {state.fidelities}"
         if fault:
@@ -289,5 +285,4 @@ def check_evaluator(evaluator: Any) -> Evaluator:
     """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
-    by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
-    raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
+    raise wrong_type("evaluator", evaluator, "an Evaluator is needed; qra_search.plan takes names")

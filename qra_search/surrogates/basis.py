@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,8 +30,7 @@ MOST_GROUPS = 1024
 Of = TypeVar("Of")
 
 
-@dataclass(frozen=True)
-class Blocks(Generic[Of]):
+class Blocks(NamedTuple, Generic[Of]):
     """Something for each block of the parameters theta: their values, derivatives, variances.
 
     Attributes:
@@ -56,9 +54,6 @@ class Blocks(Generic[Of]):
     gain: Of
     constant: Of
     units: Of
-
-    def __iter__(self) -> Iterator[Of]:
-        return (getattr(self, field.name) for field in fields(self))
 
 
 Arrays = Blocks[np.ndarray]

@@ -79,7 +79,7 @@ class StrategyContract:
                         f"the plan of trial {trial.id} failed, and is proposed again"
                     )
                     again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
-                    assert again, f"trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
+                    assert again, f"trial {trial.id} is repeated: give it another seed"
         assert repr(state) == before, "propose changed the state that it was given"
 
     @pytest.mark.parametrize("name", [LOGGED, "pending trials", "two fidelities"])

@@ -54,11 +54,9 @@ class BayesStrategy(Strategy):
             if not len(starts):
                 break
             code = search_locally(score, starts, AdjacentSteps(state.space).allowed, known)
-            (mean,), (std,) = model.predict(code[None])
+            mean = model.predict(code[None])[0].item()
             seen.append(state.space.decode(code))
-            proposals.append(
-                Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std))
-            )
+            proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", mean))
             model = model.fantasize(code[None])
         return proposals or propose_new(state, n, lambda _, rng: (_sample_plan(state, rng), "random"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from qra_search import (
     TrialLog,
 )
 from qra_search.log.journal import LogError
-from qra_search.log.state import StudyState, read_state
-from qra_search.schemas import Trial
+from qra_search.log.state import read_state
 
 
 def odd_space() -> SearchSpace:
@@ -71,16 +69,6 @@ def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
     assert state.trials == study.state.trials
     assert (state.seed, state.evaluations, state.memory_budgets) == (3, 6.0, study.memory_budgets)
     assert state.space.signature == study.space.signature
-
-
-def test_the_next_seed_of_a_plan_is_one_that_it_was_not_evaluated_with() -> None:
-    space = odd_space()
-    plan, other = space.uniform_plans()[:2]
-    asked = (Proposal(plan, seed=4), Proposal(other, seed=3), Proposal(plan, fidelity=0.5, seed=3))
-    state = StudyState(space, tuple(Trial(i, proposal) for i, proposal in enumerate(asked)), seed=3)
-    assert [state.next_seed(each) for each in (plan, other)] == [3, 4]
-    again = replace(state, trials=(*state.trials, Trial(3, Proposal(plan, seed=3))))
-    assert again.next_seed(plan) == 5
 
 
 def test_an_empty_log_has_no_space() -> None:

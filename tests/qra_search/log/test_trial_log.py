@@ -28,7 +28,7 @@ def rows(path: Path) -> list[dict]:
 def test_a_log_reads_back_what_was_written(tmp_path):
     path = tmp_path / "trials.jsonl"
     with TrialLog(path) as log:
-        log.propose(Proposal(PLAN, 0.5, 3, "sweep", 1.5, 0.1))
+        log.propose(Proposal(PLAN, 0.5, 3, "sweep", 1.5))
         log.propose(Proposal(PLAN, 1.0, 3))
         log.propose(Proposal(PLAN, 1.0, 4))
         log.finish(0, Evaluation(1.25, 77, {"acc": 0.5, "top": float("inf")}, 2.0, 0.5, 3))

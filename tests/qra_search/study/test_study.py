@@ -226,10 +226,10 @@ def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):
     [
         (
             "tiny",
-            r"evaluator is 'tiny' \(str\): an Evaluator object is needed\. .*, use qra_search.plan or `qra search`",
+            r"evaluator is 'tiny' \(str\): an Evaluator is needed; qra_search.plan takes names",
         ),
-        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an Evaluator object is needed"),
-        (make_space(), "an Evaluator object is needed"),
+        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an Evaluator is needed"),
+        (make_space(), "an Evaluator is needed"),
     ],
     ids=["a name", "a class", "a space"],
 )
