@@ -26,7 +26,6 @@ class ProcessExecutor(WorkerExecutor):
 
     Args:
         factory: builds the evaluator in the worker; must be picklable and importable there.
-        workers: how many.
         devices: one for each worker, `cpu` or of the form `cuda:0`; default: `cpu` for all.
 
     A program that uses it from a script needs the guard `if __name__ == "__main__":` that all spawned processes need.
@@ -107,8 +106,6 @@ class RayExecutor(WorkerExecutor):
     """Evaluates in `workers` Ray actors, each of which builds its evaluator once and keeps it.
 
     Args:
-        factory: builds the evaluator in the actor.
-        workers: actors.
         address: of an existing cluster (`auto`, `ray://host:10001`); None: Ray is started on this machine, unless it
             runs already, and ended at shutdown.
         with_gpus: whether each actor has a GPU, which Ray assigns; None: if the cluster has any. An actor without one

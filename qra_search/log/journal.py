@@ -202,7 +202,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             known.update(new)
 
     def propose(self, proposal: Proposal) -> Trial:
-        """Record a proposal before it is run."""
         return self.propose_all([proposal])[0]
 
     def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
@@ -217,11 +216,9 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         return trials
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
-        """Record the result of a running trial."""
         return self._end(trial_id, "done", evaluation, "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
-        """Record that a running trial failed, and why."""
         return self._end(trial_id, "failed", None, to_printable(reason))
 
     def _end(self, trial_id: int, status: Status, evaluation: Evaluation | None, reason: str) -> Trial:

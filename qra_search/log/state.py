@@ -23,9 +23,7 @@ class StudyState:
     """What a strategy knows of the study.
 
     Attributes:
-        space: what is searched.
         trials: the log so far, running trials included.
-        sensitivities: of the groups, or None.
         memory_budgets: bytes that plans are wanted for, ascending; empty: the whole front is wanted.
         seed: seed of the study; take randomness only from `rng`.
         evaluations: what the whole study may spend, in full evaluations.
@@ -44,7 +42,6 @@ class StudyState:
 
     @property
     def memory(self) -> MemoryModel:
-        """Exact bytes of any plan."""
         return self.space.memory
 
     @property

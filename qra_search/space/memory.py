@@ -99,14 +99,12 @@ class MemoryModel:
 
     @cached_property
     def minimum(self) -> int:
-        """Bytes of the smallest plan."""
         return int(
             np.where(self.allowed, self.choice_bytes, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed
         )
 
     @cached_property
     def maximum(self) -> int:
-        """Bytes of the largest plan."""
         return int(np.where(self.allowed, self.choice_bytes, -1).max((1, 2)).sum() + self.fixed)
 
     def check_budget(self, budget: int) -> int:

@@ -101,7 +101,6 @@ class SearchSpace:
 
     @property
     def weights(self) -> int:
-        """How many weights are searched."""
         return sum(group.weights for group in self.groups)
 
     @cached_property
@@ -166,8 +165,7 @@ class SearchSpace:
 
     @cached_property
     def unquantized(self) -> SearchSpace:
-        """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
-        beside, though it may be none of this space."""
+        """The same groups, all left in 16 bits, with no adapters or those of the largest rank."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
         return self._copy(
             groups=groups, bits=(UNQUANTIZED_BITS,), ranks=sorted({0, self.ranks[-1]}), extra={}
@@ -180,7 +178,7 @@ class SearchSpace:
     def encode(self, plan: Plan) -> np.ndarray:
         """int64 (2, G): the indices of a plan's bits and ranks.
 
-        Raises ValueError, which names the group, if the plan is not of this space, and BadInput if it is not a plan.
+        Raises ValueError, which names the group, if the plan is not of this space.
         """
         code: np.ndarray = self.encode_many([plan])[0]
         return code
@@ -227,7 +225,6 @@ class SearchSpace:
 
     @cached_property
     def without_extra(self) -> SearchSpace:
-        """The same space without its extra parameters; itself if it has none."""
         return self.with_extra({})
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
@@ -337,7 +334,6 @@ class SearchSpace:
 
     @cached_property
     def _uniform_groups(self) -> list[int]:
-        """The groups that follow a uniform plan."""
         return [i for i, group in enumerate(self.groups) if not group.is_embedding]
 
     def _widen_level(self, level: Level, group: Group) -> LevelName:

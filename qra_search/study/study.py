@@ -64,15 +64,12 @@ class Study:
     """One search: an evaluator, a strategy, a trial log, and what may be spent.
 
     Args:
-        evaluator: measures plans.
         strategy: name of an installed strategy, or a `Strategy`.
-        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
-            each is held against the type that the strategy declares.
+        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`).
         evaluations: search budget, in full evaluations.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
-        callbacks: called with every event.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
@@ -83,9 +80,7 @@ class Study:
             do.
 
     Raises:
-        BadInput: an argument that cannot be used.
-        BudgetTooSmall: no plan fits a budget.
-        LogError: the log is of another search.
+        BadInput: an argument cannot be used, no plan fits a budget, or the log is of another search.
     """
 
     def __init__(
@@ -129,7 +124,6 @@ class Study:
 
     @property
     def state(self) -> StudyState:
-        """What the strategy sees now."""
         sensitivities = self.sensitivities
         charge = sensitivities.cost if self._charged and sensitivities is not None else 0.0
         return StudyState(
@@ -191,7 +185,6 @@ class Study:
         self.stopping = True
 
     def result(self) -> SearchResult:
-        """What the log says now."""
         return SearchResult.from_state(self.state, self.strategy)
 
     def _propose_next(self, flying: int) -> list[Proposal]:

@@ -84,13 +84,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Rows:
-    """Evaluated plans, replicates averaged.
-
-    Attributes:
-        codes: int (N, 2, G), the plans.
-        loss: (N,), in nats.
-        weight: (N,), replicates of each.
-    """
+    """Evaluated plans (N, 2, G), replicates averaged: their losses (N,) in nats, and replicates (N,) of each."""
 
     codes: np.ndarray
     loss: np.ndarray

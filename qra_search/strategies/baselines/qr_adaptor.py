@@ -68,7 +68,6 @@ class GuidedSteps(AdjacentSteps):
         return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
 
     def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
-        """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""
         return self.repair(mutate(self, self.make_warm_start(budget), JITTER, rng), budget, rng)
 
     def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
@@ -161,7 +160,6 @@ class PaperStrategy(Strategy):
         """int (M, 2, G): where a budget is refined, given the model with its plans within that budget alone."""
 
     def is_evolving(self, state: StudyState) -> bool:
-        """Whether the share of evolution is not spent yet."""
         return state.spent < self.evolution * state.evaluations
 
     def evolve(self, state: StudyState, steps: GuidedSteps, losses: Mapping[Plan, float]) -> Proposal | None:
@@ -233,7 +231,6 @@ def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
 
 
 def select_trials(state: StudyState, fidelity: float) -> list[Trial]:
-    """The trials at a fidelity, whatever became of them."""
     return [t for t in state.trials if t.fidelity == fidelity]
 
 
