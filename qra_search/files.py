@@ -76,7 +76,6 @@ def read_json(path: Path) -> Any:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

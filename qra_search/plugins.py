@@ -39,7 +39,6 @@ class UnknownName(BadInput):
 
 
 def list_names(kind: Kind) -> list[str]:
-    """Names of all installed plug-ins of a kind, sorted."""
     return sorted(_find_entry_points(kind))
 
 
@@ -71,7 +70,6 @@ def check_names(evaluator: str, *, model: str | None = None, task: str | None = 
 
 
 def is_object_path(text: str) -> bool:
-    """Whether a text is `FILE.py:NAME`."""
     return text.rpartition(":")[0].endswith(".py")
 
 
@@ -93,7 +91,6 @@ def load_object(text: str) -> Any:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a Python file; raises BadInput if it cannot be loaded."""
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}_{digest}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py

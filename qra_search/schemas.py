@@ -287,7 +287,6 @@ class Trial(Schema):
 
     @property
     def cost(self) -> float:
-        """What it is charged, in full evaluations."""
         return self.fidelity * self.plan.length
 
     @property
@@ -300,13 +299,11 @@ class Trial(Schema):
 
     @property
     def loss(self) -> float:
-        """Observed loss; only of a finished trial."""
         assert self.evaluation is not None
         return self.evaluation.loss
 
 
 def _make_matrix(values: Any) -> np.ndarray:
-    """A read-only float matrix; ValueError if the values are none, or not finite."""
     array = np.array(values, dtype=float)
     if array.ndim != 2 or not np.isfinite(array).all():
         raise ValueError(f"a finite (groups, choices) array is needed, got shape {array.shape}")
@@ -396,7 +393,6 @@ class TuningRecord(Schema):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean score of each metric."""
         return {name: sum(scores) / len(scores) for name, scores in self.row_scores.items() if scores}
 
     @property

@@ -36,7 +36,6 @@ def _wrap_single(given: Any) -> Any:
 
 
 def _sort_choices(values: Any) -> Any:
-    """Distinct choices, ascending; `auto` as it is."""
     if values == "auto":
         return values
     if not values or len(set(values)) != len(values):
@@ -185,7 +184,6 @@ class TrainingConfig(Section):
 
     @property
     def rows_a_step(self) -> int:
-        """Rows that one step of the optimizer sees."""
         return self.batch_size * self.accumulation
 
 

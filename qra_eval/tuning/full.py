@@ -21,7 +21,7 @@ from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
 from qra_search.files import write_text
 from qra_search.sections import FinetuneConfig
-from qra_search.study.interrupt import on_interrupt
+from qra_search.study.study import on_interrupt
 
 log = logging.getLogger(__name__)
 

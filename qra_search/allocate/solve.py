@@ -48,7 +48,6 @@ class UniformPrediction(Schema):
 
     @property
     def is_certain(self) -> bool:
-        """Whether the whole interval is above zero."""
         return self.interval[0] > 0.0
 
 
@@ -110,7 +109,6 @@ def spread_budgets(space: SearchSpace, count: int = FRONT_SIZES) -> list[int]:
 
 
 def list_least_rank_uniform_plans(space: SearchSpace) -> list[Plan]:
-    """The uniform plan of every level at the least rank, where the space has one."""
     least = min(space.uniform_ranks, default=0)
     plans = [space.uniform(level, least) for level in space.bits]
     return [plan for plan in plans if plan is not None]
@@ -180,7 +178,6 @@ def compute_table_losses(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def ensure_sensitivities(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:
-    """The sensitivities, or flat ones if they are None or all zero."""
     if sensitivities is None or not (sensitivities.bits_damage.any() or sensitivities.rank_gain.any()):
         return make_flat_sensitivities(space)
     return sensitivities

@@ -123,7 +123,6 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
         raise WorkerDied(f"{died}, as did its replacement")
 
     def _start(self, slot: int) -> Any:
-        """A worker with its evaluator."""
         try:
             with self._lock:
                 self._check_open()
@@ -191,7 +190,6 @@ def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
-    """The checked evaluation of a proposal."""
     evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
     return check_evaluation(evaluation, evaluator.space, proposal.plan)
 

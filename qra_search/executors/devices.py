@@ -28,7 +28,6 @@ def list_visible_gpus() -> list[str]:
 
 
 def check_enough_gpus(gpus: int, workers: int) -> None:
-    """Raises BadInput if not every worker can have a GPU of its own."""
     if gpus < workers:
         raise BadInput(
             f"each of {workers} workers needs a GPU, and there are {gpus}: use fewer workers, or --device cpu"

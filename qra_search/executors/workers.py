@@ -41,8 +41,6 @@ class ProcessExecutor(WorkerExecutor):
 
 
 class ProcessWorker:
-    """A pool of one process."""
-
     def __init__(self, variables: dict[str, str]):
         self._pool = ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn"), initializer=_initialize_worker
@@ -153,8 +151,6 @@ class RayExecutor(WorkerExecutor):
 
 
 class RayWorker:
-    """The handle of an actor."""
-
     def __init__(self, ray: Any, actor: Any):
         self._ray = ray
         self._actor = actor
@@ -173,8 +169,6 @@ class RayWorker:
 
 
 class _Actor:
-    """Runs in Ray's worker."""
-
     def __init__(self, device: str):
         os.environ[DEVICE] = device
         if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none

@@ -131,7 +131,6 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
 
 
 def round_trip(value: Any) -> Any:
-    """Plain data as it will be read back: tuples as lists, keys as text."""
     return from_json(to_json(value, inf_nan_mode="strings"))
 
 

@@ -65,7 +65,6 @@ def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int]
 
 
 def _find_reference(space: SearchSpace) -> Plan:
-    """The uniform plan that a percentage is of."""
     ranks = space.uniform_ranks
     for level in space.levels:
         if level.width == REFERENCE_BITS and ranks:

@@ -105,7 +105,6 @@ class SearchSpace:
 
     @cached_property
     def widths(self) -> np.ndarray:
-        """int (B,): nominal bits of each level."""
         return np.array([level.width for level in self.levels])
 
     @cached_property
@@ -143,7 +142,6 @@ class SearchSpace:
         return float(self.widths[self.encode(plan)[0, self._uniform_groups]].mean())
 
     def mean_rank(self, plan: Plan) -> float:
-        """Rank of a plan's adapters, averaged over the same groups."""
         return sum(plan.ranks[i] for i in self._uniform_groups) / len(self._uniform_groups)
 
     @cached_property
@@ -228,7 +226,6 @@ class SearchSpace:
         return self.with_extra({})
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
-        """The same space with these extra parameters in place of its own."""
         return self if extra == self.extra else self._copy(extra=extra)
 
     def _copy(self, **changes: Any) -> SearchSpace:
@@ -238,7 +235,6 @@ class SearchSpace:
         )
 
     def contains(self, plan: Plan) -> bool:
-        """Whether every choice of the plan is allowed."""
         return (
             isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
         )
@@ -280,7 +276,6 @@ class SearchSpace:
         return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
 
     def uniform_plans(self, budget_bytes: int | None = None) -> list[Plan]:
-        """Every uniform plan of the space, or those that fit a budget, cheapest first."""
         plans = self.uniform_by_choice().values()
         return [plan for plan in plans if budget_bytes is None or self.memory_bytes(plan) <= budget_bytes]
 

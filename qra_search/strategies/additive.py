@@ -55,7 +55,6 @@ def propose_optima(
 
 
 def _list_budgets(state: StudyState) -> Iterator[int]:
-    """Budgets to solve for, in order: see `AdditiveStrategy`."""
     yield from state.budgets
     low, high = state.memory.minimum, state.memory_limit
     if state.memory_budgets:

@@ -122,7 +122,6 @@ class SearchResult(StudyState):
 
     @property
     def uniform(self) -> list[EvaluatedPlan]:
-        """The uniform plans that were evaluated, cheapest first."""
         return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
 
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
@@ -201,7 +200,6 @@ class SearchResult(StudyState):
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "strategy": self.strategy,
             "seed": self.seed,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,6 @@ class Study:
         return SearchResult.from_state(self.state, self.strategy)
 
     def _propose_next(self, flying: int) -> list[Proposal]:
-        """The next proposals, at most as many as there are free slots beside those in flight."""
         state = self.state
         room = self.executor.slots - flying
         if self.batch is not None:
@@ -275,7 +276,31 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
 
 
 def check_evaluator(evaluator: Any) -> Evaluator:
-    """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
     raise wrong_type("evaluator", evaluator, "an Evaluator is needed; qra_search.plan takes names")
+
+
+@contextmanager
+def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
+    """While it lasts the first Ctrl-C calls `first`, and any further one raises KeyboardInterrupt as ever.
+
+    Outside the main thread, which alone receives Ctrl-C, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = False
+
+    def call_first(signum: int, frame: Any) -> None:
+        nonlocal heard
+        if heard:
+            raise KeyboardInterrupt
+        heard = True
+        first()
+
+    before = signal.signal(signal.SIGINT, call_first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

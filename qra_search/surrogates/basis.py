@@ -94,7 +94,6 @@ class Rows:
         return len(self.loss)
 
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
-        """These rows and new ones, each of one replicate."""
         weight = np.append(self.weight, np.ones(len(codes)))
         return Rows(np.concatenate([self.codes, codes]), np.append(self.loss, loss), weight)
 

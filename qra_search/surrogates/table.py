@@ -73,7 +73,6 @@ class TableFit:
         self._solve()
 
     def block_variances(self, w: Widths) -> Blocks[float]:
-        """Factor of each block's covariance."""
         return Blocks(
             cells=1.0,
             trust=w.trust**2,
@@ -97,7 +96,6 @@ class TableFit:
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
     def _multiply_covariances(self, J: Arrays) -> Arrays:
-        """J_k S_k for every block."""
         parts = zip(self.variances, self._covariances, J, strict=True)
         return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 

@@ -73,7 +73,6 @@ class BayesStrategy(Strategy):
         )
 
     def _propose_initial(self, state: StudyState, n: int) -> list[Proposal]:
-        """Additive optima, that of the largest budget first, then random plans."""
         optima = [solve(state.space, state.sensitivities, budget).plan for budget in reversed(state.budgets)]
         new = [plan for plan in dict.fromkeys(optima) if plan not in state.seen]
 
@@ -140,7 +139,6 @@ def solve_linearized(state: StudyState, model: PlanGP, code: np.ndarray, budget:
 
 
 def _sample_plan(state: StudyState, rng: np.random.Generator) -> Plan:
-    """A random plan within a random budget."""
     steps = AdjacentSteps(state.space)
     code = steps.sample(rng)
     return state.space.decode(steps.repair(code, state.budgets[rng.integers(len(state.budgets))], rng))

@@ -65,7 +65,6 @@ class NSGA2Strategy(Strategy):
     def _sample_initial_plan(
         self, state: StudyState, offset: int, rng: np.random.Generator
     ) -> tuple[Plan, str]:
-        """A plan of the first generation, and its origin."""
         kind = rng.random()
         budget = rotate_budgets(state, offset)[0]
         if state.sensitivities is not None and kind < PRIOR_SHARE:
