@@ -119,13 +119,11 @@ def predict_uniform(
 ) -> list[UniformPrediction]:
     """Uniform plans beside a plan by a table (G, B, R), whether they fit or not."""
     loss, *values = compute_table_losses(table, space.encode_many([plan, *others])).tolist()
-    gains = [value - loss for value in values]
-    return [
-        UniformPrediction(
-            other, space.memory_bytes(other), gain, 0.0 if other == plan else estimate_gain_std(gain)
-        )
-        for other, gain in zip(others, gains, strict=True)
-    ]
+    predictions = []
+    for other, value in zip(others, values, strict=True):
+        deviation = 0.0 if other == plan else estimate_gain_std(value - loss)
+        predictions.append(UniformPrediction(other, space.memory_bytes(other), value - loss, deviation))
+    return predictions
 
 
 def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True) -> Plan:

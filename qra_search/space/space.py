@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from qra_search.errors import wrong_type
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
 from qra_search.space.memory import (
@@ -46,10 +45,7 @@ class SearchSpace:
             `{"learning_rate": Parameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it get
             the space without it.
 
-    Attributes:
-        levels: by width, then as given.
-        bits: their names.
-        ranks: in ascending order.
+    `levels` are by width, then as given, `bits` their names, `ranks` ascending.
 
     In arrays a plan is an int64 (2, G), its code: the indices of its choices in `bits`, then in `ranks`. `encode` and
     `decode` are the only way between the two. Extra parameters are further columns: a parameter's index, then 0.
@@ -165,9 +161,8 @@ class SearchSpace:
     def unquantized(self) -> SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
-        return self._copy(
-            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=sorted({0, self.ranks[-1]}), extra={}
-        )
+        ranks = sorted({0, self.ranks[-1]})
+        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, extra={})
 
     def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
@@ -194,8 +189,6 @@ class SearchSpace:
         """int64 (N, 2, G): the codes of several plans; raises as `encode` does."""
         plans = list(plans)
         for plan in plans:
-            if not isinstance(plan, Plan):
-                raise wrong_type("plan", plan, "a Plan is needed, such as candidate.plan")
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
@@ -230,14 +223,11 @@ class SearchSpace:
 
     def _copy(self, **changes: Any) -> SearchSpace:
         names = ("groups", "ranks", "fixed_bytes", "adapter_bits", "extra")
-        return SearchSpace(
-            **{"bits": self.levels, **{name: getattr(self, name) for name in names}, **changes}
-        )
+        known = {name: getattr(self, name) for name in names}
+        return SearchSpace(**{"bits": self.levels, **known, **changes})
 
     def contains(self, plan: Plan) -> bool:
-        return (
-            isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
-        )
+        return len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
 
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
@@ -247,12 +237,13 @@ class SearchSpace:
         level = self._find_level(bits)
         if level is None:
             return None
-        plan = Plan(
-            tuple(
-                self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups
-            ),
-            tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
-        )
+        choices = [
+            (self._widen_level(level, group), min(group.ranks or self.ranks))
+            if group.is_embedding
+            else (level.name, rank)
+            for group in self.groups
+        ]
+        plan = Plan(*zip(*choices, strict=True))
         return plan if self.contains(plan) else None
 
     def uniform_choice(self, plan: Plan) -> tuple[LevelName, int] | None:
@@ -267,13 +258,9 @@ class SearchSpace:
 
     def uniform_by_choice(self) -> dict[tuple[LevelName, int], Plan]:
         """Every uniform plan of the space by its level and rank, cheapest first."""
-        choices = [
-            ((b, r), p)
-            for b in self.bits
-            for r in self.uniform_ranks
-            if (p := self.uniform(b, r)) is not None
-        ]
-        return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
+        pairs = itertools.product(self.bits, self.uniform_ranks)
+        plans = {pair: plan for pair in pairs if (plan := self.uniform(*pair)) is not None}
+        return dict(sorted(plans.items(), key=lambda choice: self.memory_bytes(choice[1])))
 
     def uniform_plans(self, budget_bytes: int | None = None) -> list[Plan]:
         plans = self.uniform_by_choice().values()
@@ -341,9 +328,8 @@ class SearchSpace:
     def _find_indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
         """int64 (N, G): where N lists of choices lie among the known ones."""
         index = {choice: i for i, choice in enumerate(known)}
-        return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(
-            -1, len(self)
-        )
+        places = map(index.__getitem__, itertools.chain.from_iterable(choices))
+        return np.fromiter(places, np.int64).reshape(-1, len(self))
 
     def _find_level(self, name: LevelName) -> Level | None:
         """By its name, or else by its width; either may be given as a text."""
@@ -355,13 +341,11 @@ class SearchSpace:
         return same[0] if same else None
 
     def _explain_mismatch(self, plan: Plan) -> str:
-        for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
-            for what, value, allowed in (
-                ("bits", b, group.bits or self.bits),
-                ("rank", r, group.ranks or self.ranks),
-            ):
-                if value not in allowed:
-                    return f"group {group.name!r}: {what} {value} is not one of {allowed}"
+        for group, *chosen in zip(self.groups, plan.bits, plan.ranks, strict=True):
+            allowed = (group.bits or self.bits, group.ranks or self.ranks)
+            for what, value, own in zip(("bits", "rank"), chosen, allowed, strict=True):
+                if value not in own:
+                    return f"group {group.name!r}: {what} {value} is not one of {own}"
         for name, number in plan.extra:
             if name not in self.extra:
                 return f"the plan has {name!r}, which is not searched in this space"

@@ -103,12 +103,10 @@ class SearchResult(StudyState):
         beliefs = strategy.estimate(state)
         observed = average_losses(state.full)
         count = Counter(trial.plan for trial in state.full)
-        candidates = [
-            EvaluatedPlan(
-                plan, float(mean), float(std), state.space.memory_bytes(plan), observed[plan], count[plan]
-            )
-            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
-        ]
+        candidates = []
+        for plan, mean, std in zip(beliefs.plans, beliefs.mean.tolist(), beliefs.std.tolist(), strict=True):
+            size = state.space.memory_bytes(plan)
+            candidates.append(EvaluatedPlan(plan, mean, std, size, observed[plan], count[plan]))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         known = {field.name: getattr(state, field.name) for field in fields(StudyState)}
         return cls(**known, candidates=tuple(candidates), strategy=strategy.name)
@@ -152,12 +150,11 @@ class SearchResult(StudyState):
     @property
     def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
-        if not self.memory_budgets:
-            return [
-                UniformComparison(c.memory_bytes, c, self.find_best_uniform(c.memory_bytes))
-                for c in self.front
-            ]
-        return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
+        if self.memory_budgets:
+            return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
+        sizes = [c.memory_bytes for c in self.front]
+        best = map(self.find_best_uniform, sizes)
+        return list(map(UniformComparison, sizes, self.front, best))
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
         """The allocation within a budget (default: the largest, or else that of the space's largest plan); None without

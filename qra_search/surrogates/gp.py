@@ -172,9 +172,8 @@ def fit_plan_gp(
         return None
     codes = space.encode_many(losses)
     best = values.min()
-    ceiling = (
-        float(best + CLIP * (np.median(values) - best)) if np.median(values) > best else float(values.max())
-    )
+    middle = np.median(values)
+    ceiling = float(best + CLIP * (middle - best) if middle > best else values.max())
     gp = fit_loss_gp(encode(codes), proxy(codes), np.minimum(values, ceiling), **options)
     model = PlanGP(gp, encode, proxy, codes, ceiling)
     waiting = [plan for plan in pending if plan not in losses]
@@ -206,9 +205,7 @@ def scale_by_error(space: SearchSpace) -> np.ndarray:
 
 def scale_by_order(space: SearchSpace) -> np.ndarray:
     """float (2, G, K): each choice of each variable by its place among them, within [0, 1]."""
-    return _stack_scales(
-        space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float)
-    )
+    return _stack_scales(space, np.arange(float(len(space.bits))), np.arange(float(len(space.ranks))))
 
 
 def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

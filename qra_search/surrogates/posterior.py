@@ -48,11 +48,9 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, average_observations(state)[1])
-        return (
-            build_additive_table(state.space, state.sensitivities)
-            if fit is None
-            else fit.compute_posterior_mode()
-        )
+    if fit is None:
+        return build_additive_table(state.space, state.sensitivities)
+    return fit.compute_posterior_mode()
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:

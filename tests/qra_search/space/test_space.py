@@ -6,7 +6,6 @@ import copy
 import json
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,14 +131,6 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
 def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error, message):
     with pytest.raises(error, match=message):
         Plan(bits, ranks)
-
-
-def test_what_is_no_plan_is_refused_with_what_to_pass(space):
-    candidate = SimpleNamespace(plan=space.uniform(4, 4))
-    with pytest.raises(ValueError, match="SimpleNamespace.*: a Plan is needed, such as candidate.plan"):
-        space.memory_bytes(candidate)
-    with pytest.raises(ValueError, match=r"plan is .*\(dict\): a Plan is needed"):
-        space.encode_many([{"bits": [4], "ranks": [4]}])
 
 
 GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2),))
