@@ -33,10 +33,6 @@ def replace_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         partial.replace(path)
         if durable:
             sync_to_disk(path.parent)
-    except OSError as error:
-        if error.filename == str(partial):
-            error.filename, error.filename2 = str(path), None  # which the caller knows
-        raise
     finally:
         partial.unlink(missing_ok=True)
 

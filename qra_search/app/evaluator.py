@@ -20,8 +20,8 @@ from qra_search.executors import (
     RayExecutor,
     RemoteEvaluator,
     WorkerExecutor,
-    devices,
 )
+from qra_search.executors.workers import DEVICE, assign_devices
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.study import Listener
@@ -85,7 +85,7 @@ class EvaluatorFactory:
     config: RunConfig
 
     def __call__(self) -> Evaluator:
-        config, device = self.config, os.environ.get(devices.DEVICE)
+        config, device = self.config, os.environ.get(DEVICE)
         if device and config.model.device != "cpu":
             config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
@@ -107,7 +107,7 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
         return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
     if workers.address is not None:
         raise BadInput("--address is that of a Ray cluster: give --executor ray")
-    return ProcessExecutor(factory, devices=devices.assign_devices(device, workers.count))
+    return ProcessExecutor(factory, devices=assign_devices(device, workers.count))
 
 
 @contextmanager

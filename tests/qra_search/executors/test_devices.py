@@ -10,7 +10,7 @@ from qra_search import BadInput
 from qra_search.app import evaluator
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.evaluator import EvaluatorFactory, Workers, make_executor
-from qra_search.executors import devices
+from qra_search.executors import workers as processes
 
 
 def config(device: str) -> RunConfig:
@@ -20,7 +20,7 @@ def config(device: str) -> RunConfig:
 @pytest.fixture
 def four(monkeypatch):
     """Four GPUs are said to be visible."""
-    monkeypatch.setattr(devices, "list_visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
+    monkeypatch.setattr(processes, "list_visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
 def assign(device, workers):
@@ -59,7 +59,7 @@ def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, 
 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
-    monkeypatch.setattr(devices, "list_visible_gpus", list)
+    monkeypatch.setattr(processes, "list_visible_gpus", list)
     with pytest.raises(BadInput, match="there are 0: .* or --device cpu"):
         make_executor(config("cuda"), Workers(2))
     assert assign("auto", 2) == ["cpu", "cpu"]
@@ -75,19 +75,19 @@ def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch,
 
 
 def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatch):
-    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr(processes.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
-    assert devices.list_visible_gpus() == []
+    assert processes.list_visible_gpus() == []
 
 
 @pytest.mark.parametrize(("given", "gpus"), [("5,7", ["cuda:5", "cuda:7"]), (None, ["cuda:0", "cuda:1"])])
 def test_a_worker_sees_one_of_the_gpus_that_this_process_was_given(monkeypatch, given, gpus):
-    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(processes.importlib.metadata, "version", lambda name: "2.13.0")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert devices.list_visible_gpus() == gpus
-    variables = devices.make_environment(gpus[1], 2)
+    assert processes.list_visible_gpus() == gpus
+    variables = processes.make_environment(gpus[1], 2)
     assert variables["CUDA_VISIBLE_DEVICES"] == gpus[1].removeprefix("cuda:")
     assert variables["QRA_DEVICE"] == "cuda"

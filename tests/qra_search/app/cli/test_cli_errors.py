@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_runner import LANDSCAPE, Outcome, Qra
 
-from qra_search.executors import devices
+from qra_search.executors import workers
 
 SEARCH = ("search", *LANDSCAPE, "--out", "new")
 REAL, TASK = ("search", "--out", "new", "--model"), ("--task", "arithmetic")
@@ -156,7 +156,7 @@ def test_wrong_input_is_one_line_with_status_2(
     qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(devices, "list_visible_gpus", list)
+    monkeypatch.setattr(workers, "list_visible_gpus", list)
     outcome = qra(*command)
     assert_one_line(outcome)
     assert message in outcome.err.splitlines()[-1]
