@@ -290,13 +290,9 @@ def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = False
 
     def call_first(signum: int, frame: Any) -> None:
-        nonlocal heard
-        if heard:
-            raise KeyboardInterrupt
-        heard = True
+        signal.signal(signal.SIGINT, before)
         first()
 
     before = signal.signal(signal.SIGINT, call_first)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import AdditiveEvaluator, make_space
+from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
@@ -78,13 +78,6 @@ def test_a_log_of_another_search_is_refused_with_both_values(tmp_path):
         log.bind(seed=1)
         with pytest.raises(LogError, match=r"evaluator model = 'a', but now it is 'b'"):
             log.bind(seed=1, evaluator={"model": "b", "steps": 3})
-
-
-def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
-    plans = [p for p in make_space().uniform_plans()[:3]]
-    with TrialLog(tmp_path / "log") as log:
-        assert [t.id for t in log.propose_all([Proposal(p) for p in plans])] == [0, 1, 2]
-    assert len(TrialLog(tmp_path / "log")) == 3
 
 
 def test_a_second_search_on_a_log_is_refused_until_the_first_has_ended(tmp_path):
