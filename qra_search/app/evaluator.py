@@ -20,6 +20,7 @@ from qra_search.executors import (
     RayExecutor,
     RemoteEvaluator,
     WorkerExecutor,
+    WorkerUnusable,
 )
 from qra_search.executors.workers import DEVICE, assign_devices
 from qra_search.sections import DEFAULT_STRATEGY
@@ -120,7 +121,9 @@ def start_workers(
         executor = make_executor(config, workers)
     with executor:
         listener.progress(stage, 0, 1)
-        with convert_to_bad_input():
+        try:
             evaluator = RemoteEvaluator(executor)
+        except WorkerUnusable as error:
+            raise BadInput(str(error)) from None
         listener.progress(stage, 1, 1)
         yield evaluator, executor

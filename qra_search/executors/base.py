@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from operator import methodcaller
 from typing import Any
 
-from qra_search.errors import EvaluationFailed, RunFailed, describe_failure
+from qra_search.errors import EvaluationFailed, RunFailed, describe, describe_failure
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
 
@@ -175,7 +175,7 @@ def build_evaluator(factory: Factory) -> None:
     try:
         _evaluators[:] = [factory()]
     except (Exception, SystemExit) as error:
-        raise WorkerUnusable(f"the evaluator cannot be built: {describe_failure(error)}") from None
+        raise WorkerUnusable(f"the evaluator cannot be built: {describe(error)}") from None
 
 
 def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:

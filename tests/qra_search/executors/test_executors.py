@@ -75,9 +75,9 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        (workers.unbuildable, "cannot be built: RuntimeError: the model folder is empty"),
+        (workers.unbuildable, "cannot be built: the model folder is empty"),
         (workers.doomed, "no worker can be started .*SIGKILL.*: try fewer workers"),
-        (workers.refusing, "cannot be built: ValueError: no model of the name 'x'"),
+        (workers.refusing, "cannot be built: no model of the name 'x'"),
     ],
 )
 def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(

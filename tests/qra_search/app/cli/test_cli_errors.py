@@ -118,7 +118,7 @@ CASES = [
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at"),
     # what workers cannot have
-    ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, and each of 2 workers"),
+    ((*SEARCH, "--workers", "2", "--device", "cuda"), "each of 2 workers needs a GPU, and there are 0"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown"),
     ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor"),
