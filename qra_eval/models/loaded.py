@@ -96,8 +96,7 @@ def prepare_model(
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
         return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
-    # The pages of a model in memory are its owner's, who may have changed them.
-    digest = compute_fingerprint(model, release=stream and fields.get("source") is None)
+    digest = compute_fingerprint(model, release=stream)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(make_input_contiguous)

@@ -43,8 +43,6 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     weights: str = "auto",
-    model: Any = None,
-    tokenizer: Any = None,
 ) -> Any:
     """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
@@ -57,7 +55,6 @@ def load(
         weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
             level has a product of its own (trellis codes). `decoded`: 16-bit weights, kept from its first call on.
             `auto`: codes, but levels without a product of their own are kept decoded if memory allows.
-        model, tokenizer: in memory, if the run was made with these.
 
     Raises:
         ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
@@ -68,14 +65,7 @@ def load(
     folder = find_tuning(Path(folder), tuning)
     plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(
-        folder,
-        plan=plan,
-        device=device,
-        weights=weights,
-        model=model,
-        tokenizer=tokenizer,
-    )
+    model, tokenizer = load_base(folder, plan=plan, device=device, weights=weights)
     keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -102,8 +92,6 @@ def load_base(
     plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     weights: str = "auto",
-    model: Any = None,
-    tokenizer: Any = None,
 ) -> tuple[Any, Any]:
     """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
 
@@ -112,13 +100,7 @@ def load_base(
     """
     folder, place = find_tuning(Path(folder)), resolve_device(device)
     data = read_tuned_plan(folder) if plan is None else plan
-    loaded = load_model(
-        data["model"] if model is None else model,
-        tokenizer=tokenizer,
-        dtype=getattr(torch, data["dtype"]),
-        device=place,
-        stream=True,
-    )
+    loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"{data['model']} has other weights ({loaded.fingerprint}) than the plan was made for "
