@@ -62,13 +62,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         model.keeps_dequantized = False
         most, phase = find_highest_peak()
     if most > free:
-        ways = ((words, peak.device - CUDA_CONTEXT) for words, _, peak in _list_memory_savings(tuner, budget))
-        words, least = next((way for way in ways if way[0] and way[1] <= free), ("", 0))
-        mend = "choose a smaller model, or --bits 2,3 --ranks 4"
-        if words:
-            mend = f"take {words} ({format_bytes(least)})"
         raise BadInput(
-            f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: {mend}"
+            f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: add{SMALLER}, a "
+            "lower --memory, or choose a smaller model (`qra doctor --model` lists what fits which card)"
         )
 
 
@@ -99,7 +95,7 @@ APART = ("module", "expert")
 """Granularities at which the experts of a layer choose for themselves."""
 
 
-def check_engine(name: str, config: Any, *, linears: Iterable[str] = (), granularity: str = "module") -> None:
+def check_engine(name: str, config: Any, linears: Iterable[str] = (), granularity: str = "module") -> None:
     """Raises ValueError if an engine cannot take a model of this config, whose searched linears have these names."""
     engine = ENGINES[name]
     reason = unsupported_reason(name, config.model_type)
@@ -124,7 +120,7 @@ def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
             granularity = "fused"
         config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
         try:
-            check_engine(name, model.model.config, linears=model.linears, granularity=granularity)
+            check_engine(name, model.model.config, model.linears, granularity)
             tables = find_embeddings(model.model) if engine.embeddings != (UNQUANTIZED_BITS,) else {}
             backend = make_backend(engine.backend)
             space = model.make_space(config, backend, granularity, tables, engine.embeddings)

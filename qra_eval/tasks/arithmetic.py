@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from operator import add, floordiv, mul, sub
 
-from qra_eval.tasks.base import Task, hash_parts
-from qra_eval.tasks.example import SPLITS, Example, SplitName
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.example import SPLITS, Example, SplitName, hash_parts
 from qra_eval.tasks.published import extract_answer
 from qra_search.errors import BadInput
 

@@ -58,9 +58,9 @@ def score_field(answer: str, example: Example, *, field: str) -> float:
     return float(_are_equal(found.get(field), wanted.get(field)))
 
 
-def make_field_metrics(answers: Sequence[str]) -> dict[str, Metric]:
+def make_field_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
     """A metric for each field that most of the wanted answers have, as `field NAME`; of `FIELDS_SCORED` at most."""
-    counts = Counter(name for answer in answers for name in parse_json(answer))
+    counts = Counter(name for answer in answers for name in answer)
     names = [name for name, count in counts.items() if 2 * count > len(answers)]
     return {f"field {name}": partial(score_field, field=name) for name in names[:FIELDS_SCORED]}
 

@@ -163,7 +163,7 @@ def test_sharegpt_is_read_as_messages_are_and_what_follows_the_last_answer_is_le
     rows = [
         {"messages": TURNS},
         {"conversations": shared},
-        {"system": "Be brief.", "conversations": [*shared[1:], {"from": "human", "value": "Bye"}]},
+        {"conversations": [*shared, {"from": "human", "value": "Bye"}]},
     ]
     one, two, three = (make_example(row, "x") for row in rows)
     assert one == two == three and list(one.messages) == TURNS[:-1]
