@@ -8,8 +8,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -81,13 +80,10 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
     """
     found: dict[str, Metric] = {}
     for name in names:
-        in_memory = name.startswith(IN_MEMORY)
-        short = name.removeprefix(IN_MEMORY) if in_memory else name.rpartition(":")[2]
-        if in_memory and short not in functions:
+        short = name.removeprefix(IN_MEMORY).rpartition(":")[2]
+        if name.startswith(IN_MEMORY) and short not in functions:
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
-        if short in found:
-            raise BadInput(f"metric {short!r} is given twice: give it once, or rename one of the two")
-        metric = functions[short] if in_memory else plugins.load_object(name)
+        metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
         found[short] = metric
@@ -193,7 +189,10 @@ def generate_answers(
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
-    with torch.no_grad(), _set_generation_config(model, config):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    # `generate` takes from the model's own all that is not given, such as sampling or a repetition penalty.
+    own, base.generation_config = getattr(base, "generation_config", None), config
+    try:
         for batch in group_by_length(list(map(len, prompts)), batch_size):
             longest = max(len(prompts[i]) for i in batch)
             padded = [[pad] * (longest - len(prompts[i])) + prompts[i] for i in batch]
@@ -210,21 +209,10 @@ def generate_answers(
             )
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
-    model.train(was_training)
-    return answers
-
-
-@contextmanager
-def _set_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """A model with this config in place of its own, which `generate` takes all from that is not given, such as sampling
-    or a repetition penalty."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    own = getattr(base, "generation_config", None)
-    base.generation_config = config
-    try:
-        yield
     finally:
         base.generation_config = own
+        model.train(was_training)
+    return answers
 
 
 # -- choices -----------------------------------------------------------------------------------
