@@ -9,7 +9,7 @@ from typing import Literal
 
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line
-from qra_search.plugins import IN_MEMORY, suggest_names
+from qra_search.plugins import suggest_names
 
 SECONDS = 10.0
 """How long an answer of the hub is waited for."""
@@ -47,11 +47,6 @@ def find_path(name: str) -> Path | None:
         BadInput: there is no such file or folder, and the name is no hub id.
         ValueError: the file is no GGUF file.
     """
-    if name.startswith(IN_MEMORY):
-        raise BadInput(
-            "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
-            "or save it and plan again"
-        )
     if name == "smollm2":
         package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
         if package is None or package.origin is None:

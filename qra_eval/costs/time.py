@@ -16,7 +16,6 @@ from qra_eval.costs.phases import estimate_peaks
 from qra_eval.models.linears import normalise
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.build import KeptMoments
 from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
@@ -45,8 +44,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         `setup_seconds` (the pass of calibration rows, and quantizing one plan) and `sensitivities_seconds`, both 0 if
         the cache has them, `evaluation_seconds` (one at full fidelity) and `tuning_seconds` (one in full, but for the
         answers that it writes), rough: within a half or so of the truth. `phases`, with the peak of each in bytes of
-        `device` and `host` (see `qra_eval.costs.phases`), `disk_bytes` of one plan at the widest levels and of the
-        moments, and `engines` (see `qra_eval.costs.cards`).
+        `device` and `host` (see `qra_eval.costs.phases`), and `engines` (see `qra_eval.costs.cards`).
     """
     model = tuner.quantized_model
     report = model.progress or (lambda *_: None)
@@ -63,18 +61,12 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         setup = quantizing + CALIBRATION_FACTOR * pace * calibrating
     tuned = count_pass_tokens(tuner.get_final_batches(tuner.finetune_steps, 0))
     tested = sum(map(len, tuner.rows("test", tuner.finetune.test_rows)))
-    plan_bytes = sum(
-        model.backend.storage(levels[-1]).bytes(linear.out_features, linear.in_features)
-        for linear, levels in _list_quantized(tuner)
-    )
-    moments = KeptMoments(model.bank).count_bytes() if model.backend.calibrated else 0
     return {
         "setup_seconds": setup,
         "sensitivities_seconds": 0.0 if get_sensitivities_file(tuner).is_file() else measuring,
         "evaluation_seconds": pace * tuner.count_evaluation_tokens(),
         "tuning_seconds": pace * (tuned + tested),
         "phases": {name: asdict(peak) for name, peak in estimate_peaks(tuner, budget).items()},
-        "disk_bytes": plan_bytes + moments,
         "engines": list_engine_bytes(model),
     }
 
