@@ -102,12 +102,9 @@ class ArithmeticTask(Task):
     }
     stop = ("Question:",)
 
-    def __init__(self, data: str | None = None, seed: int = 0, *, chat: bool = False):
-        super().__init__(data, seed, chat=chat)
-        if data is not None:
-            raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
-
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        if self.data is not None:
+            raise BadInput(f"the arithmetic task is generated and takes no data, got {self.data!r}")
         return {name: _generate_split(self.seed, name) for name in SPLITS}
 
 

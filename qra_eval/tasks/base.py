@@ -132,11 +132,7 @@ class Task(ABC):
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
-        longest = 0
-        for example in examples:
-            chat = self.read_chat(example, tokenizer)
-            text = (chat.generated_opening if chat else "") + example.answer
-            longest = max(longest, len(tokenizer(text)["input_ids"]))
+        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
     def answer_examples(
@@ -154,31 +150,20 @@ class Task(ABC):
         Prompt and answer have `max_length` tokens at most; a longer prompt loses its left.
         """
         room = max(1, max_length - max_new_tokens)
-        chats = [self.read_chat(example, tokenizer) for example in examples]
         prompts = []
-        for example, chat in zip(examples, chats, strict=True):
-            text = example.prompt if chat is None else chat.prompt
-            ids = encode_prompt(tokenizer, text, special=chat is None)
+        ends: set[int] = set()
+        for example in examples:
+            chat = self.is_chat(example, tokenizer)
+            if chat:
+                ends.update(Chat(example, tokenizer).end_tokens)
+            ids = encode_prompt(tokenizer, self.make_prompt(example, tokenizer), special=not chat)
             prompts.append(truncate_left(ids, room, tokenizer))
-        ends = sorted({end for chat in chats if chat for end in chat.end_tokens})
-        texts = generate_answers(
-            model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, stop=self.stop, ends=ends
-        )
-        answers = []
-        for chat, text in zip(chats, texts, strict=True):
-            opening = chat.generated_opening.strip() if chat else ""
-            begins = bool(opening) and text.lstrip().startswith(opening)
-            answers.append(text.lstrip().removeprefix(opening).lstrip() if begins else text)
-        return answers
-
-    def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
-        """An example's conversation in the chat format; None if it goes through no template."""
-        return Chat(example, tokenizer) if self.is_chat(example, tokenizer) else None
+        options: dict[str, Any] = {"batch_size": batch_size, "stop": self.stop, "ends": sorted(ends)}
+        return generate_answers(model, tokenizer, prompts, max_new_tokens, **options)
 
     def make_prompt(self, example: Example, tokenizer: Any) -> str:
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so."""
-        chat = self.read_chat(example, tokenizer)
-        return example.prompt if chat is None else chat.prompt
+        return Chat(example, tokenizer).question if self.is_chat(example, tokenizer) else example.prompt
 
 
 class Rows:

@@ -139,6 +139,7 @@ class Chat:
         answer: that answer with what the template puts before and after it, which is learnt with it.
         opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
             and no part of it.
+        question: prompt and opening, which a model is asked with for an answer.
         closing: what it puts after the answer.
     """
 
@@ -154,6 +155,7 @@ class Chat:
         self.opening = self.answer.partition(content)[0]
         if self.answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
             self.opening = commonprefix([self._render_answer(letter) for letter in "AB"])
+        self.question = self.prompt + self.opening
         self.closing = self.answer[len(self.opening) + len(content) :]
 
     def _apply_template(self, turns: Sequence[Mapping[str, str]], **options: Any) -> Any:
@@ -186,12 +188,6 @@ class Chat:
         if not self.closing and self.tokenizer.eos_token_id is not None:
             after = [*after, self.tokenizer.eos_token_id]  # the template ends no turn
         return [*before, *after], [False] * len(before) + [True] * len(after)
-
-    @property
-    def generated_opening(self) -> str:
-        """The opening as a generated answer begins with it: without special tokens."""
-        ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
-        return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
     @property
     def end_tokens(self) -> list[int]:

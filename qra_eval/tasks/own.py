@@ -17,7 +17,7 @@ from qra_eval.tasks.example import (
     split_examples,
 )
 from qra_eval.tasks.scoring import Metric, exact_match, json_f1, make_field_metrics, parse_json
-from qra_eval.tasks.sources import STEMS, is_hub_name, load_hub_data, read_splits
+from qra_eval.tasks.sources import STEMS, load_hub_data, read_splits
 from qra_search.errors import BadInput, shorten
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,6 @@ class JSONLTask(Task):
         unknown = next((name for name in columns or () if name not in FIELDS), None)
         if unknown is not None:
             raise BadInput(f"columns: {unknown!r} is not a field of a row, they are {', '.join(FIELDS)}")
-        is_on_hub = isinstance(data, str) and is_hub_name(data)
-        if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
-            raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")
         self.columns = columns
         self.subset = subset
         self.names = splits

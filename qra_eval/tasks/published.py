@@ -56,15 +56,12 @@ class _PublishedTask(Task):
     hub: tuple[str, str | None] | None = None
     apart = 0
 
-    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
-        super().__init__(data, seed, chat=chat)
-        if data is None and self.hub is None:
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        if self.data is None and self.hub is None:
             raise BadInput(
                 f"the {self.name} task is on no hub: give --data, a folder with {self.name}_train.jsonl"
             )
-
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        if self.data is None and self.hub is not None:
+        if self.data is None:
             found = read_splits(self._load_hub_splits())
         else:
             found = {split: read_folder_rows(self.data, self.name, split) for split in ("test", "train")}

@@ -65,9 +65,9 @@ def make_field_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Metric
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; None if it is not JSON."""
+    """The value of a JSON text, its numbers as fractions; None if it is not JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=float)
     except (ValueError, RecursionError):
         return None
 
@@ -137,11 +137,7 @@ def _score_answer(metric: Metric, answer: str, example: Example) -> float:
 
 def _are_equal(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same; `true` is not 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_are_equal(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_are_equal, one, other))
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _normalize(text: str) -> str:
@@ -262,8 +258,7 @@ def measure_choices(
     for i, example in enumerate(examples):
         prompt = example.prompt
         if chat:
-            rendered = Chat(example, tokenizer)
-            prompt = rendered.prompt + rendered.opening
+            prompt = Chat(example, tokenizer).question
         for j, choice in enumerate(example.choices):
             own = choice.strip() if chat else choice
             rows.append(encode_pair(tokenizer, prompt, own, max_length, special=not chat))

@@ -46,7 +46,7 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
 
 def test_data_are_refused():
     with pytest.raises(BadInput, match="takes no data"):
-        ArithmeticTask(data="somewhere")
+        ArithmeticTask(data="somewhere").split("train")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,6 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
             "option 'columns' of task .* is 'prompt': input should be a valid dictionary",
         ),
         ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
-        ({"subset": "main"}, "subset and splits apply to data sets on the hub"),
     ],
 )
 def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, options, why):
