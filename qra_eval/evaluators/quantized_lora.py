@@ -13,8 +13,14 @@ from typing import Any, Literal
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import check_engine, check_fit, list_cards
-from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
+from qra_eval.costs.search import (
+    check_engine,
+    check_fit,
+    count_sensitivities_tokens,
+    estimate_search,
+    list_cards,
+    measure_seconds_per_token,
+)
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_device
 from qra_eval.models.load import load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.cards import check_engine
+from qra_eval.costs.search import check_engine
 
 EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_proj")
 

@@ -11,7 +11,7 @@ from cli_runner import Qra
 from evaluators import make_evaluator
 from tiny_families import tiny_config_model
 
-from qra_eval.costs import time as module
+from qra_eval.costs import search as module
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import make_batches
 from qra_search import Plan
