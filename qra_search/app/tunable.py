@@ -74,8 +74,8 @@ class TunableEvaluator(Evaluator):
     def estimate_search_cost(self) -> Mapping[str, Any]:
         """What a run will take; `--dry-run` prints it.
 
-        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; and
-        `phases`: of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`; and `phases`: of each
+        phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
         """
 
     @abstractmethod
