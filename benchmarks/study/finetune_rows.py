@@ -32,7 +32,6 @@ TEXT_ROWS = 128
 TRAINING = (
     "batch_size",
     "learning_rate",
-    "schedule",
     "warmup",
     "alpha",
     "scales",

@@ -25,31 +25,6 @@ CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
 
 
-class Header(gguf.GGUFReader):
-    """Metadata and table of tensors, read no further than the file goes.
-
-    gguf 0.19 reads beyond the end as nothing: where a count is damaged it would loop for ever.
-    """
-
-    def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
-        plain: Any = self.data.view(np.ndarray)  # slices of a memmap take ten times as long
-        self.data = plain
-        found = super()._get(offset, dtype, count, *args, **options)
-        if len(found) < int(count):
-            raise ValueError(f"truncated or broken at byte {int(offset)}")
-        return found
-
-    def get_value(self, key: str) -> Any:
-        field = self.get_field(key)
-        return None if field is None else field.contents()
-
-
-def read_header(path: str | Path) -> Header:
-    """Raises BadInput if the file is broken, or none."""
-    with _convert_errors(path):
-        return Header(path)
-
-
 def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     """The folder of a GGUF file's model, its weights dequantized to `dtype`; converted once and kept in the cache.
 
@@ -96,30 +71,6 @@ def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, An
     # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
     model.hf_quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(**source)
-
-
-def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
-    """The config, refused if the tensors contradict it, before memory is taken for what it describes."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    family = header.get_value("general.architecture")
-    blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
-    claimed = header.get_value(f"{family}.block_count")
-    if not isinstance(claimed, int) or claimed != len(blocks):
-        raise BadInput(
-            f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks"
-        )
-    config = AutoConfig.from_pretrained(**source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    needed = sum(p.numel() for p in model.parameters())
-    stored = sum(t.n_elements for t in header.tensors)
-    if needed > stored:
-        raise BadInput(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
-    scaling = header.get_value(f"{family}.rope.scaling.type")
-    if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
-        warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
-    return config
 
 
 @contextmanager

@@ -161,7 +161,6 @@ def _make_identity(
         "steps": steps,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
-        "patience": finetune.patience,
     }
 
 

@@ -198,7 +198,7 @@ class Run(AbstractContextManager["Run"]):
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled`, `all` uniform
                 plans that fit and that one, `none`, or a `ladder` from 1 to 4 bits, of any size without `memory`.
-            settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
+            settings: values by dotted field that are other than the run's, such as `{"training.warmup": 0.2}`.
             on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: to tune the plan at in full, of which that of lowest validation loss is kept for all else.

@@ -133,7 +133,7 @@ def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatc
     for holder, name, changed in (
         (evaluator.quantized_model, "settings", {"scales": True}),
         (bench, "evaluation", {"validation_rows": 4}),
-        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2, "scored_rows": 0}),
+        (bench, "finetune", {"checkpoint_minutes": 0, "evaluate_every": 2, "scored_rows": 0}),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)
