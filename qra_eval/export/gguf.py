@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qra_eval.export import Exported, Exporter, llama_cpp
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.from_gguf import read_header
+from qra_eval.models.from_gguf import read_value
 from qra_eval.models.gguf_families import (
     add_hyperparameters,
     compute_rope_factors,
@@ -283,7 +283,7 @@ def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]
     else:
         if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
             file = find_path(run.spec)
-            splits = None if file is None else read_header(file).get_value("tokenizer.ggml.pre")
+            splits = None if file is None else read_value(file, "tokenizer.ggml.pre")
         if splits is None:
             notes.append(
                 "the pre-tokenizer is not known, so `default` was written. Give llama.cpp's name for it "

@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 import gguf
-import numpy as np
 import torch
 from filelock import FileLock
 
@@ -23,6 +22,13 @@ from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
+
+
+def read_value(path: str | Path, key: str) -> Any:
+    """A field of a file's metadata, None if it has none; raises BadInput if the file is broken."""
+    with _convert_errors(path):
+        field = gguf.GGUFReader(path).get_field(key)
+    return None if field is None else field.contents()
 
 
 def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
@@ -43,9 +49,12 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         raise make_cache_error(models, error) from error
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
-            header = read_header(path)
-            with _convert_errors(path), _share_reader(header):
-                model, tokenizer = _read_model(path, header, dtype)
+            with _convert_errors(path):
+                header = gguf.GGUFReader(path)
+                if any("rope.scaling.type" in name for name in header.fields):
+                    warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
+                with _share_reader(header):
+                    model, tokenizer = _read_model(path, dtype)
             try:
                 for part in (model, tokenizer):
                     part.save_pretrained(Path(partial) / "model")
@@ -55,14 +64,13 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
-def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    config = _load_checked_config(path, header, source)
     with _silence_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
@@ -74,11 +82,11 @@ def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, An
 
 
 @contextmanager
-def _share_reader(header: Header) -> Iterator[None]:
+def _share_reader(header: gguf.GGUFReader) -> Iterator[None]:
     """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
     tensors for each module, which takes 20 seconds for SmolLM2."""
     names = cache(gguf.get_tensor_name_map)
-    with patch.multiple("gguf", GGUFReader=lambda path: header, get_tensor_name_map=names):
+    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
         yield
 
 
