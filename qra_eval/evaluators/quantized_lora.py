@@ -230,7 +230,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
-        save_base: bool = True,
         on_step: Callable[[int, StepFigures], None] | None = None,
         progress: Progress | None = None,
     ) -> TuningRecord:
@@ -245,7 +244,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             seed=seed,
             steps=steps,
             folder=None if folder is None else Path(folder),
-            save_base=save_base,
             on_step=on_step,
             progress=progress,
         )

@@ -18,7 +18,7 @@ from qra_eval.quantized.bank import open_tensors
 from qra_eval.quantized.generation import prepare_generate
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.errors import BadInput, describe
+from qra_search.errors import BadInput
 from qra_search.files import read_json, read_tensor_names
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -48,8 +48,7 @@ def load(
 
     Args:
         folder: of a run, or of one tuning.
-        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed. A baseline has its
-            base once `qra_search.open_run(folder).load(...)` or an export has written it.
+        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
@@ -123,46 +122,20 @@ def find_tuning(folder: Path, tuning: str | None = None) -> Path:
 
 
 def read_tuned_plan(folder: Path) -> dict[str, Any]:
-    """What the `plan.json` of a tuning holds.
-
-    Raises:
-        BadInput: the folder holds nothing tuned, or the file is damaged.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    data = read_json(folder / PLAN_NAME)
-    is_untuned = isinstance(data, dict) and bool(data.get(UNTUNED))
-    needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
+    """What the `plan.json` of a tuning holds; raises BadInput if the folder holds nothing tuned."""
+    data = read_plan_file(folder) if folder.is_dir() else {}
+    needed = (PLAN_NAME, BASE_FILE) if data.get(UNTUNED) else (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER)
     missing = [name for name in needed if not (folder / name).exists()]
-    if missing == [BASE_FILE]:
-        raise BadInput(
-            f"{folder} was saved without its base. Write it with open_run(RUN).load({folder.name!r})"
-        )
-    if missing:
-        raise BadInput(
-            f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"
-        )
-    data = read_plan_file(folder)
-    try:
-        read_levels(data)
-        if not {"backend", "model", "weights"} <= data.keys() or not hasattr(torch, data["dtype"]):
-            raise LookupError("it lacks backend, model, weights or a dtype")
-    except (LookupError, TypeError) as error:
-        raise BadInput(
-            f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew"
-        ) from error
+    if missing or not {"dtype", "backend", "model", "weights"} <= data.keys():
+        raise BadInput(f"{folder} has no tuned plan ({', '.join(missing)}): run `qra finetune` first")
     return data
 
 
 def check_adapter(folder: Path) -> Path:
-    """A folder that holds an adapter of PEFT. Raises BadInput if it holds none, or one of its files is damaged."""
-    config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise BadInput(
-            f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in"
-        )
-    if not tensors.is_file():
-        raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
+    """A folder that holds an adapter of PEFT; raises BadInput if it holds none, or its tensors are damaged."""
+    tensors = folder / "adapter_model.safetensors"
+    if read_json(folder / "adapter_config.json") is None or not tensors.is_file():
+        raise BadInput(f"{folder} holds no adapter of PEFT: give the folder it was saved in")
     read_tensor_names(tensors)
     return folder
 
