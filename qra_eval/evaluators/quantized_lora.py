@@ -281,9 +281,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def measure_untuned(self) -> TuningRecord | None:
         return measure_untuned(self.tuner)
 
-    def close(self) -> None:
-        self.tuner.switcher.close()
-
 
 def make_extra(config: RunConfig) -> dict[str, Parameter]:
     """What a search chooses beside bits and ranks by the settings: learning rates, and lengths of evaluations."""

@@ -21,7 +21,6 @@ from qra_eval.models.gguf_families import (
     compute_rope_factors,
     find_family,
     list_family_issues,
-    list_family_notes,
 )
 from qra_eval.models.linears import ROUTERS
 from qra_eval.models.load import find_path
@@ -104,7 +103,7 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     add_hyperparameters(writer, run.config)
     writer.add_file_type(LlamaFileType.GUESSED)
     writer.add_quantization_version(2)
-    notes = [*write_tokenizer(writer, run, pre), *list_family_notes(run.config)]
+    notes = write_tokenizer(writer, run, pre)
     _write_tensors(writer, list_model_tensors(run))
     blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)

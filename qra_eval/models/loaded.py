@@ -120,11 +120,8 @@ def get_max_positions(model: nn.Module) -> int | None:
 
 
 def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Before a head is called with the last positions alone, which do not lie side by side in memory.
-
-    In half precision on a CPU, torch multiplies such rows one by one, with a copy of the head for each: 500 MiB and 190
-    times as long for 8 rows and a head of 62 MiB.
-    """
+    """Before a head is called with the last positions alone: in half precision on a CPU, torch multiplies rows that do
+    not lie side by side one by one, with a copy of the head for each."""
     return (args[0].contiguous(), *args[1:])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank, write_tensors
-from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.space import ADAPTER_DTYPE, list_plan_levels
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
@@ -220,25 +220,21 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
     """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
     return {
-        f"{linear.name}::{key}": tensor.contiguous()
-        for group, bits in zip(space.groups, plan.bits, strict=True)
-        for linear in group.linears
+        f"{name}::{key}": tensor.contiguous()
+        for name, bits in list_plan_levels(space, plan)
         if bits != UNQUANTIZED_BITS
-        for key, tensor in bank.load_tensors(linear.name, bits).items()
+        for key, tensor in bank.load_tensors(name, bits).items()
     }
 
 
 def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     """The same with the scales and offsets that training left."""
-    switcher, backend = tuner.switcher, tuner.quantized_model.backend
-    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
-    for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
-        for linear in group.linears:
-            if linear.name in switcher.trained_scales:
-                trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
-                tensors |= {
-                    f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()
-                }
+    switcher, backend, space = tuner.switcher, tuner.quantized_model.backend, tuner.space.find_space(plan)
+    tensors = read_bank_tensors(tuner.quantized_model.bank, space, plan)
+    for name, bits in list_plan_levels(space, plan):
+        if name in switcher.trained_scales:
+            trained = backend.to_tensors(switcher.get_base_module(name, bits))
+            tensors |= {f"{name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
     return tensors
 
 
