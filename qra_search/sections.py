@@ -146,7 +146,6 @@ class SpaceConfig(Section):
 
 
 EVALUATION_RATE = 1e-3
-Schedule = Literal["linear", "cosine", "constant"]
 
 
 class TrainingConfig(Section):
@@ -160,9 +159,7 @@ class TrainingConfig(Section):
     """peak learning rate. auto: that of a full tuning is foretold from short trials, or from its steps alone if it is
     short; that of an evaluation is 0.001"""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """share of the steps in which the learning rate rises"""
-    schedule: Schedule = "linear"
-    """learning rate after the warmup: linear or cosine decay to 0, or constant"""
+    """share of the steps in which the learning rate rises; in the others it falls to 0"""
     weight_decay: float = Field(0.0, ge=0)
     alpha: float = Field(16.0, gt=0)
     """LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"""
@@ -206,12 +203,8 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(0, ge=0)
     """steps between evaluations on the validation split, of which the best adapters are kept; 0: keep those of the last
     step"""
-    patience: int = Field(0, ge=0)
-    """stop after so many evaluations without improvement; 0: never"""
-    checkpoint_every: int = Field(0, ge=0)
-    """steps between checkpoints; 0: by time only (checkpoint_minutes)"""
     checkpoint_minutes: float = Field(5.0, ge=0)
-    """minutes between checkpoints; 0: by steps only"""
+    """minutes between checkpoints; 0: after every step"""
     sample_answers: int = Field(3, ge=0)
     """test rows whose answers, before tuning and after, are recorded"""
     test_rows: int = Field(256, ge=1)
@@ -220,16 +213,9 @@ class FinetuneConfig(Section):
     """test rows whose answers are scored by the task's metrics; 0: none"""
 
     beside: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
+        {"checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
     )
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
-
-    @field_validator("patience")
-    @classmethod
-    def _check_evaluations(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and not info.data.get("evaluate_every"):
-            raise ValueError("it needs validation measurements: set finetune.evaluate_every too")
-        return value
 
 
 class SearchConfig(Section):

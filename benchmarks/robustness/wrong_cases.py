@@ -119,7 +119,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("search typo.yaml", "did you mean steps"),
     ("search code.yaml", "cannot be read as YAML"),
     (f"search {LAND} --set evaluation.steps", "such as training.learning_rate=0.0005"),
-    (f"plan {TINY} --set finetune.patience=3", "set finetune.evaluate_every too"),
     # where runs go
     (f"search {LAND} --out /proc/x", "cannot be written"),
     (f"search {LAND} --out rows.jsonl", "rows.jsonl is a file"),
@@ -150,7 +149,6 @@ CASES: tuple[tuple[str, str], ...] = (
     ("finetune tiny --set model.name=smollm2", "training"),
     ("finetune tiny --against some", "is not one of 'best', 'all', 'shuffled', 'none'"),
     ("finetune tiny --device cuda", "use --device cpu"),
-    ("finetune tiny --set finetune.patience=3", "set finetune.evaluate_every too"),
     # what is tuned, elsewhere
     ("export", "Missing argument 'RUN'"),
     ("export tiny --format peft", "run `qra finetune tiny`"),

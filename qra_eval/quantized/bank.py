@@ -142,7 +142,6 @@ class Bank:
         return self.folder / f"{self.digest(self.calibration, self.backend.spec)}.lock"
 
     def list_names(self, layer: int) -> list[str]:
-        """The linears of a layer, in the model's order."""
         return [name for name, own in self.layer_of.items() if own == layer]
 
     def find_missing(self, wanted: Iterable[tuple[str, LevelName]]) -> dict[str, list[LevelName]]:
@@ -154,7 +153,6 @@ class Bank:
         return missing
 
     def has_any(self, name: str, levels: Iterable[LevelName]) -> bool:
-        """Whether the bank has a linear at any of some levels."""
         return any(bits == UNQUANTIZED_BITS or self.get_path(name, bits).is_file() for bits in levels)
 
     def write(self, name: str, bits: LevelName, tensors: Mapping[str, Tensor]) -> None:
@@ -191,16 +189,12 @@ class Bank:
 
 
 def get_bank_folder(given: str | None) -> Path:
-    """Where banks are kept: as given, or in the user's cache."""
     return Path(given) if given is not None else get_cache_root() / "bank"
 
 
 def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
-    """Whether the backend can store a linear of this shape at a level."""
-    return (
-        bits == UNQUANTIZED_BITS
-        or backend.unsupported_reason(bits, linear.out_features, linear.in_features) is None
-    )
+    shape = linear.out_features, linear.in_features
+    return bits == UNQUANTIZED_BITS or backend.unsupported_reason(bits, *shape) is None
 
 
 def count_tensor_bytes(model: nn.Module) -> int:

@@ -258,5 +258,5 @@ def test_load_says_in_a_line_what_is_wrong(
             load(damaged)
         assert run_safely(["export", str(damaged), "--format", "peft"]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
+    with pytest.raises(BadInput, match="nothere has no tuned plan"):
         load("nothere")

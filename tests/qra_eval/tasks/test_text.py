@@ -91,9 +91,6 @@ def test_rows_of_json_are_paragraphs(tmp_path):
         (tmp_path / name).write_text(content)
         other = make_task("text", data=tmp_path / name)
         assert all(other.split(split) == task.split(split) for split in SPLITS)
-    path.write_text('{"text": 3}')
-    with pytest.raises(BadInput, match="x.jsonl, line 1: field 'text' is 3"):
-        make_task("text", data=path).split("test")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,6 @@ CASES = [
     ((*REAL, "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
     ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
     ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: the backend has no 7 bits: it has 1, trellis-1.5"),
-    ((*REAL, "in-memory:Llama", *TASK), "in-memory model: give it as model="),
     ((*REAL, "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 
