@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
+from qra_search.app.tunable import RateTrial, RowCount, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
@@ -218,37 +218,17 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         return list_cards(self.tuner, self.budget)
 
     def render_row(self) -> list[tuple[str, bool]] | None:
-        """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
         return render_example(self.task, self.rows.tokenizer, self.rows.max_length)
 
-    def tune(
-        self,
-        plan: Plan,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        folder: str | Path | None = None,
-        save_base: bool = True,
-        on_step: Callable[[int, StepFigures], None] | None = None,
-        progress: Progress | None = None,
-    ) -> TuningRecord:
-        """Tune a plan in full and measure it on test rows; see `qra_eval.tuning.final.tune`.
+    def tune(self, plan: Plan, *, folder: str | Path | None = None, **options: Any) -> TuningRecord:
+        """Tune a plan in full and measure it on test rows; for the options see `qra_eval.tuning.final.tune`.
 
         What is saved with its base is loaded by `qra_eval.load(folder)`.
         """
         self.space.find_space(plan).encode(plan)
-        return tune(
-            self.tuner,
-            plan,
-            seed=seed,
-            steps=steps,
-            folder=None if folder is None else Path(folder),
-            save_base=save_base,
-            on_step=on_step,
-            progress=progress,
-        )
+        return tune(self.tuner, plan, folder=None if folder is None else Path(folder), **options)
 
     def write_base(self, plan: Plan, folder: Path) -> None:
         write_base(self.tuner, plan, folder)
@@ -260,16 +240,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         settings = self.quantized_model.settings
         self.quantized_model.settings = settings.model_copy(update={LEARNING_RATE: rate})
 
-    def try_rate(
-        self,
-        plan: Plan,
-        rate: float,
-        steps: int,
-        *,
-        beside: RateTrial | None = None,
-        progress: Progress | None = None,
-    ) -> RateTrial:
-        return try_rate(self.tuner, plan, rate, steps, beside, progress)
+    def try_rate(self, plan: Plan, rate: float, steps: int, **options: Any) -> RateTrial:
+        return try_rate(self.tuner, plan, rate, steps, **options)
 
     def tuning_data(self) -> str:
         tuner = self.tuner
