@@ -46,7 +46,6 @@ class Example:
         prompt: what the model is given.
         answer: what it is to go on with, white space before it included. The text is prompt + answer.
         choices: continuations to choose from, of which `answer` is one; empty if the answer is free.
-        label: index of the right choice.
         messages: the prompt as chat messages, for models with a chat template; else empty.
         meta: what only the task itself reads.
     """
@@ -54,7 +53,6 @@ class Example:
     prompt: str
     answer: str
     choices: tuple[str, ...] = ()
-    label: int | None = None
     messages: tuple[Mapping[str, str], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +100,7 @@ def make_example(
             prompt = prompt if asked == "prompt" else format_question(prompt)
             given_choices, label = _read_choices(row[name], row[answered], where)
             choices = tuple(_join_answer(prompt, choice) for choice in given_choices)
-            return Example(prompt, choices[label], choices, label, ({"role": "user", "content": prompt},))
+            return Example(prompt, choices[label], choices, ({"role": "user", "content": prompt},))
         question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
     else:
         raise BadInput(

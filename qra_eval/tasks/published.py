@@ -139,11 +139,12 @@ class Restaurant8kTask(_PublishedTask):
 
 
 class ARCEasyTask(_PublishedTask):
-    """Science questions with choices, prompted and scored as by lm-evaluation-harness."""
+    """Science questions, prompted as by lm-evaluation-harness; the text of the right choice is learnt."""
 
     name = "arc_easy"
     hub = ("allenai/ai2_arc", "ARC-Easy")
-    judged_by = "choice_loss"
+    metrics = {"exact_match": exact_match}
+    stop = ("\n",)
 
 
 class ARCChallengeTask(ARCEasyTask):
