@@ -85,14 +85,13 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
         self.config = config.with_objects(task=task, metrics=metrics)
-        search = config.search
         device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(device, weights, progress)
-        most = get_max_positions(loaded.model)
-        if most is not None and config.training.max_length > most:
+        most = get_max_positions(loaded.model) or config.training.max_length
+        if config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
             )
@@ -110,13 +109,13 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             dequantized_cache=config.model.dequantized_cache,
         )
         self.tuner = FineTuner(
-            self.quantized_model, self.rows, config.evaluation, config.finetune, metric=search.metric
+            self.quantized_model, self.rows, config.evaluation, config.finetune, metric=config.search.metric
         )
         self.space = self.tuner.space.with_extra(make_extra(self.config))
         if config.engine is not None:
             quantized = self.quantized_model
             check_engine(config.engine, loaded.model.config, quantized.linears, quantized.granularity)
-        self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
+        self.budget = resolve_budgets(self.space, config.search.memory)[-1] if config.search.memory else None
         check_fit(self.tuner, self.budget)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
@@ -128,9 +127,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
-                raise BadInput(
-                    f"task {made.name!r} has no rows in its {split} split, or all are in another split too"
-                )
+                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
