@@ -59,7 +59,17 @@ class TunedRun:
             torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
             for text in SENTENCES
         ]
-        self.tuned_logits = self._compute_tuned_logits()
+        if self.adapter_folder is None:
+            self.tuned_logits = self.compute_logits(self.base)
+        else:  # with the adapter on the base, which is then taken off again
+            keep_expert_names(self.base)
+            with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
+                tuned = add_adapter(self.base, self.adapter_folder)
+            for name, parameter in tuned.named_parameters():
+                if ".lora_" in name:
+                    parameter.data = parameter.data.to(self.dtype)  # as the tuned model computes
+            self.tuned_logits = self.compute_logits(tuned)
+            self.base = tuned.unload()
         self.tables = find_quantized_embeddings(self.base)
         restore_embeddings(self.base)
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
@@ -68,20 +78,6 @@ class TunedRun:
             for name, level in loading.read_levels(self.plan).items()
             if self.base.get_submodule(name) not in ends
         }
-
-    def _compute_tuned_logits(self) -> list[Tensor]:
-        """Logits with the adapter on the base, which is then taken off again."""
-        if self.adapter_folder is None:
-            return self.compute_logits(self.base)
-        keep_expert_names(self.base)
-        with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
-            tuned = add_adapter(self.base, self.adapter_folder)
-        for name, parameter in tuned.named_parameters():
-            if ".lora_" in name:
-                parameter.data = parameter.data.to(self.dtype)  # as the tuned model computes
-        logits = self.compute_logits(tuned)
-        self.base = tuned.unload()
-        return logits
 
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:

@@ -173,7 +173,6 @@ def _parse_json(text: str, what: str) -> Any:
 
 
 def _label_rows(rows: Any, what: str) -> list[Row]:
-    """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
         raise wrong_type("task", rows, "a name, a file, a Dataset, or a list of dictionaries is needed")
     if hasattr(rows, "with_format"):
