@@ -95,9 +95,7 @@ class MergedExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         model = run.build_skeleton().to(self.dtype)
-        state = run.build_plain_state(lambda name: run.merge_weight(name).to(self.dtype))
-        floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
-        model.load_state_dict({**state, **floats}, assign=True)
+        model.load_state_dict(run.build_merged_state(self.dtype), assign=True)
         model.tie_weights()
         model.config.dtype = self.dtype
         model.generation_config = run.base.generation_config
@@ -194,15 +192,11 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
 
 
 def list_uneven_shards(run: TunedRun) -> list[str]:
-    found: dict[str, dict[str, LevelName]] = {}
+    found: dict[str, set[LevelName]] = {}
     for name, level in run.levels.items():
         parent, _, kind = name.rpartition(".")
-        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", {})[kind] = level
-    return [
-        f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
-        for name, shards in found.items()
-        if len(set(shards.values())) > 1
-    ]
+        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
+    return [name for name, levels in found.items() if len(levels) > 1]
 
 
 # -- parts -------------------------------------------------------------------------------------

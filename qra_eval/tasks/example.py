@@ -95,10 +95,10 @@ def make_example(
         prompt += "### Response:\n"
     elif asked is not None and answered is not None:
         prompt = read_text(row, asked, where)
-        name = next((name for name in CHOICES if name in row), None)
-        if name is not None:
+        several = next((name for name in CHOICES if name in row), None)
+        if several is not None:
             prompt = prompt if asked == "prompt" else format_question(prompt)
-            given_choices, label = _read_choices(row[name], row[answered], where)
+            given_choices, label = _read_choices(row[several], row[answered], where)
             choices = tuple(_join_answer(prompt, choice) for choice in given_choices)
             return Example(prompt, choices[label], choices, ({"role": "user", "content": prompt},))
         question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
