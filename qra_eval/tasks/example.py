@@ -86,9 +86,10 @@ def make_example(
     asked = next((name for name in PROMPTS if name in row), None)
     answered = next((name for name in ANSWERS if name in row), None)
     if "instruction" in row:
-        instruction, answer = read_text(row, "instruction", where), read_text(row, "output", where)
+        question = read_text(row, "instruction", where)
+        answer = read_text(row, "output", where)
         more = str(row.get("input", ""))
-        question, prompt = instruction, f"### Instruction:\n{instruction}\n\n"
+        prompt = f"### Instruction:\n{question}\n\n"
         if more.strip():
             question += f"\n\n{more}"
             prompt += f"### Input:\n{more}\n\n"
@@ -166,9 +167,8 @@ def _join_answer(prompt: str, answer: str) -> str:
 
 def _make_chat(row: Mapping[str, Any], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
-    name, speaker, said = ("messages", "role", "content")
-    if name not in row:
-        name, speaker, said = ("conversations", "from", "value")
+    name = "messages" if "messages" in row else "conversations"
+    speaker, said = ("role", "content") if name == "messages" else ("from", "value")
     turns: list[dict[str, str]] = []
     for message in row[name] if isinstance(row[name], list) else [row[name]]:
         place = f"{where}, message {len(turns) + 1}"

@@ -184,7 +184,8 @@ def generate_answers(
     model.eval()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
     # `generate` takes from the model's own all that is not given, such as sampling or a repetition penalty.
-    own, base.generation_config = getattr(base, "generation_config", None), config
+    own = getattr(base, "generation_config", None)
+    base.generation_config = config
     try:
         for batch in group_by_length(list(map(len, prompts)), batch_size):
             longest = max(len(prompts[i]) for i in batch)

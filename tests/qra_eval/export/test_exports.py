@@ -28,7 +28,7 @@ IDS = torch.arange(40, 64)[None]
     [
         (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
         (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
-        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* --engine vllm`"),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj.* --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
