@@ -45,17 +45,17 @@ class PEFTExporter(Exporter):
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_model_files(run, out)
-        notes = (
+        notes = [
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
-        )
+        ]
         if self.one_rank:
             serve = serve_command(VLLM, out)
-            notes += (f"serve it where this package is installed beside vLLM: {serve}",)
+            notes.append(f"serve it where this package is installed beside vLLM: {serve}")
         base = load_plain(out, run.dtype)
         logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
-        return Exported(out, notes, **run.compare_logits(logits))
+        return Exported(out, tuple(notes), **run.compare_logits(logits))
 
 
 class VLLMExporter(PEFTExporter):
