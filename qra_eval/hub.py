@@ -18,7 +18,7 @@ KNOWN = ("smollm2", "tiny")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TASK_NAME = re.compile(r"[A-Za-z][\w-]*")
 """What is the name of a task and of nothing else, unless there is a file or folder of that name."""
-ROWS_ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ROWS_ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """How names of files with rows end."""
 
 
@@ -56,14 +56,10 @@ def find_path(name: str) -> Path | None:
         return Path(package.origin).with_name(SMOLLM2_FILE)
     path = Path(name).expanduser()
     is_gguf = path.suffix.lower() == ".gguf"
-    if name.strip() and path.is_dir():
+    if (name.strip() and path.is_dir()) or (is_gguf and path.is_file()):
         return path
     if path.is_file():
-        if not is_gguf:
-            raise ValueError(
-                f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files"
-            )
-        return path
+        raise ValueError(f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files")
     if is_gguf or not HUB_ID.fullmatch(name):
         raise BadInput(f"no file or folder {name!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     return None
@@ -76,8 +72,8 @@ def check_hub(model: str) -> None:
 
 def make_unknown_error(model: str, reason: str) -> BadInput:
     return BadInput(
-        f"unknown model {model!r}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
-        f"not give it ({reason}): check its name and the network, or give a folder"
+        f"unknown model {model!r}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does not give it "
+        f"({reason}): check its name and the network, or give a folder"
     )
 
 

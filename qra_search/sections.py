@@ -228,8 +228,8 @@ class SearchConfig(Section):
     evaluations: float = Field(DEFAULT_EVALUATIONS, gt=0)
     """search budget, in full evaluations"""
     metric: Literal["loss", "task"] = "loss"
-    """what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, which is the negative
-    log-probability of the right choice for multiple choice, and the share of wrong answers for generation"""
+    """what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, 1 minus its
+    first metric"""
     memory: tuple[StrictInt | str, ...] = ()
     """memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a uniform plan
     (uniform3r8). Without one the whole front is searched"""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from qra_backends.storage import ceil_div
-from torch import nn
 
 from qra_eval.costs.activations import DEQUANTIZE_BYTES, GPU_DEQUANTIZE_BYTES, Activations
 from qra_eval.models.embeddings import ROWS
@@ -65,12 +64,12 @@ def estimate_peaks(
     model, evaluation, finetune = tuner.quantized_model, tuner.evaluation, tuner.finetune
     calibrated = any(map(model.backend.is_calibrated, [*model.levels, *model.table_levels]))
     rows = model.calibration_batches() if calibrated else []
-    tested: tuple[SplitName, int] = ("test", finetune.test_rows)
-    scored = 0 if tuner.metric == "loss" else evaluation.validation_rows
+    held_out, tested = evaluation.validation_rows, finetune.test_rows
+    scored = 0 if tuner.metric == "loss" else held_out
     batches = tuner.get_batches(evaluation.steps, 0)
-    searching = run.count_training_bytes(batches, "validation", evaluation.validation_rows, scored=scored)
+    searching = run.count_training_bytes(batches, "validation", held_out, scored)
     batches = tuner.get_final_batches(tuner.finetune_steps, 0)
-    tuning = run.count_training_bytes(batches, *tested, scored=finetune.scored_rows)
+    tuning = run.count_training_bytes(batches, "test", tested, finetune.scored_rows)
     return {
         "load": run.make_peak(),
         # A plan is quantized, each linear at one level: counted at the widest.
@@ -79,7 +78,7 @@ def estimate_peaks(
         ),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
-        "tune": run.make_peak(max(tuning, run.count_untuned_bytes(*tested))),
+        "tune": run.make_peak(max(tuning, run.count_untuned_bytes("test", tested))),
         "export": Peak(0, run.count_export_bytes()),
     }
 
@@ -121,15 +120,6 @@ class _Run:
         self.activations = self.make_activations(compute, tables=looked_up and self.rank > 0, rank=self.rank)
         self.bare = self.make_activations(passing)
 
-    def count_resident_bytes(self) -> int:
-        """The plan in place, packed or dequantized, and adapters in training.
-
-        Of an adapter weight its value in float32, and moments; and its gradient where those of several batches are
-        added up, as it else is of the passes.
-        """
-        adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
-        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter
-
     def count_scale_bytes(self, batches: list[Batch]) -> int:
         """Scales and offsets of all linears, and the gradient of a whole weight.
 
@@ -146,10 +136,6 @@ class _Run:
             return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
         return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
-
-    def count_batch_bytes(self, batches: list[Batch], *, training: bool) -> int:
-        labels = max(len(batch.targets) for batch in batches)
-        return self.activations.count_pass_bytes(*find_largest_shape(batches), labels, training=training)
 
     def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
         return Activations(
@@ -173,12 +159,6 @@ class _Run:
         model = self.model
         work = model.backend.count_work_bytes(levels, *shape, dtype=model.dtype, device=self.device.type)
         return work + (self.count_level_bytes(levels, shape) if self.gpu else 0)
-
-    def count_table_work_bytes(self, table: nn.Linear, levels: Sequence[LevelName]) -> int:
-        """A table, two matrices of its inputs if it is calibrated, and the work of quantizing it at some levels."""
-        work = self.count_made_work_bytes(levels, (table.out_features, table.in_features))
-        moments = 2 * 4 * table.in_features**2 if any(map(self.model.backend.is_calibrated, levels)) else 0
-        return work + moments + (table.weight.nbytes if self.gpu else 0)
 
     def count_cast_bytes(self, item: int) -> int:
         """Bytes of all that is not searched, cast for passes; none if it is there in that dtype."""
@@ -233,7 +213,11 @@ class _Run:
         of_tables = [(t.out_features, t.in_features) for t in tables]
         made = max(made, sum(self.count_level_bytes(table_levels, shape) for shape in of_tables))
         work += max(rows * columns for rows, columns in shapes) * self.stored if self.gpu else 0
-        table = max((self.count_table_work_bytes(t, table_levels) for t in tables), default=0)
+        # A table, two matrices of its inputs if it is calibrated, and the work of quantizing it.
+        matrices = 2 * 4 if any(map(backend.is_calibrated, table_levels)) else 0
+        table = max((self.count_made_work_bytes(table_levels, shape) for shape in of_tables), default=0)
+        if tables:
+            table += matrices * self.width**2 + (max(t.weight.nbytes for t in tables) if self.gpu else 0)
         made += self.count_pinned_bytes()
         if not calibrated:
             return max(work, table), made
@@ -288,20 +272,25 @@ class _Run:
         passing = self.count_quantization_bytes(model.levels, model.table_levels, model.plan_batches())
         return max(passing[0], probing), max(passing[1], waiting)
 
-    def count_training_bytes(
-        self, batches: list[Batch], split: SplitName, held_out: int, *, scored: int
-    ) -> int:
-        trained = self.count_batch_bytes(batches, training=True) if batches and self.rank else 0
+    def count_training_bytes(self, batches: list[Batch], split: SplitName, held_out: int, scored: int) -> int:
+        """The plan in place, packed or dequantized, its adapters, and the highest of training, losses and answers."""
+
+        def count_passes(some: list[Batch], *, training: bool) -> int:
+            labels = max(len(batch.targets) for batch in some)
+            return self.activations.count_pass_bytes(*find_largest_shape(some), labels, training=training)
+
+        trained = count_passes(batches, training=True) if batches and self.rank else 0
         trained += self.count_scale_bytes(batches) if batches else 0
         rows = self.tuner.rows(split, held_out)
-        measured = self.count_batch_bytes(make_batches(rows, 2 * self.settings.batch_size), training=False)
+        measured = count_passes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
-        return self.count_resident_bytes() + highest
+        # A weight's value in float32, and moments; and its gradient where those of several batches are added up.
+        adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
+        return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter + highest
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
         """A pass over padded prompts, whose mask is a matrix for each row, with the keys and values of all layers."""
-        tuner = self.tuner
-        task = tuner.rows.task
+        tuner, task = self.tuner, self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
         rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)

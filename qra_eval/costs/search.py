@@ -63,10 +63,7 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
         `device` and `host` (see `qra_eval.costs.phases`), and `engines` (see `list_engine_bytes`).
     """
     model = tuner.quantized_model
-    report = model.progress or (lambda *_: None)
-    report("time a layer", 0, 1)  # minutes, of a large one on a CPU
     pace = measure_seconds_per_token(tuner)
-    report("time a layer", 1, 1)
     quantizing, probing = estimate_quantization_seconds(tuner)
     passing = count_pass_tokens(model.plan_batches())
     measuring = pace * (count_sensitivities_tokens(tuner) + (CALIBRATION_FACTOR - 1) * passing) + probing

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.tunable import RateTrial, RowCount, StepFigures, TunableEvaluator
+from qra_search.app.tunable import RateTrial, RowCount, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
@@ -85,14 +85,13 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
         self.config = config.with_objects(task=task, metrics=metrics)
-        search = config.search
         device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(device, weights, progress)
-        most = get_max_positions(loaded.model)
-        if most is not None and config.training.max_length > most:
+        most = get_max_positions(loaded.model) or config.training.max_length
+        if config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
             )
@@ -110,13 +109,13 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             dequantized_cache=config.model.dequantized_cache,
         )
         self.tuner = FineTuner(
-            self.quantized_model, self.rows, config.evaluation, config.finetune, metric=search.metric
+            self.quantized_model, self.rows, config.evaluation, config.finetune, metric=config.search.metric
         )
         self.space = self.tuner.space.with_extra(make_extra(self.config))
         if config.engine is not None:
             quantized = self.quantized_model
             check_engine(config.engine, loaded.model.config, quantized.linears, quantized.granularity)
-        self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
+        self.budget = resolve_budgets(self.space, config.search.memory)[-1] if config.search.memory else None
         check_fit(self.tuner, self.budget)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
@@ -128,9 +127,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
-                raise BadInput(
-                    f"task {made.name!r} has no rows in its {split} split, or all are in another split too"
-                )
+                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
@@ -218,35 +215,17 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         return list_cards(self.tuner, self.budget)
 
     def render_row(self) -> list[tuple[str, bool]] | None:
-        """The first row of the train split, in the tokenizer's template if it has one; None without a tokenizer."""
         if self.rows.tokenizer is None:
             return None
         return render_example(self.task, self.rows.tokenizer, self.rows.max_length)
 
-    def tune(
-        self,
-        plan: Plan,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        folder: str | Path | None = None,
-        on_step: Callable[[int, StepFigures], None] | None = None,
-        progress: Progress | None = None,
-    ) -> TuningRecord:
-        """Tune a plan in full and measure it on test rows; see `qra_eval.tuning.final.tune`.
+    def tune(self, plan: Plan, *, folder: str | Path | None = None, **options: Any) -> TuningRecord:
+        """Tune a plan in full and measure it on test rows; for the options see `qra_eval.tuning.final.tune`.
 
         What is saved with its base is loaded by `qra_eval.load(folder)`.
         """
         self.space.find_space(plan).encode(plan)
-        return tune(
-            self.tuner,
-            plan,
-            seed=seed,
-            steps=steps,
-            folder=None if folder is None else Path(folder),
-            on_step=on_step,
-            progress=progress,
-        )
+        return tune(self.tuner, plan, folder=None if folder is None else Path(folder), **options)
 
     def write_base(self, plan: Plan, folder: Path) -> None:
         write_base(self.tuner, plan, folder)
@@ -258,16 +237,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         settings = self.quantized_model.settings
         self.quantized_model.settings = settings.model_copy(update={LEARNING_RATE: rate})
 
-    def try_rate(
-        self,
-        plan: Plan,
-        rate: float,
-        steps: int,
-        *,
-        beside: RateTrial | None = None,
-        progress: Progress | None = None,
-    ) -> RateTrial:
-        return try_rate(self.tuner, plan, rate, steps, beside, progress)
+    def try_rate(self, plan: Plan, rate: float, steps: int, **options: Any) -> RateTrial:
+        return try_rate(self.tuner, plan, rate, steps, **options)
 
     def tuning_data(self) -> str:
         tuner = self.tuner

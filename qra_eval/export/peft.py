@@ -7,7 +7,6 @@ import copy
 import importlib.util
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,6 @@ from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.engines import advise_replan, fit_rank, serve_command
 from qra_search.files import write_json
 from qra_search.schemas import LevelName
-from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
 
 VLLM = "vllm"
@@ -43,19 +41,21 @@ class PEFTExporter(Exporter):
     one_rank = False
 
     def write(self, run: TunedRun, out: Path) -> Exported:
-        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
+        write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
         write_model_files(run, out)
-        notes = (
+        notes = [
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
             "autocast_adapter_dtype=False)`",
-            *padding,
-        )
+        ]
+        if self.one_rank:
+            serve = serve_command(VLLM, out)
+            notes.append(f"serve it where this package is installed beside vLLM: {serve}")
         base = load_plain(out, run.dtype)
         logits = run.compute_logits(add_adapter(base, out / ADAPTER_FOLDER))
-        return Exported(out, notes, **run.compare_logits(logits))
+        return Exported(out, tuple(notes), **run.compare_logits(logits))
 
 
 class VLLMExporter(PEFTExporter):
@@ -79,11 +79,6 @@ class VLLMExporter(PEFTExporter):
             reasons.append(f"{error}: {advise_replan(VLLM)}")
         return reasons
 
-    def write(self, run: TunedRun, out: Path) -> Exported:
-        done = super().write(run, out)
-        note = f"serve it where this package is installed beside vLLM: {serve_command(VLLM, out)}"
-        return replace(done, notes=(*done.notes, note))
-
 
 class MergedExporter(Exporter):
     """An unquantized model in `dtype`, with the rounding of the plan in its weights and the adapter merged.
@@ -100,9 +95,7 @@ class MergedExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         model = run.build_skeleton().to(self.dtype)
-        state = run.build_plain_state(lambda name: run.merge_weight(name).to(self.dtype))
-        floats = {key: value.to(self.dtype) for key, value in state.items() if value.is_floating_point()}
-        model.load_state_dict({**state, **floats}, assign=True)
+        model.load_state_dict(run.build_merged_state(self.dtype), assign=True)
         model.tie_weights()
         model.config.dtype = self.dtype
         model.generation_config = run.base.generation_config
@@ -151,12 +144,10 @@ class CompressedTensorsExporter(Exporter):
         rest = select_unsearched(run, tuple(f"{name}." for name in packed))
         save_file({**rest, **stored}, out / "model.safetensors", metadata={"format": "pt"})
         write_config(run, out, make_quantization_config(run, packed))
-        padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
+        write_adapter(run, out / ADAPTER_FOLDER, one_rank=True)
         notes = (
-            f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own: "
-            f"{sum(tensor.nbytes for tensor in stored.values())} bytes with their scales",
+            f"{len(packed)} of {len(run.levels)} searched weights are copies of the plan's own",
             f"the adapter is in {out / ADAPTER_FOLDER}: load it on top with peft",
-            *padding,
         )
         if importlib.util.find_spec("compressed_tensors") is None:
             return Exported(out, (*notes, "not compared: compressed-tensors is not installed"))
@@ -164,7 +155,6 @@ class CompressedTensorsExporter(Exporter):
         # every layer, and reads those of other widths wrongly.
         model = load_plain(out, run.dtype)
         model(input_ids=torch.tensor([[0]]))  # decompresses: peft finds no weights before
-        notes = (*notes, "loaded by transformers, which decompresses it at the first pass")
         logits = run.compute_logits(add_adapter(model, out / ADAPTER_FOLDER))
         return Exported(out, notes, **run.compare_logits(logits))
 
@@ -202,15 +192,11 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
 
 
 def list_uneven_shards(run: TunedRun) -> list[str]:
-    found: dict[str, dict[str, LevelName]] = {}
+    found: dict[str, set[LevelName]] = {}
     for name, level in run.levels.items():
         parent, _, kind = name.rpartition(".")
-        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", {})[kind] = level
-    return [
-        f"{name} ({', '.join(f'{kind} {level}' for kind, level in shards.items())} bits)"
-        for name, shards in found.items()
-        if len(set(shards.values())) > 1
-    ]
+        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
+    return [name for name, levels in found.items() if len(levels) > 1]
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -273,11 +259,10 @@ def list_rearranged_issues(run: TunedRun) -> list[str]:
     return [f"{run.config.model_type} computes with transposed or stacked weights: export as merged"]
 
 
-def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
+def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
     """Copy the adapter directory; with `one_rank` zero rows make all ranks the largest, and so all scalings one.
 
-    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two. Returns a note of
-    the bytes that the zeros take, if any.
+    B takes what the scaling of its own rank differs by: exact where ranks differ by powers of two.
     """
     assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
@@ -288,17 +273,10 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
         config |= {"r": rank, "rank_pattern": {}, "alpha_pattern": {}}
     write_json(out / "adapter_config.json", config)
     if not one_rank:
-        return []
+        return
     padded = {}
     for name, (A, B) in run.factors.items():
         more = rank - len(A)
         padded[f"base_model.model.{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, more))
         padded[f"base_model.model.{name}.lora_B.weight"] = F.pad(B * (rank / len(A)), (0, more))
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
-    more = sum(factor.nbytes for factor in padded.values()) - own
-    if not more:
-        return []
-    return [
-        f"the adapter takes {format_bytes(more)} more than in the plan, as vLLM needs one rank everywhere"
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,17 @@ class TunedRun:
             torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
             for text in SENTENCES
         ]
-        self.tuned_logits = self._compute_tuned_logits()
+        if self.adapter_folder is None:
+            self.tuned_logits = self.compute_logits(self.base)
+        else:  # with the adapter on the base, which is then taken off again
+            keep_expert_names(self.base)
+            with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
+                tuned = add_adapter(self.base, self.adapter_folder)
+            for name, parameter in tuned.named_parameters():
+                if ".lora_" in name:
+                    parameter.data = parameter.data.to(self.dtype)  # as the tuned model computes
+            self.tuned_logits = self.compute_logits(tuned)
+            self.base = tuned.unload()
         self.tables = find_quantized_embeddings(self.base)
         restore_embeddings(self.base)
         ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
@@ -68,20 +78,6 @@ class TunedRun:
             for name, level in loading.read_levels(self.plan).items()
             if self.base.get_submodule(name) not in ends
         }
-
-    def _compute_tuned_logits(self) -> list[Tensor]:
-        """Logits with the adapter on the base, which is then taken off again."""
-        if self.adapter_folder is None:
-            return self.compute_logits(self.base)
-        keep_expert_names(self.base)
-        with torch.random.fork_rng(devices=[]):  # peft draws the factors' first values
-            tuned = add_adapter(self.base, self.adapter_folder)
-        for name, parameter in tuned.named_parameters():
-            if ".lora_" in name:
-                parameter.data = parameter.data.to(self.dtype)  # as the tuned model computes
-        logits = self.compute_logits(tuned)
-        self.base = tuned.unload()
-        return logits
 
     @property
     def quantized_linears(self) -> dict[str, nn.Module]:
@@ -121,14 +117,6 @@ class TunedRun:
     def largest_rank(self) -> int:
         return max(len(A) for A, _ in self.factors.values())
 
-    def merge_weight(self, name: str) -> Tensor:
-        """The weight with its adapter added, float32 (out, in)."""
-        weight = self.dequantize_weight(name).float()
-        if name not in self.factors:
-            return weight
-        A, B = self.factors[name]
-        return weight + self.alpha / len(A) * (B.float() @ A.float())
-
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
         model.eval()
@@ -156,29 +144,37 @@ class TunedRun:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
 
-    def build_plain_state(self, get_weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The state of plain transformers' model with these weights (out, in) for its linears.
+    def build_merged_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The state of plain transformers' model, with its adapter added to the weights.
 
         Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
         """
+
+        def merge(name: str) -> Tensor:
+            weight = self.dequantize_weight(name).float()
+            if name in self.factors:
+                A, B = self.factors[name]
+                weight = weight + self.alpha / len(A) * (B.float() @ A.float())
+            return weight.to(dtype)
+
         skeleton = self.build_skeleton()
         rest = self.base.state_dict()
         state: dict[str, Tensor] = {}
         for name, module in skeleton.named_modules():
             if is_stacked(module):
+                experts = range(len(module.gate_up_proj))
                 stacks = {
-                    part: torch.stack(
-                        [get_weight(f"{name}.{i}.{part}_proj") for i in range(len(module.gate_up_proj))]
-                    )
+                    part: torch.stack([merge(f"{name}.{i}.{part}_proj") for i in experts])
                     for part in ("gate", "up", "down")
                 }
                 state[f"{name}.gate_up_proj"] = torch.cat([stacks["gate"], stacks["up"]], dim=1)
                 state[f"{name}.down_proj"] = stacks["down"]
             elif is_conv1d(module):
-                state[f"{name}.weight"] = get_weight(name).t().contiguous()
+                state[f"{name}.weight"] = merge(name).t().contiguous()
             elif name in self.levels:
-                state[f"{name}.weight"] = get_weight(name)
-        return {key: state[key] if key in state else rest[key].detach() for key in skeleton.state_dict()}
+                state[f"{name}.weight"] = merge(name)
+        whole = {key: state[key] if key in state else rest[key].detach() for key in skeleton.state_dict()}
+        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in whole.items()}
 
 
 def add_adapter(model: Any, folder: Path) -> Any:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,16 +227,11 @@ DEFAULT_NOISE = 0.05
 SENSITIVITIES_COST = 0.26
 """Full evaluations that measuring the sensitivities is charged as: `qra plan` takes 115 processor seconds on Banking77,
 and a tuning of 480 steps about 440."""
-BUDGETS = ("uniform1r8", "uniform2r8")
-"""The smallest and the largest budget; the third lies midway."""
 RANK_PRICES = (0.0, *np.geomspace(1e-3, 30.0, 24))
 """What a factor of two in all ranks may count as, in nats of damage, when the best plan is sought."""
-
-
-LENGTHS = tuple(steps / STEPS[-1] for steps in STEPS)
 EXTRA = {
     "learning_rate": Parameter(values=LEARNING_RATES, default=DEFAULT_RATE),
-    LENGTH: Parameter(values=LENGTHS, default=1.0),
+    LENGTH: Parameter(values=tuple(steps / STEPS[-1] for steps in STEPS), default=1.0),
 }
 
 
@@ -283,9 +278,9 @@ class TuningsLandscape(Evaluator):
         traits = compute_traits(self.space.without_extra, damage, codes, rates, steps)
         return np.exp(self.formula.predict(traits))
 
-    @cached_property
+    @property
     def budgets(self) -> tuple[int, int, int]:
-        first, last = (resolve_budget(self.space, budget) for budget in BUDGETS)
+        first, last = (resolve_budget(self.space, budget) for budget in ("uniform1r8", "uniform2r8"))
         return first, (first + last) // 2, last
 
     def find_reference_front(self, budgets: Sequence[int]) -> Reference:

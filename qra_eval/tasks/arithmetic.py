@@ -19,6 +19,8 @@ OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
 SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
 """Part of the seed of each split; recorded figures are of problems from these."""
 
+OPERANDS = ((2, 9), (10, 99), (100, 999))
+"""The smallest and the largest operand of one, two and three digits."""
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
 SIGNS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
@@ -115,7 +117,7 @@ def _generate_split(seed: int, split: SplitName) -> tuple[Example, ...]:
     found: dict[str, Example] = {}
     while len(found) < SIZES[split]:
         kind = KINDS[draw.choice(tuple(KINDS))]
-        a, b, c = (_draw_operand(draw, draw.choice((1, 2, 3))) for _ in range(3))
+        a, b, c = (draw.randint(*draw.choice(OPERANDS)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):
@@ -132,7 +134,3 @@ def _generate_split(seed: int, split: SplitName) -> tuple[Example, ...]:
             problem = Example(f"Question: {text}\nAnswer:", answer, meta=meta)
             found.setdefault(problem.key, problem)
     return tuple(found.values())
-
-
-def _draw_operand(draw: random.Random, digits: int) -> int:
-    return draw.randint(2 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)

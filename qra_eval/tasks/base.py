@@ -11,14 +11,7 @@ from typing import Any
 
 from qra_eval.tasks.encoding import IGNORED, Chat, Encoded, encode_example, encode_prompt, truncate_left
 from qra_eval.tasks.example import SPLITS, Example, SplitName
-from qra_eval.tasks.scoring import (
-    Metric,
-    digest_source,
-    generate_answers,
-    measure_choices,
-    score_answers,
-    score_choices,
-)
+from qra_eval.tasks.scoring import Metric, digest_source, generate_answers, score_answers
 from qra_search.errors import BadInput, shorten
 
 ROWS_SEED = 0x5EED
@@ -99,22 +92,17 @@ class Task(ABC):
         batch_size: int = 8,
         max_length: int = 1024,
     ) -> dict[str, list[float]]:
-        """Scores beside the loss, by name, one for each example: of choices, and of greedy answers by `metrics`.
+        """Scores beside the loss, by name, one for each example: of greedy answers by `metrics`.
 
         Prompt and answer have `max_length` tokens at most.
         """
+        if not self.metrics:
+            return {}
+        # Half is the prompt's: a longer answer than a training sees is learnt in part only.
+        most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
         options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-        scores: dict[str, list[float]] = {}
-        if examples and examples[0].choices:
-            measured = measure_choices(model, tokenizer, examples, chat=self.chat, **options)
-            scores = score_choices(measured, examples)
-        if self.metrics:
-            # Half is the prompt's: a longer answer than a training sees is learnt in part only.
-            most = max(1, min(self.max_answer_tokens(examples, tokenizer), max_length // 2))
-            answers = self.answer_examples(model, tokenizer, examples, most, **options)
-            for name, metric in self.metrics.items():
-                scores[name] = score_answers(name, metric, answers, examples)
-        return scores
+        answers = self.answer_examples(model, tokenizer, examples, most, **options)
+        return {name: score_answers(name, metric, answers, examples) for name, metric in self.metrics.items()}
 
     def score_commonest(self, examples: Sequence[Example]) -> dict[str, float]:
         """The mean score by metric if every generated answer were the commonest wanted one; empty without examples."""

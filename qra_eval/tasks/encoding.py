@@ -77,30 +77,6 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     return Encoded(input_ids, labels, tokens - len(ids))
 
 
-def encode_pair(
-    tokenizer: Any, prompt: str, continuation: str, max_length: int, *, special: bool = True
-) -> Encoded:
-    """A row for scoring: labels on the continuation, split off the whole text's ids as lm-evaluation-harness does.
-
-    White space at the end of the prompt counts to the continuation. A long row loses its left, but for the start token.
-    """
-    import torch  # seconds, which a task that is refused does without
-
-    bare = prompt.rstrip()
-    whole = encode_prompt(tokenizer, prompt + continuation, special=special)
-    before = encode_prompt(tokenizer, bare, special=special)
-    if not bare and not before:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        before, whole = [start], [start, *whole]
-    after = whole[len(before) :]
-    if not after:
-        raise BadInput(f"the continuation {continuation!r} of {prompt[-40:]!r} has no tokens")
-    ids = torch.tensor(truncate_left([*before, *after], max_length, tokenizer), dtype=torch.long)
-    labels = ids.clone()
-    labels[: max(1, len(ids) - len(after))] = IGNORED
-    return Encoded(ids, labels)
-
-
 def truncate_left(ids: list[int], room: int, tokenizer: Any) -> list[int]:
     """The last `room` ids at most; a start token before them is kept in place of one."""
     if len(ids) <= room:

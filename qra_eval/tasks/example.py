@@ -46,7 +46,6 @@ class Example:
         prompt: what the model is given.
         answer: what it is to go on with, white space before it included. The text is prompt + answer.
         choices: continuations to choose from, of which `answer` is one; empty if the answer is free.
-        label: index of the right choice.
         messages: the prompt as chat messages, for models with a chat template; else empty.
         meta: what only the task itself reads.
     """
@@ -54,7 +53,6 @@ class Example:
     prompt: str
     answer: str
     choices: tuple[str, ...] = ()
-    label: int | None = None
     messages: tuple[Mapping[str, str], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,21 +86,22 @@ def make_example(
     asked = next((name for name in PROMPTS if name in row), None)
     answered = next((name for name in ANSWERS if name in row), None)
     if "instruction" in row:
-        instruction, answer = read_text(row, "instruction", where), read_text(row, "output", where)
+        question = read_text(row, "instruction", where)
+        answer = read_text(row, "output", where)
         more = str(row.get("input", ""))
-        question, prompt = instruction, f"### Instruction:\n{instruction}\n\n"
+        prompt = f"### Instruction:\n{question}\n\n"
         if more.strip():
             question += f"\n\n{more}"
             prompt += f"### Input:\n{more}\n\n"
         prompt += "### Response:\n"
     elif asked is not None and answered is not None:
         prompt = read_text(row, asked, where)
-        name = next((name for name in CHOICES if name in row), None)
-        if name is not None:
+        several = next((name for name in CHOICES if name in row), None)
+        if several is not None:
             prompt = prompt if asked == "prompt" else format_question(prompt)
-            given_choices, label = _read_choices(row[name], row[answered], where)
+            given_choices, label = _read_choices(row[several], row[answered], where)
             choices = tuple(_join_answer(prompt, choice) for choice in given_choices)
-            return Example(prompt, choices[label], choices, label, ({"role": "user", "content": prompt},))
+            return Example(prompt, choices[label], choices, ({"role": "user", "content": prompt},))
         question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
     else:
         raise BadInput(
@@ -168,9 +167,8 @@ def _join_answer(prompt: str, answer: str) -> str:
 
 def _make_chat(row: Mapping[str, Any], where: str) -> Example:
     """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
-    name, speaker, said = ("messages", "role", "content")
-    if name not in row:
-        name, speaker, said = ("conversations", "from", "value")
+    name = "messages" if "messages" in row else "conversations"
+    speaker, said = ("role", "content") if name == "messages" else ("from", "value")
     turns: list[dict[str, str]] = []
     for message in row[name] if isinstance(row[name], list) else [row[name]]:
         place = f"{where}, message {len(turns) + 1}"

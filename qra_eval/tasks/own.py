@@ -31,8 +31,8 @@ class JSONLTask(Task):
     """Your own rows: one file, split by the hash of prompts, or a file per split, or a data set's splits.
 
     A prompt with no white space at its end and an answer with none at its start are joined by a space; those of a
-    chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Rows with
-    choices are judged by them, others by exact match, and by F1 and each field if all wanted answers are JSON objects.
+    chat are not. A row whose prompt is also in the test (or validation) split is left out of the others. Answers are
+    judged by exact match, and by F1 and each field if all wanted answers are JSON objects.
 
     Args:
         data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with train.jsonl and, if there are,
@@ -79,14 +79,7 @@ class JSONLTask(Task):
         what = self.data if isinstance(self.data, str) else self.name
         every = [example for rows in examples.values() for example in rows]
         answers = [parse_json(example.answer) for example in every]
-        if any(example.choices for example in every):
-            if not all(example.choices for example in every):
-                raise BadInput(
-                    f"{what}: some rows have choices and some have none: give each kind its own file"
-                )
-            self.judged_by = "choice_loss"
-            self.metrics = {}
-        elif all(isinstance(answer, dict) for answer in answers):
+        if all(isinstance(answer, dict) for answer in answers):
             self.metrics = {**self.metrics, "f1": json_f1, **make_field_metrics(answers)}
         if lists := [answer for answer in answers if isinstance(answer, list)]:
             log.warning(

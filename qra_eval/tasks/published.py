@@ -36,11 +36,6 @@ def extract_answer(text: str) -> str | None:
     return found[1].replace(",", "").removesuffix(".") if found else None
 
 
-def strict_match(answer: str, example: Example) -> float:
-    """1.0 if the first number after `####` is right."""
-    return float(extract_answer(answer) == extract_answer(example.answer))
-
-
 class _PublishedTask(Task):
     """A data set with a train and a test split, of which validation rows are taken from train.
 
@@ -87,7 +82,9 @@ class GSM8KTask(_PublishedTask):
     name = "gsm8k"
     hub = ("openai/gsm8k", "main")
     apart = APART
-    metrics = {"exact_match": strict_match}
+    metrics = {
+        "exact_match": lambda answer, example: float(extract_answer(answer) == extract_answer(example.answer))
+    }
     stop = ("Question:", "</s>", "<|im_end|>")
     least_answer_tokens = 256
 
@@ -139,11 +136,12 @@ class Restaurant8kTask(_PublishedTask):
 
 
 class ARCEasyTask(_PublishedTask):
-    """Science questions with choices, prompted and scored as by lm-evaluation-harness."""
+    """Science questions, prompted as by lm-evaluation-harness; the text of the right choice is learnt."""
 
     name = "arc_easy"
     hub = ("allenai/ai2_arc", "ARC-Easy")
-    judged_by = "choice_loss"
+    metrics = {"exact_match": exact_match}
+    stop = ("\n",)
 
 
 class ARCChallengeTask(ARCEasyTask):

@@ -1,4 +1,4 @@
-"""Greedy answers and how they are scored, log-likelihoods of choices, and scoring functions of one's own."""
+"""Greedy answers and how they are scored, by functions of ours or of one's own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from qra_eval.tasks.encoding import Chat, encode_pair
 from qra_eval.tasks.example import Example
 from qra_search import plugins
 from qra_search.errors import BadInput, describe, shorten
@@ -187,7 +184,8 @@ def generate_answers(
     model.eval()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
     # `generate` takes from the model's own all that is not given, such as sampling or a repetition penalty.
-    own, base.generation_config = getattr(base, "generation_config", None), config
+    own = getattr(base, "generation_config", None)
+    base.generation_config = config
     try:
         for batch in group_by_length(list(map(len, prompts)), batch_size):
             longest = max(len(prompts[i]) for i in batch)
@@ -209,63 +207,3 @@ def generate_answers(
         base.generation_config = own
         model.train(was_training)
     return answers
-
-
-# -- choices -----------------------------------------------------------------------------------
-def score_choices(log_likelihoods: np.ndarray, examples: Sequence[Example]) -> dict[str, list[float]]:
-    """All that questions are judged by, one number a question, named as in lm-evaluation-harness where it has them.
-
-    accuracy says whether the likeliest choice is right (`acc`), accuracy_norm likewise by log-likelihood a
-    character (`acc_norm`); choice_loss is the cross-entropy of the choices among themselves, in nats.
-
-    Args:
-        log_likelihoods: float (N, C) in nats, -inf if a question has fewer choices.
-    """
-    values = log_likelihoods
-    labels = np.array([example.label for example in examples])
-    characters = np.ones(values.shape)
-    for i, example in enumerate(examples):
-        lengths = [len(choice.removeprefix(" ")) for choice in example.choices]
-        characters[i, : len(lengths)] = np.maximum(lengths, 1)
-    top = values.max(axis=1)
-    totals = top + np.log(np.exp(values - top[:, None]).sum(axis=1))
-    return {
-        "accuracy": (values.argmax(axis=1) == labels).astype(float).tolist(),
-        "accuracy_norm": ((values / characters).argmax(axis=1) == labels).astype(float).tolist(),
-        "choice_loss": (totals - values[np.arange(len(labels)), labels]).tolist(),
-    }
-
-
-def measure_choices(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    max_length: int,
-    chat: bool = False,
-) -> np.ndarray:
-    """Log-likelihood of every choice of every example, as lm-evaluation-harness has it: see `score_choices`.
-
-    Args:
-        chat: put prompts through the chat template; choices then lose the space before them, and follow what the
-            template puts before an answer, as they were learnt.
-    """
-    from qra_eval.tasks.batches import measure_row_losses  # torch, which a task that is refused does without
-
-    rows = []
-    places = []
-    for i, example in enumerate(examples):
-        prompt = example.prompt
-        if chat:
-            prompt = Chat(example, tokenizer).question
-        for j, choice in enumerate(example.choices):
-            own = choice.strip() if chat else choice
-            rows.append(encode_pair(tokenizer, prompt, own, max_length, special=not chat))
-            places.append((i, j))
-    was_training = model.training
-    losses, _ = measure_row_losses(model, rows, batch_size, next(model.parameters()).device)
-    model.train(was_training)
-    values = np.full((len(examples), max(len(example.choices) for example in examples)), -np.inf)
-    values[tuple(np.array(places).T)] = -np.array(losses)
-    return values

@@ -28,18 +28,22 @@ STEMS: Mapping[SplitName, Sequence[str]] = {
 }
 """Names of a split's file, and of a data set's split."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-"""How names of files with rows end."""
 
 
 def is_data_path(name: str) -> bool:
     """Whether a name is that of a file that can be read, or of a folder, unless a task has it."""
-    return name.lower().endswith(ENDS) or (Path(name).is_dir() and name not in plugins.list_names("tasks"))
+    return name.lower().endswith(hub.ROWS_ENDS) or (
+        Path(name).is_dir() and name not in plugins.list_names("tasks")
+    )
 
 
 def is_hub_name(name: str) -> bool:
     """Whether it may be a data set's name on the hub, `owner/name`, and is no path here."""
-    return bool(HUB_NAME.fullmatch(name)) and not name.lower().endswith(ENDS) and not Path(name).exists()
+    return (
+        bool(HUB_NAME.fullmatch(name))
+        and not name.lower().endswith(hub.ROWS_ENDS)
+        and not Path(name).exists()
+    )
 
 
 def read_splits(
@@ -83,11 +87,13 @@ def _read_files(data: Path) -> dict[SplitName, list[Row]]:
         return {"train": read_rows(data)}
     found: dict[SplitName, list[Row]] = {}
     for split, stems in STEMS.items():
-        paths = [path for stem in stems for end in ENDS if (path := data / f"{stem}{end}").is_file()]
+        paths = [path for stem in stems for end in hub.ROWS_ENDS if (path := data / f"{stem}{end}").is_file()]
         if paths:
             found[split] = read_rows(paths[0])
     if "train" not in found:
-        raise BadInput(f"{data} is no file, nor a folder with train.jsonl (or {', '.join(ENDS[1:])})")
+        raise BadInput(
+            f"{data} is no file, nor a folder with train.jsonl (or {', '.join(hub.ROWS_ENDS[1:])})"
+        )
     return found
 
 
@@ -95,8 +101,8 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a file, by its ending; raises BadInput, with the line or row, if it cannot be read or has none."""
     path = Path(path)
     end = path.suffix.lower()
-    if end not in ENDS:
-        raise BadInput(f"{path}: data files end in {', '.join(ENDS)}")
+    if end not in hub.ROWS_ENDS:
+        raise BadInput(f"{path}: data files end in {', '.join(hub.ROWS_ENDS)}")
     if end == ".parquet":
         rows = _read_parquet(path)
     else:
@@ -166,7 +172,6 @@ def _parse_json(text: str, what: str) -> Any:
 
 
 def _label_rows(rows: Any, what: str) -> list[Row]:
-    """Rows of a `Dataset`, or of a list of dictionaries, numbered from 1."""
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
         raise wrong_type("task", rows, "a name, a file, a Dataset, or a list of dictionaries is needed")
     if hasattr(rows, "with_format"):

@@ -182,9 +182,7 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
             common = f"The most common answer, given to every row, scores {score}"
             yield f"{common}: the tuned model, at {own}, may be no better."
-    # A choice is judged by its likelihood, not by what is written.
-    is_silent = tuned.samples and not any(sample["after"].strip() for sample in tuned.samples)
-    if is_silent and "choice_loss" not in tuned.metrics:
+    if tuned.samples and not any(sample["after"].strip() for sample in tuned.samples):
         yield "The tuned model answers nothing to the test rows that are shown."
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from evaluators import make_evaluator
 
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import ANSWER_MARGIN
-from qra_eval.tasks.scoring import measure_choices, score_choices
 
 
 def build(tmp_path, task, **options):
@@ -24,31 +22,6 @@ def build(tmp_path, task, **options):
         dtype="float32",
         **{"evaluation": {"steps": 2, "validation_rows": 8}, "finetune": {"test_rows": 8}, **options},
     )
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    for split, count in (("train", 40), ("test", 12)):
-        rows = [
-            {"question": f"{split} {i} + 1?", "choices": [str(i), str(i + 1), "none"], "answer": 1}
-            for i in range(count)
-        ]
-        (folder / f"arc_easy_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def test_of_multiple_choice_it_is_the_log_probability_among_the_choices(tmp_path, questions):
-    task = {"name": "arc_easy", "data": str(questions)}
-    by_loss, by_task = build(tmp_path, task), build(tmp_path, task, metric="task")
-    plan = by_loss.space.uniform(4, 4)
-    usual, own = by_loss.evaluate(plan), by_task.evaluate(plan)
-    assert own.metrics["loss"] == usual.loss != own.loss and "loss" not in usual.metrics
-    examples = by_loss.task.split("validation")[:8]
-    model, tokenizer = by_loss.tuner.model, by_loss.tuner.tokenizer
-    values = measure_choices(model, tokenizer, examples, batch_size=8, max_length=64)
-    assert own.loss == pytest.approx(np.mean(score_choices(values, examples)["choice_loss"]), rel=1e-5)
-    assert by_task.describe() == {**by_loss.describe(), "metric": {"name": "choice_loss", "source": None}}
 
 
 def test_of_generated_answers_it_is_the_share_that_is_wrong_and_the_final_tuning_scores_them(tmp_path):

@@ -28,7 +28,7 @@ IDS = torch.arange(40, 64)[None]
     [
         (("llama", "compressed-tensors"), "gguf", "merged, or plan again with `qra plan --engine llama.cpp`"),
         (("llama",), "compressed-tensors", "merged, or plan again with `qra plan --engine vllm`"),
-        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj .* --engine vllm`"),
+        (("llama", "compressed-tensors", "module"), "compressed-tensors", "qkv_proj.* --engine vllm`"),
         (("gpt2", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("mixtral", "reference"), "compressed-tensors", "transposed or stacked weights: export as merged"),
         (("gpt_neox",), "vllm", "reorders the rows of query_key_value"),
@@ -102,7 +102,6 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
-    assert any("more than in the plan, as vLLM needs one rank" in note for note in done.notes)
     tensors = load_file(tmp_path / "vllm" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}
 

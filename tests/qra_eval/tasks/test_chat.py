@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks.encoding import IGNORED, Chat, encode_example
 from qra_eval.tasks.example import Example, make_example
 from qra_eval.tasks.own import JSONLTask
-from qra_eval.tasks.scoring import measure_choices
 from qra_search import BadInput
 
 CHATML = (
@@ -118,23 +116,6 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(marked)
     made = tokenizer("{{ 'Today: ' + strftime_now('%d %b %Y') }}" + (MARKED if marked else CHATML))
     row = encode(TURNS, made, 512)
     assert made.decode(row.input_ids).startswith("Today: 26 Jul 2024")
-
-
-def test_a_choice_is_scored_where_the_model_learns_to_say_it(monkeypatch):
-    made, asked = tokenizer(THINKING), TURNS[3]
-    monkeypatch.setattr(
-        "qra_eval.tasks.batches.measure_row_losses", lambda model, rows, *rest: (read(rows), None)
-    )
-    texts: list[str] = []
-
-    def read(rows):
-        texts.extend(made.decode(row.input_ids) for row in rows)
-        return [1.0] * len(rows)
-
-    choices = Example(asked["content"], " No", (" Yes", " No"), 1)
-    measure_choices(torch.nn.Linear(1, 1), made, [choices], batch_size=2, max_length=200, chat=True)
-    whole = made.apply_chat_template([asked, {"role": "assistant", "content": "No"}], tokenize=False)
-    assert whole.startswith(texts[1]) and texts[1].endswith("<think></think>No")
 
 
 def test_a_blank_answer_is_refused():

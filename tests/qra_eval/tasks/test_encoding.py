@@ -10,7 +10,7 @@ from word_tokenizer import word_tokenizer
 
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import Example, encode_example
-from qra_eval.tasks.encoding import IGNORED, encode_pair, encode_prompt
+from qra_eval.tasks.encoding import IGNORED, encode_prompt
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -106,20 +106,3 @@ def test_an_answer_without_tokens_is_refused():
     endless.eos_token = None
     with pytest.raises(ValueError, match="no tokens"):
         encode_example(Example("ab", ""), endless, 10)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "continuation", "labelled"),
-    [("ab", " cd", " cd"), ("ab ", "cd", " cd"), ("ab\n", "cd", "\ncd"), ("", "cd", "cd")],
-)
-def test_a_scored_pair_gives_trailing_white_space_to_the_continuation(prompt, continuation, labelled):
-    row = encode_pair(TOKENIZER, prompt, continuation, 64)
-    assert TOKENIZER.decode(row.labels[row.labels != IGNORED]) == labelled
-    assert row.labels[0] == IGNORED
-
-
-def test_a_scored_pair_that_is_too_long_loses_its_left():
-    row = encode_pair(TOKENIZER, "abcdef", " xyz", 6)
-    assert TOKENIZER.decode(row.input_ids) == "ef xyz"
-    row = encode_pair(TOKENIZER, "abcdef", " xyz", 3)
-    assert TOKENIZER.decode(row.labels[row.labels != IGNORED]) == "yz"

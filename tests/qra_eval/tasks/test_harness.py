@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 import torch
 
 from qra_eval.models.tiny import tiny_model
-from qra_eval.tasks import Example
 from qra_eval.tasks.published import STRICT, GSM8KTask, extract_answer
-from qra_eval.tasks.scoring import generate_answers, measure_choices
+from qra_eval.tasks.scoring import generate_answers
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
 
-EXAMPLES = [
-    Example("Question: what is red?\nAnswer:", " a rose", (" a rose", " the sky at noon", " é"), 0),
-    Example("ends in a space ", " yes", (" no", " yes"), 1),
-    Example("two\n\n", "lines", ("lines", " more lines\nthan one"), 0),
-    Example("", " sun", (" moon", " sun"), 1),
-]
 TEXTS = [
     "so 5\n#### 1,234.",
     "#### $-5",
@@ -47,13 +39,6 @@ def request(kind, arguments):
     from lm_eval.api.instance import Instance
 
     return Instance(kind, {}, arguments, 0)
-
-
-def test_log_likelihoods_agree(loaded, harness):
-    pairs = [(example.prompt, choice) for example in EXAMPLES for choice in example.choices]
-    theirs = [value for value, _ in harness.loglikelihood([request("loglikelihood", pair) for pair in pairs])]
-    ours = measure_choices(loaded.model, loaded.tokenizer, EXAMPLES, batch_size=8, max_length=256)
-    np.testing.assert_allclose(ours[np.isfinite(ours)], theirs, rtol=1e-5)
 
 
 def test_greedy_answers_agree(loaded, harness):

@@ -6,9 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_families import tiny_config_model
 
-from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.tasks import SPLITS, make_task
 from qra_eval.tasks.example import make_example
 from qra_search.errors import BadInput
@@ -81,7 +79,7 @@ def test_chats_keep_their_turns_for_the_chat_template():
 def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
     example = make_example(row, "x")
     assert (example.prompt, example.choices) == ("Question: Why?\nAnswer:", (" x", " y"))
-    assert (example.label, example.answer) == (label, (" x", " y")[label])
+    assert example.answer == (" x", " y")[label]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +109,6 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
             {**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"},
             "choices must be a list of texts, or lists",
         ),
-        ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
     ],
 )
 def test_a_bad_row_gives_file_line_what_was_found_and_what_is_allowed(tmp_path, row, why):
@@ -119,7 +116,7 @@ def test_a_bad_row_gives_file_line_what_was_found_and_what_is_allowed(tmp_path, 
     with pytest.raises(BadInput, match=why) as caught:
         make_task(str(path)).split("test")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert "some rows" in why or f"{path}, line 3" in str(caught.value)
+    assert f"{path}, line 3" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -157,17 +154,12 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
             make_task(data, splits=wrong).split("test")
 
 
-def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
+def test_a_file_of_choices_learns_the_right_one(tmp_path):
     rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(40)]
     path = write(tmp_path / "x.jsonl", rows)
     task = make_task(str(path))
-    model, tokenizer = tiny_config_model("llama", vocab_size=258), byte_tokenizer()
     assert [len(task.split(split)) for split in SPLITS] == [32, 4, 4]
     assert {e.answer for split in SPLITS for e in task.split(split)} == {" yes", " no"}
-    found = task.score_rows(model, tokenizer, task.split("test"), max_length=64)
-    assert task.judged_by == "choice_loss" and {"accuracy", "choice_loss"} <= found.keys()
-    (row,) = task.encode(task.split("test")[:1], tokenizer, 64)
-    assert tokenizer.decode(row.labels[row.labels >= 0][:-1]) == task.split("test")[0].answer
     plain = make_task(str(path), columns={"prompt": "question", "answer": "answer"})
     assert {e.answer for e in plain.split("test")} <= {" 0", " 1"} and plain.judged_by == "exact_match"
 

@@ -1,26 +1,17 @@
-"""Scores of choices and greedy answers are those of the plainest computation, one text at a time."""
+"""Greedy answers are those of the plainest computation, one text at a time."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from tiny_families import tiny_config_model
 from transformers import GenerationConfig
 
 from qra_eval.models.tiny import byte_tokenizer
-from qra_eval.tasks import Example
 from qra_eval.tasks.encoding import truncate_left
-from qra_eval.tasks.scoring import generate_answers, measure_choices, score_choices
+from qra_eval.tasks.scoring import generate_answers
 
 TOKENIZER = byte_tokenizer()
-EXAMPLES = [
-    Example("Question: what is red?\nAnswer:", " a rose", (" a rose", " the sky at noon"), 0),
-    Example("2 + 2 =", " 4", (" 5", " 4", " 22"), 1),
-    Example("", " sun", (" moon", " sun"), 1),
-]
 
 
 def answer(model, prompts, most, tokenizer=TOKENIZER, **options):
@@ -30,39 +21,6 @@ def answer(model, prompts, most, tokenizer=TOKENIZER, **options):
 @pytest.fixture(scope="module")
 def model():
     return tiny_config_model("llama", vocab_size=258)
-
-
-def plain(model, context: str, continuation: str) -> float:
-    """Log-likelihood of a continuation, token by token; an empty context is the end token."""
-    ids = TOKENIZER(context)["input_ids"] or [TOKENIZER.eos_token_id]
-    total = 0.0
-    for token in TOKENIZER(continuation)["input_ids"]:
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-        total += float(torch.log_softmax(logits, dim=-1)[token])
-        ids = [*ids, token]
-    return total
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_log_likelihoods_of_choices_are_those_of_one_token_at_a_time(model, batch_size):
-    values = measure_choices(model, TOKENIZER, EXAMPLES, batch_size=batch_size, max_length=64)
-    for i, example in enumerate(EXAMPLES):
-        for j, choice in enumerate(example.choices):
-            assert values[i, j] == pytest.approx(plain(model, example.prompt, choice), rel=1e-5)
-        assert np.isneginf(values[i, len(example.choices) :]).all()
-
-
-def test_accuracies_and_losses_in_closed_form():
-    values = np.array([[-4.0, -3.0, -np.inf], [-1.0, -2.0, -6.0]])
-    choices = ((" red rose", " red"), (" a", " abcd", " ab"))  # of 8, 3 and of 1, 4, 2 characters
-    examples = [Example("", some[label], some, label) for some, label in zip(choices, (0, 1), strict=True)]
-    first = math.log(1 + math.exp(1))
-    second = math.log(math.exp(1) + 1 + math.exp(-4))
-    assert score_choices(values, examples) == {
-        "accuracy": [0.0, 0.0],
-        "accuracy_norm": [1.0, 1.0],  # -4/8 above -3/3; -2/4 above -1/1 and -6/2
-        "choice_loss": pytest.approx([first, second]),
-    }
 
 
 def greedy(model, prompt: str, count: int) -> list[int]:
@@ -146,9 +104,8 @@ def test_a_long_prompt_keeps_its_start_token_as_a_row_that_is_tuned_on_does():
     assert truncate_left(ids, 1, tokenizer) == [19]
 
 
-def test_scoring_and_generating_leave_the_model_in_its_mode(model):
+def test_generating_leaves_the_model_in_its_mode(model):
     model.train()
-    measure_choices(model, TOKENIZER, EXAMPLES[:1], batch_size=8, max_length=64)
     answer(model, ["a"], 2)
     assert model.training
     model.eval()

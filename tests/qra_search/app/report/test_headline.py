@@ -86,8 +86,6 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert "commonest" not in summarize_comparison(unscored)
     learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})
     assert "commonest" not in summarize_comparison(learnt)
-    judged = compared(samples=empty, row_scores={"choice_loss": (0.7,)})
-    assert not summarize_comparison(judged).startswith("The tuned"), "a choice is judged by its likelihood"
 
 
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
