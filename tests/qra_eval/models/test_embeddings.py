@@ -12,6 +12,7 @@ from tiny_families import save_tiny
 from torch import nn
 
 from qra_eval import load
+from qra_eval.evaluators import quantized_lora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
@@ -25,7 +26,6 @@ from qra_eval.models.embeddings import (
     restore_embeddings,
 )
 from qra_eval.models.load import load_model
-from qra_eval.models.tiny import byte_tokenizer
 from qra_search.schemas import Plan
 from qra_search.sections import SpaceConfig
 
@@ -188,11 +188,14 @@ def head_inputs(evaluator):
     return torch.cat([x.flatten(0, -2) for x in seen]).float()
 
 
-def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options):
-    model = load_model(folder_of("llama")).model
+def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of, options, monkeypatch):
+    loaded = load_model(folder_of("llama"))
+    model = loaded.model
     model.get_input_embeddings().max_norm = 1.0
     assert find_embeddings(model) == {}
+    monkeypatch.setattr(quantized_lora, "load_model", lambda *_, **__: loaded)
     with pytest.raises(ValueError, match="leave quantization.embeddings at 16"):
-        QuantizedLoRAEvaluator({"quantization": {"embeddings": 5}}, model=model, tokenizer=byte_tokenizer())
+        QuantizedLoRAEvaluator({"quantization": {"embeddings": 5}})
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="add 16 to quantization.embeddings"):
         evaluator_of(folder_of("llama"), options, 5, backend={3: "reference", 8: "reference"})
