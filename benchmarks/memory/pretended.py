@@ -71,9 +71,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}
     ),
     "float32": changed(REFERENCE, dtype="float32"),
-    "double quantization": changed(
-        BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
-    ),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
     "gguf": changed(
         REFERENCE,
