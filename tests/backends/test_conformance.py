@@ -18,7 +18,7 @@ class TestUsualShapes(BackendConformance):
             "bitsandbytes",
             {"name": "bitsandbytes-nf4", "blocksize": 32},
             "mixed",
-            {3: "reference", 4: ["reference", "reference-gptq"]},
+            {3: "reference", 4: "reference-gptq"},
             "compressed-tensors",
         ],
         ids=str,
