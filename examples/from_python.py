@@ -1,4 +1,4 @@
-"""Plan, search, fine-tune, report, export and load, with a model and rows that are in memory.
+"""Plan, search, fine-tune, report, export and load, with rows that are in memory.
 
 python examples/from_python.py path/to/model runs/from-python
 """
@@ -6,7 +6,6 @@ python examples/from_python.py path/to/model runs/from-python
 import sys
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qra_search import plan
 
@@ -18,13 +17,9 @@ def rows() -> Dataset:
 
 
 def main(folder: str, out: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
     run = plan(
-        model,
+        folder,
         rows(),
-        tokenizer=tokenizer,
         memory="75%",
         out=out,
         config={"evaluation": {"steps": 3}, "finetune": {"steps": 6, "test_rows": 16}},

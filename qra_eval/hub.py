@@ -9,7 +9,6 @@ from typing import Literal
 
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line
-from qra_search.plugins import IN_MEMORY, suggest_names
 
 SECONDS = 10.0
 """How long an answer of the hub is waited for."""
@@ -47,11 +46,6 @@ def find_path(name: str) -> Path | None:
         BadInput: there is no such file or folder, and the name is no hub id.
         ValueError: the file is no GGUF file.
     """
-    if name.startswith(IN_MEMORY):
-        raise BadInput(
-            "this run uses an in-memory model: give it as model= with its tokenizer= to qra_eval.load() or open_run(), "
-            "or save it and plan again"
-        )
     if name == "smollm2":
         package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
         if package is None or package.origin is None:
@@ -71,9 +65,7 @@ def find_path(name: str) -> Path | None:
             )
         return path
     if is_gguf or not HUB_ID.fullmatch(name):
-        raise BadInput(
-            f"no file or folder {name!r}{_suggest(name)}: a model is {', '.join(KNOWN)}, a path or a hub id"
-        )
+        raise BadInput(f"no file or folder {name!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
     return None
 
 
@@ -84,7 +76,7 @@ def check_hub(model: str) -> None:
 
 def make_unknown_error(model: str, reason: str) -> BadInput:
     return BadInput(
-        f"unknown model {model!r}{_suggest(model)}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
+        f"unknown model {model!r}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does "
         f"not give it ({reason}): check its name and the network, or give a folder"
     )
 
@@ -107,9 +99,3 @@ def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | No
     except Exception as error:  # whatever the network, the hub or its client raises
         return first_line(error)
     return None
-
-
-def _suggest(name: str) -> str:
-    """` (did you mean smollm2?)`; empty if no known name is near."""
-    near = suggest_names(name, KNOWN, most=2).rstrip()
-    return f" ({near})" if near else ""

@@ -20,36 +20,6 @@ if TYPE_CHECKING:
     from qra_search.study.result import EvaluatedPlan, SearchResult
     from qra_search.study.study import Callback, Study
 
-__all__ = [
-    "BadInput",
-    "BudgetTooSmall",
-    "Callback",
-    "EvaluatedPlan",
-    "Evaluation",
-    "EvaluationFailed",
-    "Evaluator",
-    "Group",
-    "GroupwiseFormat",
-    "Level",
-    "Linear",
-    "MemoryModel",
-    "Plan",
-    "Proposal",
-    "Run",
-    "SearchResult",
-    "SearchSpace",
-    "Sensitivities",
-    "StorageFormat",
-    "Strategy",
-    "Study",
-    "StudyState",
-    "Trial",
-    "TrialLog",
-    "open_run",
-    "plan",
-    "search",
-]
-
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
 _HOMES = {
     "errors": ("BadInput", "EvaluationFailed"),
@@ -67,6 +37,7 @@ _HOMES = {
     "app.search": ("search",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = [*_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:

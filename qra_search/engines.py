@@ -14,8 +14,6 @@ class Engine:
     """One engine.
 
     Attributes:
-        backend: whose levels are what the engine stores.
-        bits: widths that it has.
         granularity: what shares one choice unless something else is said; None: as the model suggests.
         granularities: those that it can run; None: any.
         embeddings: widths that its embeddings and head may have; 16: left as they are.
@@ -115,11 +113,7 @@ def unsupported_reason(name: str, family: str) -> str | None:
 
 
 def advise_replan(name: str) -> str:
-    """What is possible with a run that an engine cannot hold."""
-    return (
-        f"export as merged, or plan again with `qra plan --engine {name}`, whose --dry-run shows the "
-        "smallest plan"
-    )
+    return f"export as merged, or plan again with `qra plan --engine {name}`, whose --dry-run shows the smallest plan"
 
 
 def serve_command(engine: str, out: Path) -> str:

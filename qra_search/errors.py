@@ -26,12 +26,7 @@ class EvaluationFailed(RunFailed):
 
 def wrong_type(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
-    kind = (
-        f"the class {value.__name__}"
-        if isinstance(value, type)
-        else f"{shorten(value)} ({type(value).__name__})"
-    )
-    return BadInput(f"{what} is {kind}: {wanted}")
+    return BadInput(f"{what} is {shorten(value)} ({type(value).__name__}): {wanted}")
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -40,7 +35,6 @@ def shorten(value: object, limit: int = 80) -> str:
 
 
 def one_line(text: str, limit: int) -> str:
-    """A text as one line of at most `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -67,7 +61,6 @@ def convert_to_bad_input() -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system says, without the file's name."""
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 
-from qra_search.errors import DISTRIBUTION, BadInput, describe, shorten
+from qra_search.errors import BadInput, describe, shorten
 
 DEFAULT_EVALUATOR = "quantized-lora"
 IN_MEMORY = "in-memory:"
@@ -39,7 +38,6 @@ class UnknownName(BadInput):
 
 
 def list_names(kind: Kind) -> list[str]:
-    """Names of all installed plug-ins of a kind, sorted."""
     return sorted(_find_entry_points(kind))
 
 
@@ -71,7 +69,6 @@ def check_names(evaluator: str, *, model: str | None = None, task: str | None = 
 
 
 def is_object_path(text: str) -> bool:
-    """Whether a text is `FILE.py:NAME`."""
     return text.rpartition(":")[0].endswith(".py")
 
 
@@ -93,9 +90,7 @@ def load_object(text: str) -> Any:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a Python file; raises BadInput if it cannot be loaded."""
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}_{digest}", path)
+    spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for the names in its annotations
@@ -109,10 +104,7 @@ def load_file(path: Path) -> ModuleType:
 def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
-    return (
-        f"unknown {what} {name!r}: {suggest_names(name, known)}"
-        f"known are {', '.join(known) or f'none (is {DISTRIBUTION} installed?)'}"
-    )
+    return f"unknown {what} {name!r}: {suggest_names(name, known)}known are {', '.join(known) or 'none'}"
 
 
 def call_with_options(
@@ -126,31 +118,23 @@ def call_with_options(
         BadInput: an option that it does not take, or not with this value.
     """
     parameters = inspect.signature(factory).parameters.values()
-    known = [
-        p.name
-        for p in parameters
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in others
-    ]
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in others]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in sorted(set(options) - set(known)):
-            if not known:
-                raise BadInput(f"unknown option of {what}: {name!r}: it takes none")
             raise BadInput(describe_unknown(f"option of {what}:", name, known))
     try:
         kinds = typing.get_type_hints(factory if inspect.isroutine(factory) else factory.__init__)
     except NameError:  # an annotation that only type checkers resolve
         kinds = {}
-    converted = dict(options)
-    for name, value in options.items():
-        try:
-            converted[name] = TypeAdapter(kinds.get(name, Any)).validate_python(value)
-        except PydanticSchemaGenerationError:  # a class of the factory's own: it is asked itself
-            continue
-        except ValidationError as error:
-            text = error.errors()[0]["msg"]
-            raise BadInput(
-                f"option {name!r} of {what} is {shorten(value)}: {text[:1].lower()}{text[1:]}"
-            ) from None
+    settings = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    fields: Any = {name: (kinds.get(name, Any), ...) for name in options}
+    try:
+        converted = dict(create_model("Options", __config__=settings, **fields)(**options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise BadInput(f"option {name!r} of {what} is {shorten(options[name])}: {reason}") from None
     try:
         return factory(**others, **converted)
     except TypeError as error:

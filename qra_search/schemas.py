@@ -139,10 +139,8 @@ class Parameter(Schema):
 
 def _convert_numpy_integers(values: Any) -> Any:
     """Integers of numpy among the values as Python's: the only other kind that a plan takes."""
-    if type(values) is tuple and set(map(type, values)) <= {
-        int,
-        str,
-    }:  # nearly always: a search makes thousands
+    is_plain = type(values) is tuple and set(map(type, values)) <= {int, str}
+    if is_plain:  # nearly always: a search makes thousands
         return values
     if not isinstance(values, (list, tuple, np.ndarray)):
         raise ValueError(f"a list with one choice for each group is needed, got {values!r}")
@@ -158,9 +156,6 @@ class Plan(Schema):
         ranks: of the adapters; 0 is none.
         extra: names and values of what else a space lets search (`SearchSpace.extra`), such as
             `(("learning_rate", 0.004),)`; what is not named is as the evaluator has it.
-
-    Raises:
-        ValueError: a choice is of another kind, bits and ranks differ in number, or there are none.
     """
 
     bits: Annotated[tuple[StrictInt | StrictStr, ...], BeforeValidator(_convert_numpy_integers)]
@@ -224,7 +219,6 @@ class Evaluation(Schema):
     Attributes:
         loss: held-out loss in nats, lower is better.
         memory_bytes: exact resident bytes of the plan.
-        metrics: further figures by name.
         seconds: wall time of the evaluation.
         fidelity: share of a full evaluation that was spent, in (0, 1]; a search is charged that of the proposal.
         seed: what initialisation, data order and dropout followed.
@@ -252,7 +246,7 @@ class Proposal(Schema):
 
     Attributes:
         origin: why it was proposed (`uniform`, `sweep`, `confirm`, ...), for the record.
-        predicted_loss, predicted_std: what the strategy expected, if it has a model.
+        predicted_loss: what the strategy expected, if it has a model.
     """
 
     plan: Plan
@@ -260,7 +254,6 @@ class Proposal(Schema):
     seed: Int64 = 0
     origin: str = ""
     predicted_loss: float | None = None
-    predicted_std: float | None = None
 
     @property
     def key(self) -> tuple[Plan, float, int]:
@@ -294,7 +287,6 @@ class Trial(Schema):
 
     @property
     def cost(self) -> float:
-        """What it is charged, in full evaluations."""
         return self.fidelity * self.plan.length
 
     @property
@@ -307,14 +299,11 @@ class Trial(Schema):
 
     @property
     def loss(self) -> float:
-        """Observed loss; only of a finished trial."""
-        if self.evaluation is None:
-            raise ValueError(f"trial {self.id} is {self.status} and has no loss")
+        assert self.evaluation is not None
         return self.evaluation.loss
 
 
 def _make_matrix(values: Any) -> np.ndarray:
-    """A read-only float matrix; ValueError if the values are none, or not finite."""
     array = np.array(values, dtype=float)
     if array.ndim != 2 or not np.isfinite(array).all():
         raise ValueError(f"a finite (groups, choices) array is needed, got shape {array.shape}")
@@ -334,8 +323,6 @@ class Sensitivities(Schema):
             quantized. Not negative, falling with bits.
         rank_gain: float (G, R), fall of the loss that an adapter of each rank on one group brings.
         cost: full evaluations that take as long as measuring it did.
-        seconds: wall time that measuring it took.
-        source: how it was measured.
         repair: how fast rank repairs damage: the share that tuning leaves of it at rank r is (1 + r)^-repair. The
             default fits SmolLM2 tuned on GSM8K at 3 bits with alpha at twice the rank (52%, 36%, 24% and 17% of the
             untuned damage left at ranks 4, 8, 16 and 32); with one alpha for all ranks it is 0.
@@ -361,9 +348,6 @@ class TuningRecord(Schema):
 
     Attributes:
         plan: of the evaluator's space, or of its `unquantized`.
-        seed: that initialisation, data order and dropout followed.
-        steps: optimizer steps that were asked for.
-        memory_bytes: exact resident bytes of the plan.
         seconds: wall time, that before an interruption included.
         row_nats: summed test loss of each row; empty if the tuning diverged.
         row_tokens: labelled tokens of each row.
@@ -376,7 +360,6 @@ class TuningRecord(Schema):
         unscored: why answers were not scored; empty if they were, or nobody asked.
         settings: all else that the figures follow from, as plain data: training, model, backend, rows. Records whose
             settings are equal can be compared.
-        finished_at: seconds since 1970.
     """
 
     plan: Plan
@@ -410,7 +393,6 @@ class TuningRecord(Schema):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean score of each metric."""
         return {name: sum(scores) / len(scores) for name, scores in self.row_scores.items() if scores}
 
     @property
@@ -424,7 +406,6 @@ class TuningRecord(Schema):
 
     @property
     def is_untuned(self) -> bool:
-        """Whether it is of the model as it was loaded."""
         return self.steps == 0
 
 

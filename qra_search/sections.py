@@ -35,23 +35,11 @@ def _wrap_single(given: Any) -> Any:
     return (given,) if is_single else given
 
 
-CHOICES = {
-    "bits": (1, UNQUANTIZED_BITS, "16: left unquantized"),
-    "embeddings": (1, UNQUANTIZED_BITS, "16: left as they are"),
-    "ranks": (0, 4096, "0: no adapter"),
-}
-"""Smallest and largest choice of a field, and what a choice stands for."""
-
-
-def _sort_choices(values: Any, field: ValidationInfo) -> Any:
-    """Distinct choices within the limits of `CHOICES`, ascending; `auto` as it is."""
-    least, most, note = CHOICES[str(field.field_name)]
+def _sort_choices(values: Any) -> Any:
     if values == "auto":
         return values
     if not values or len(set(values)) != len(values):
         raise ValueError("must be a list of one or more distinct values")
-    if not all(least <= value <= most for value in values):
-        raise ValueError(f"{field.field_name} must be from {least} to {most} ({note})")
     return tuple(sorted(values))
 
 
@@ -95,7 +83,8 @@ class TaskConfig(Section):
     _several = field_validator("metrics", mode="before")(_wrap_single)
 
 
-Width = StrictInt | StrictFloat
+Width = Annotated[StrictInt | StrictFloat, Field(ge=1, le=UNQUANTIZED_BITS)]
+Rank = Annotated[StrictInt, Field(ge=0, le=4096)]
 
 
 class QuantizationConfig(Section):
@@ -140,7 +129,7 @@ class SpaceConfig(Section):
     bits: Literal["auto"] | tuple[Width, ...] = "auto"
     """bits to choose from, whole or and a half (16: left unquantized); auto: every half bit from
     1 to 4, and 5, as far as the backend has them; 8 if it has no 5"""
-    ranks: tuple[StrictInt, ...] = (2, *DEFAULT_RANKS)
+    ranks: tuple[Rank, ...] = (2, *DEFAULT_RANKS)
     """LoRA ranks to choose from; 0: no adapter"""
     granularity: Literal["auto", "module", "expert", "layer", "fused"] = "auto"
     """what shares one choice: a linear (module), an expert's linears (expert), a decoder layer, or what engines run as
@@ -157,7 +146,6 @@ class SpaceConfig(Section):
 
 
 EVALUATION_RATE = 1e-3
-Schedule = Literal["linear", "cosine", "constant"]
 
 
 class TrainingConfig(Section):
@@ -171,9 +159,7 @@ class TrainingConfig(Section):
     """peak learning rate. auto: that of a full tuning is foretold from short trials, or from its steps alone if it is
     short; that of an evaluation is 0.001"""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """share of the steps in which the learning rate rises"""
-    schedule: Schedule = "linear"
-    """learning rate after the warmup: linear or cosine decay to 0, or constant"""
+    """share of the steps in which the learning rate rises; in the others it falls to 0"""
     weight_decay: float = Field(0.0, ge=0)
     alpha: float = Field(16.0, gt=0)
     """LoRA alpha, the same at every rank: an adapter is scaled by alpha / rank"""
@@ -195,7 +181,6 @@ class TrainingConfig(Section):
 
     @property
     def rows_a_step(self) -> int:
-        """Rows that one step of the optimizer sees."""
         return self.batch_size * self.accumulation
 
 
@@ -218,12 +203,8 @@ class FinetuneConfig(Section):
     evaluate_every: int = Field(0, ge=0)
     """steps between evaluations on the validation split, of which the best adapters are kept; 0: keep those of the last
     step"""
-    patience: int = Field(0, ge=0)
-    """stop after so many evaluations without improvement; 0: never"""
-    checkpoint_every: int = Field(0, ge=0)
-    """steps between checkpoints; 0: by time only (checkpoint_minutes)"""
     checkpoint_minutes: float = Field(5.0, ge=0)
-    """minutes between checkpoints; 0: by steps only"""
+    """minutes between checkpoints; 0: after every step"""
     sample_answers: int = Field(3, ge=0)
     """test rows whose answers, before tuning and after, are recorded"""
     test_rows: int = Field(256, ge=1)
@@ -232,16 +213,9 @@ class FinetuneConfig(Section):
     """test rows whose answers are scored by the task's metrics; 0: none"""
 
     beside: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
+        {"checkpoint_minutes", "sample_answers", "test_rows", "scored_rows"}
     )
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
-
-    @field_validator("patience")
-    @classmethod
-    def _check_evaluations(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and not info.data.get("evaluate_every"):
-            raise ValueError("it needs validation measurements: set finetune.evaluate_every too")
-        return value
 
 
 class SearchConfig(Section):
@@ -268,5 +242,5 @@ class SearchConfig(Section):
         several = (values,) if isinstance(values, (str, int)) else values
         if isinstance(several, (list, tuple)):
             for value in several:
-                check_budget_text(value, needs_unit=True)
+                check_budget_text(value)
         return several

@@ -38,11 +38,8 @@ class Guessing(RandomStrategy):
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         if len(state.trials) % 5 == 4:
             plan = state.full[-1].plan
-            return [Proposal(plan, seed=state.next_seed(plan), origin=f"confirm {EVIL}")]
-        return [
-            replace(p, origin="guess", predicted_loss=2.0, predicted_std=0.1)
-            for p in super().propose(state, 1)
-        ]
+            return [Proposal(plan, seed=state.seed + len(state.trials), origin=f"confirm {EVIL}")]
+        return [replace(p, origin="guess", predicted_loss=2.0) for p in super().propose(state, 1)]
 
 
 class Bits(Evaluator):

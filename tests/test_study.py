@@ -63,8 +63,8 @@ def test_a_row_is_measured_once_and_its_checkpoints_go(tmp_path, monkeypatch):
 
 
 def test_names_of_rows_are_unique_and_a_setting_can_be_changed():
-    settings, rows = read_settings(["steps=60", "schedule=constant"])
-    assert (settings["steps"], settings["schedule"], settings["learning_rate"]) == (60, "constant", 0.002)
+    settings, rows = read_settings(["steps=60", "warmup=0.2"])
+    assert (settings["steps"], settings["warmup"], settings["learning_rate"]) == (60, 0.2, 0.002)
     assert len({row.name for row in rows}) == len(rows)
 
 

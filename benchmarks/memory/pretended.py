@@ -67,9 +67,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     ),
     "scales": changed(REFERENCE, training={"scales": True}),
     "dropout": changed(REFERENCE, training={"dropout": 0.1}),
-    "accumulation": changed(
-        REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1, "patience": 2}
-    ),
+    "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1}),
     "float32": changed(REFERENCE, dtype="float32"),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
     "gguf": changed(

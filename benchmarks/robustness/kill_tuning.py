@@ -110,12 +110,11 @@ def tune(options: argparse.Namespace, folder: Path) -> None:
                 "batch_size": 2,
                 "accumulation": 2,
                 "dropout": 0.1,
-                "schedule": "cosine",
                 "weight_decay": 0.01,
                 "max_length": 96,
             },
             "evaluation": {"validation_rows": 8},
-            "finetune": {"evaluate_every": 7, "checkpoint_every": 3, "test_rows": 8},
+            "finetune": {"evaluate_every": 7, "checkpoint_minutes": 0, "test_rows": 8},
         }
     )
     plan = evaluator.space.uniform(4, 8)

@@ -32,7 +32,6 @@ TEXT_ROWS = 128
 TRAINING = (
     "batch_size",
     "learning_rate",
-    "schedule",
     "warmup",
     "alpha",
     "scales",
@@ -75,7 +74,7 @@ def measure_row(
             line["trials"] = [
                 [t.plan.key, t.fidelity, round(t.loss, 5)] for t in TrialLog(log).trials if t.done
             ]
-        tuned = evaluator.tune(plan, seed=seed, folder=folder, save_base=False)
+        tuned = evaluator.tune(plan, seed=seed, folder=folder)
         losses, tokens = list(tuned.row_nats), list(tuned.row_tokens)
         line |= describe_plan(space, plan)
     questions = [line["question"] for _, line in read_folder_rows(options.data, "gsm8k", "test")[:TEXT_ROWS]]

@@ -49,7 +49,7 @@ def tune_qlora(evaluator: QuantizedLoRAEvaluator, seed: int, rank: int, checkpoi
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=settings.weight_decay)
     rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule_rate(step, steps, settings.warmup, settings.schedule)
+        optimizer, lambda step: schedule_rate(step, steps, settings.warmup)
     )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

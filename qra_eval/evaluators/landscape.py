@@ -48,14 +48,14 @@ class Landscape(Evaluator):
         seed: int = 0,
         identity: dict[str, Any] | None = None,
     ):
-        if not isinstance(noise, int | float) or not 0 <= noise < np.inf:
+        if not 0 <= noise < np.inf:
             raise BadInput(f"noise must be a non-negative number, got {noise!r}")
         self.tables = tables
         self.space = space
         self.noise = noise
         self.seed = seed
         self._sensitivities = sensitivities
-        self._identity = dict(identity or {})
+        self.identity = dict(identity or {})
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         """The noisy loss; noise is a function of the landscape's seed, the plan, the fidelity and `seed` alone."""
@@ -78,7 +78,7 @@ class Landscape(Evaluator):
         return self._sensitivities
 
     def describe(self) -> dict[str, Any]:
-        return dict(self._identity)
+        return self.identity
 
 
 def make_landscape(
@@ -103,18 +103,12 @@ def make_landscape(
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if sensitivities not in PRIORS:
         raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
+    identity = {"landscape": family, "layers": layers, "granularity": granularity, "seed": seed}
+    identity |= {"sensitivities": sensitivities, "noise": noise}
     traits = FAMILIES[family]
     space = make_space(layers, granularity, bits=bits, ranks=ranks)
     generator = make_generator("tables", family, seed, layers, granularity)
     tables = draw_tables(traits, space, granularity, generator)
-    identity = {
-        "landscape": family,
-        "layers": layers,
-        "granularity": granularity,
-        "seed": seed,
-        "sensitivities": sensitivities,
-        "noise": noise,
-    }
     rng = make_generator("prior", family, seed)
     prior = _make_sensitivities(sensitivities, traits, tables, space, rng)
     return Landscape(tables, space, sensitivities=prior, noise=noise, seed=seed, identity=identity)

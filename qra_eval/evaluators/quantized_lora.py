@@ -13,8 +13,14 @@ from typing import Any, Literal
 import torch
 from qra_backends import make_backend
 
-from qra_eval.costs.cards import check_engine, check_fit, list_cards
-from qra_eval.costs.time import count_sensitivities_tokens, estimate_search, measure_seconds_per_token
+from qra_eval.costs.search import (
+    check_engine,
+    check_fit,
+    count_sensitivities_tokens,
+    estimate_search,
+    list_cards,
+    measure_seconds_per_token,
+)
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import limit_onednn_cache, resolve_device
 from qra_eval.models.load import load_model
@@ -23,7 +29,7 @@ from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
 from qra_eval.tasks import SPLITS, Task, make_task, render_example
-from qra_eval.tasks.base import LongestRows, Rows
+from qra_eval.tasks.base import Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory, try_rate
@@ -46,7 +52,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     Args:
         config: settings of a run, or their sections as plain data.
-        model: a `PreTrainedModel` in memory, with its `tokenizer`, in place of `config.model.name`.
         task: rows or a `Task` as `make_task` takes them, in place of `config.task.name`.
         metrics: functions of (answer, example) by name, beside those of `config.task.metrics`.
         progress: called with all that takes long before the first evaluation.
@@ -68,8 +73,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         self,
         config: RunConfig | Mapping[str, Any] | None = None,
         *,
-        model: Any = None,
-        tokenizer: Any = None,
         task: Any = None,
         metrics: Mapping[str, Metric] | None = None,
         progress: Progress | None = None,
@@ -81,20 +84,19 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
                 f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
-        self.config = config.with_objects(model=model, task=task, metrics=metrics)
+        self.config = config.with_objects(task=task, metrics=metrics)
         search = config.search
         device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
-        loaded = self._load_model(device, model, tokenizer, weights, progress)
+        loaded = self._load_model(device, weights, progress)
         most = get_max_positions(loaded.model)
         if most is not None and config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
             )
-        kind = Rows if loaded.tokenizer is not None else LongestRows
-        self.rows = kind(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
+        self.rows = Rows(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
         self.quantized_model = QuantizedModel(
             loaded,
             backend,
@@ -113,22 +115,16 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         self.space = self.tuner.space.with_extra(make_extra(self.config))
         if config.engine is not None:
             quantized = self.quantized_model
-            check_engine(
-                config.engine,
-                quantized.model.config,
-                linears=quantized.linears,
-                granularity=quantized.granularity,
-            )
+            check_engine(config.engine, loaded.model.config, quantized.linears, quantized.granularity)
         self.budget = resolve_budgets(self.space, search.memory)[-1] if search.memory else None
         check_fit(self.tuner, self.budget)
 
     def _make_task(self, task: Any, metrics: Mapping[str, Metric]) -> Task:
-        given = self.config.task
-        search = self.config.search
-        if isinstance(task, Task):
-            made = make_task(task)
+        given, search = self.config.task, self.config.search
+        name = given.name if task is None else task
+        if isinstance(name, Task):
+            made = copy.copy(name)  # the user's own object keeps its metrics
         else:
-            name = given.name if task is None else task
             made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
@@ -138,7 +134,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
-        made = copy.copy(made)  # the user's own object keeps its metrics
         made.add_metrics(own)
         if search.metric == "task" and made.judged_by is None:
             raise BadInput(
@@ -146,25 +141,16 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             )
         return made
 
-    def _load_model(
-        self, place: torch.device, model: Any, tokenizer: Any, weights: bool, progress: Progress | None
-    ) -> LoadedModel:
+    def _load_model(self, device: torch.device, weights: bool, progress: Progress | None) -> LoadedModel:
         given = self.config.model
-        if place.type == "cpu":
+        report = progress or (lambda *_: None)
+        if device.type == "cpu":
             limit_onednn_cache()
-        if progress is not None:
-            progress("load model", 0, 1)
-        loaded = load_model(
-            given.name if model is None else model,
-            tokenizer=tokenizer,
-            dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
-            device=place,
-            stream=True,
-            weights=weights,
-        )
-        if progress is not None:
-            progress("load model", 1, 1)
-        if place.type == "cpu":
+        report("load model", 0, 1)
+        dtype = None if given.dtype == "auto" else getattr(torch, given.dtype)
+        loaded = load_model(given.name, dtype=dtype, device=device, stream=True, weights=weights)
+        report("load model", 1, 1)
+        if device.type == "cpu":
             use_fast_attention(loaded.model)
         return loaded
 
@@ -244,7 +230,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: str | Path | None = None,
-        save_base: bool = True,
         on_step: Callable[[int, StepFigures], None] | None = None,
         progress: Progress | None = None,
     ) -> TuningRecord:
@@ -259,7 +244,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             seed=seed,
             steps=steps,
             folder=None if folder is None else Path(folder),
-            save_base=save_base,
             on_step=on_step,
             progress=progress,
         )
@@ -296,9 +280,6 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
 
     def measure_untuned(self) -> TuningRecord | None:
         return measure_untuned(self.tuner)
-
-    def close(self) -> None:
-        self.tuner.switcher.close()
 
 
 def make_extra(config: RunConfig) -> dict[str, Parameter]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +13,7 @@ import torch
 
 from qra_eval.export.tuned import TunedRun
 from qra_search import plugins
-from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.errors import BadInput
-from qra_search.files import honour_umask, write_json
 
 __all__ = ["Exported", "Exporter", "export"]
 Run = TunedRun | str | Path
@@ -38,7 +34,6 @@ class Exported:
     notes: tuple[str, ...] = ()
     largest_logit_difference: float | None = None
     largest_logit: float | None = None
-    mean_logit_difference: float | None = None
     same_next_token: float | None = None
 
 
@@ -58,7 +53,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def write(self, run: TunedRun, out: Path) -> Exported:
-        """Write a run without issues to `out`, an empty folder in a temporary place that the result names."""
+        """Write a run without issues to `out`, an empty folder."""
 
     @classmethod
     def with_options(cls, options: Mapping[str, Any]) -> Exporter:
@@ -66,35 +61,26 @@ class Exporter(ABC):
         made: Exporter = plugins.call_with_options(cls, f"format {cls.name!r}", options)
         return made
 
-    def export(self, run: Run, out: str | Path, *, model: Any = None, tokenizer: Any = None) -> Exported:
-        """Check a run, whose model and tokenizer may be in memory, and write it; see `qra_eval.export.export`."""
+    def export(self, run: Run, out: str | Path) -> Exported:
+        """Check a run and write it; see `qra_eval.export.export`."""
         out = Path(out)
         if out.name in ("", "..") or out.is_symlink():
             out = out.resolve()
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput(f"{out} exists already: give another place, or remove it first")
-        tuned = run if isinstance(run, TunedRun) else TunedRun(run, model=model, tokenizer=tokenizer)
+        tuned = run if isinstance(run, TunedRun) else TunedRun(run)
         reasons = self.list_issues(tuned)
         if self.needs_adapter and tuned.adapter_folder is None:
             reasons = ["it needs an adapter: leave out --untuned, or take gguf, merged or recipe"]
         if reasons:
             raise BadInput(f"this run cannot be exported as {self.name}: " + "; ".join(reasons))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as holder:
-            partial = Path(holder) / out.name
-            partial.mkdir()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
             with torch.random.fork_rng(devices=[]):  # loading with peft draws the factors' first values
-                done = self.write(tuned, partial)
-            honour_umask(partial)
-            if out.exists():
-                out.rmdir()
-            shutil.move(partial, out)
-        adapter = out / ADAPTER_FOLDER / "adapter_config.json"
-        if adapter.is_file():
-            config = {**json.loads(adapter.read_text()), "base_model_name_or_path": str(out.resolve())}
-            write_json(adapter, config)
-        notes = tuple(note.replace(str(partial), str(out)) for note in done.notes)
-        return replace(done, path=out, notes=notes)
+                return self.write(tuned, out)
+        except BaseException:
+            shutil.rmtree(out)
+            raise
 
 
 def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:

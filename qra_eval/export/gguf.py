@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from torch import Tensor
 
 from qra_eval.export import Exported, Exporter, llama_cpp
 from qra_eval.export.tuned import TunedRun
-from qra_eval.models.from_gguf import read_header
+from qra_eval.models.from_gguf import read_value
 from qra_eval.models.gguf_families import (
     add_hyperparameters,
     compute_rope_factors,
     find_family,
     list_family_issues,
-    list_family_notes,
 )
 from qra_eval.models.linears import ROUTERS
 from qra_eval.models.load import find_path
@@ -67,7 +65,8 @@ class GGUFExporter(Exporter):
 
     def write(self, run: TunedRun, out: Path) -> Exported:
         notes = write_model(run, out / MODEL_FILE, self.pre)
-        command, adapter = f"llama-server -m {out / MODEL_FILE}", None
+        command = f"llama-server -m {out / MODEL_FILE}"
+        adapter = None
         ollama = f"FROM ./{MODEL_FILE}\n"
         if run.adapter_folder is not None:
             adapter = out / ADAPTER_FILE
@@ -80,14 +79,7 @@ class GGUFExporter(Exporter):
         if not llama_cpp.is_installed():
             return Exported(out, (*notes, "not compared: llama.cpp is not installed (llama-cpp-py-sync)"))
         prompts = [ids[0].tolist() for ids in run.input_ids]
-        try:
-            logits = llama_cpp.compute_logits(out / MODEL_FILE, adapter, prompts)
-        except RuntimeError as error:
-            if self.pre is None:
-                raise
-            raise BadInput(
-                f"llama.cpp does not load it: does it know the pre-tokenizer {self.pre!r}?"
-            ) from error
+        logits = llama_cpp.compute_logits(out / MODEL_FILE, adapter, prompts)
         notes.append("compared in llama.cpp: on the CPU it rounds the inputs of quantized weights to 8 bits")
         return Exported(out, tuple(notes), **run.compare_logits(logits))
 
@@ -111,18 +103,12 @@ def write_model(run: TunedRun, path: Path, pre: str | None) -> list[str]:
     add_hyperparameters(writer, run.config)
     writer.add_file_type(LlamaFileType.GUESSED)
     writer.add_quantization_version(2)
-    notes = [*write_tokenizer(writer, run, pre), *list_family_notes(run.config)]
+    notes = write_tokenizer(writer, run, pre)
     _write_tensors(writer, list_model_tensors(run))
     blocks: list[Any] = [*run.quantized_linears.values(), *run.tables.values()]
     count = len(run.levels) + len(run.tables)
-    types = Counter(module.kind.name for module in blocks)
-    types[choose_float_kind(run.dtype)] += count - len(blocks)
-    return [
-        "types written: " + ", ".join(f"{number} {kind}" for kind, number in sorted(types.items()) if number),
-        f"{len(blocks)} of {count} searched weights are copies of the plan's own blocks: "
-        f"{sum(module.blocks.nbytes for module in blocks)} bytes, the numbers that were tuned on",
-        *notes,
-    ]
+    copied = f"{len(blocks)} of {count} searched weights are copies of the plan's own blocks"
+    return [f"{copied}: {sum(module.blocks.nbytes for module in blocks)} bytes", *notes]
 
 
 def write_lora(run: TunedRun, path: Path) -> None:
@@ -296,7 +282,7 @@ def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]
     else:
         if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
             file = find_path(run.spec)
-            splits = None if file is None else read_header(file).get_value("tokenizer.ggml.pre")
+            splits = None if file is None else read_value(file, "tokenizer.ggml.pre")
         if splits is None:
             notes.append(
                 "the pre-tokenizer is not known, so `default` was written. Give llama.cpp's name for it "
@@ -314,9 +300,8 @@ def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]
         if index is not None and index < count:
             getattr(writer, f"add_{kind}_token_id")(index)
     writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
-    if chats := tokenizer.chat_template:
-        several = isinstance(chats, dict)
-        writer.add_chat_template([{"name": n, "template": t} for n, t in chats.items()] if several else chats)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.get_chat_template())
     return notes
 
 

@@ -27,34 +27,13 @@ from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.engines import advise_replan, fit_rank, serve_command
-from qra_search.errors import DISTRIBUTION
-from qra_search.files import write_digest, write_json
+from qra_search.files import write_json
 from qra_search.schemas import LevelName
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import PLAN_NAME
 
 VLLM = "vllm"
 INDEX_FILE, REST_FILE = "model.safetensors.index.json", "rest.safetensors"
-README = """---
-library_name: peft
-{base}tags: [lora, qra]
----
-# A LoRA adapter on a mixed-precision base
-
-Tuned on a base whose weights are stored as `plan.json` says, and exact on that base only. With the package `{package}`
-`transformers` loads both, from a folder or from the hub:
-
-```python
-import qra_eval.pretrained
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-where = "{folder}"
-base = AutoModelForCausalLM.from_pretrained(where)
-model = PeftModel.from_pretrained(base, where, subfolder="adapter", autocast_adapter_dtype=False)
-tokenizer = AutoTokenizer.from_pretrained(where)
-```
-"""
 
 
 class PEFTExporter(Exporter):
@@ -67,11 +46,7 @@ class PEFTExporter(Exporter):
         padding = write_adapter(run, out / ADAPTER_FOLDER, one_rank=self.one_rank)
         for name in (BASE_FILE, PLAN_NAME):
             shutil.copyfile(run.folder / name, out / name)
-        write_digest(out / BASE_FILE)
         write_model_files(run, out)
-        # The hub refuses a folder as the name of a base, and nobody else has it.
-        base_line = "" if Path(run.spec).exists() else f"base_model: {run.spec}\n"
-        (out / "README.md").write_text(README.format(base=base_line, folder=out.name, package=DISTRIBUTION))
         notes = (
             f'after `import qra_eval.pretrained`, the base: `base = AutoModelForCausalLM.from_pretrained("{out}")`',
             f'the tuned model: `PeftModel.from_pretrained(base, "{out / ADAPTER_FOLDER}", '
@@ -133,13 +108,11 @@ class MergedExporter(Exporter):
         model.generation_config = run.base.generation_config
         model.save_pretrained(out)
         run.tokenizer.save_pretrained(out)
-        size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
         name = str(self.dtype).removeprefix("torch.")
-        notes = (
-            f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}")',
-            f"{size / 2**20:.1f} MiB: an unquantized model, no smaller than the one that was tuned",
+        note = (
+            f'load it with AutoModelForCausalLM.from_pretrained("{out}", dtype="{name}"): it is not quantized'
         )
-        return Exported(out, notes, **run.compare_logits(run.compute_logits(load_plain(out, self.dtype))))
+        return Exported(out, (note,), **run.compare_logits(run.compute_logits(load_plain(out, self.dtype))))
 
 
 class CompressedTensorsExporter(Exporter):
@@ -255,7 +228,6 @@ def write_model_files(run: TunedRun, out: Path) -> None:
     searched = tuple({f"{key.partition(SEPARATOR)[0]}." for key in stored})
     rest = select_unsearched(run, searched)
     save_file(rest, out / REST_FILE, metadata={"format": "pt"})
-    write_digest(out / REST_FILE)
     places = {**dict.fromkeys(rest, REST_FILE), **dict.fromkeys(stored, BASE_FILE)}
     size = sum(file.stat().st_size for file in (out / REST_FILE, out / BASE_FILE))
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
@@ -294,8 +266,9 @@ def write_config(run: TunedRun, out: Path, quantization: dict[str, Any]) -> None
 
 
 def list_rearranged_issues(run: TunedRun) -> list[str]:
-    """Why a run's linears cannot be written as ordinary ones."""
-    if run.is_plain():
+    """Why a run's linears are none of plain transformers: some were a transposed Conv1D, or stacked with others."""
+    modules = dict(run.build_skeleton().named_modules())
+    if all(isinstance(modules.get(name), torch.nn.Linear) for name in run.levels):
         return []
     return [f"{run.config.model_type} computes with transposed or stacked weights: export as merged"]
 
@@ -308,18 +281,20 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> list[str]:
     """
     assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
+    rank = run.largest_rank
+    config = json.loads((out / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(out.parent.resolve())
+    if one_rank:
+        config |= {"r": rank, "rank_pattern": {}, "alpha_pattern": {}}
+    write_json(out / "adapter_config.json", config)
     if not one_rank:
         return []
-    rank = run.largest_rank
     padded = {}
-    config = json.loads((out / "adapter_config.json").read_text())
-    write_json(out / "adapter_config.json", {**config, "r": rank, "rank_pattern": {}, "alpha_pattern": {}})
     for name, (A, B) in run.factors.items():
         more = rank - len(A)
         padded[f"base_model.model.{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, more))
         padded[f"base_model.model.{name}.lora_B.weight"] = F.pad(B * (rank / len(A)), (0, more))
     save_file(padded, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    write_digest(out / "adapter_model.safetensors")
     own = sum(factor.nbytes for factors in run.factors.values() for factor in factors)
     more = sum(factor.nbytes for factor in padded.values()) - own
     if not more:

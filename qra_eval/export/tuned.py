@@ -44,7 +44,7 @@ class TunedRun:
         tuned_logits: logits of the tuned model on `input_ids`, float32, as `qra_eval.load` computes them.
     """
 
-    def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None):
+    def __init__(self, folder: str | Path):
         self.folder = loading.find_tuning(Path(folder))
         self.plan = loading.read_tuned_plan(self.folder)
         is_tuned = not self.plan.get(loading.UNTUNED)
@@ -52,13 +52,7 @@ class TunedRun:
         self.spec = str(self.plan["model"])
         self.dtype: torch.dtype = getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
-        self.base, self.tokenizer = loading.load_base(
-            self.folder,
-            plan=self.plan,
-            device=DEVICE,
-            model=model,
-            tokenizer=tokenizer,
-        )
+        self.base, self.tokenizer = loading.load_base(self.folder, plan=self.plan, device=DEVICE)
         self.base.eval()
         self.config = copy.deepcopy(self.base.config)
         self.input_ids = [
@@ -152,14 +146,8 @@ class TunedRun:
         return {
             "largest_logit_difference": float(gap.max()),
             "largest_logit": float(mine.abs().max()),
-            "mean_logit_difference": float(gap.mean()),
             "same_next_token": float((mine.argmax(-1) == theirs.argmax(-1)).float().mean()),
         }
-
-    def is_plain(self) -> bool:
-        """Whether plain transformers has the same linears: none was a transposed Conv1D or stacked with others."""
-        modules = dict(self.build_skeleton().named_modules())
-        return all(isinstance(modules.get(name), nn.Linear) for name in self.levels)
 
     def build_skeleton(self) -> Any:
         """The model as transformers builds it, on the meta device."""

@@ -291,9 +291,7 @@ def compute_layer_damage(bits: int) -> np.ndarray:
         return np.zeros_like(DAMAGE_2)
     if bits >= 4:
         return DAMAGE_3 * FOUR_BITS * 4.0 ** (4 - bits)
-    if bits == 3:
-        return DAMAGE_3
-    return DAMAGE_2 if bits == 2 else DAMAGE_2 * ONE_BIT
+    return {1: DAMAGE_2 * ONE_BIT, 2: DAMAGE_2, 3: DAMAGE_3}[bits]
 
 
 def compute_kind_shares(bits: int) -> dict[str, float]:

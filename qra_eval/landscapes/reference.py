@@ -36,17 +36,22 @@ def find_reference_front(tables: LandscapeNumbers, space: SearchSpace, budgets: 
     around its solution while that helps, then one- and two-exchange descent on the true loss from there and from the
     optima of the other budgets, until nothing improves.
     """
+    problems = []
+    best = []
     for budget in budgets:
         space.memory.check_budget(budget)
-    problems = [Problem(tables, space, budget) for budget in budgets]
-    best = [problem.solve() for problem in problems]
+        problem = Problem(tables, space, budget)
+        start = knapsack.solve(problem.table, problem.size, problem.room)
+        assert start is not None
+        problems.append(problem)
+        best.append(start.code if tables.is_additive else problem.refine(start.code))
     if not tables.is_additive:
         for i, problem in enumerate(problems):
             for other in list(best):
                 candidate = problem.refine(problem.shrink_to_budget(other))
-                if problem.compute_loss(candidate) < problem.compute_loss(best[i]):
+                if problem.compute_losses(candidate[None])[0] < problem.compute_losses(best[i][None])[0]:
                     best[i] = candidate
-    losses = tuple(problem.compute_loss(code) for problem, code in zip(problems, best, strict=True))
+    losses = tuple(float(problems[0].compute_losses(code[None])[0]) for code in best)
     return Reference(tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
@@ -69,25 +74,9 @@ class Problem:
             [self.tables.compute_losses(codes[i : i + step]) for i in range(0, len(codes), step)]
         )
 
-    def compute_loss(self, code: np.ndarray) -> float:
-        return float(self.compute_losses(code[None])[0])
-
-    def pick_entries(self, table: np.ndarray, code: np.ndarray) -> np.ndarray:
-        """(G,): the entries of a table (G, B, R) at a plan's choices."""
-        return np.asarray(table[np.arange(len(table)), code[0], code[1]])
-
-    def get_slack(self, code: np.ndarray) -> int:
-        return self.room - int(self.pick_entries(self.size, code).sum())
-
-    def solve(self) -> np.ndarray:
-        """The knapsack over the table, refined unless that is exact; the budget was checked."""
-        start = knapsack.solve(self.table, self.size, self.room)
-        assert start is not None
-        return start.code if self.tables.is_additive else self.refine(start.code)
-
     def refine(self, start: np.ndarray) -> np.ndarray:
         """Knapsacks over single changes around the best plan so far, damped, then descent by exchanges."""
-        best, value = start, self.compute_loss(start)
+        best, value = start, float(self.compute_losses(start[None])[0])
         for _ in range(RELINEARISATIONS):
             change = self.evaluate_single_changes(best) - value
             improved = False
@@ -96,7 +85,10 @@ class Problem:
                 drawn_back = damping * np.abs(change[np.isfinite(change)]).mean()
                 stay[np.arange(len(stay)), best[0], best[1]] = -drawn_back
                 candidate = knapsack.solve(change + stay, self.size, self.room, exact=False)
-                if candidate is not None and (new := self.compute_loss(candidate.code)) < value - 1e-12:
+                if candidate is None:
+                    continue
+                new = float(self.compute_losses(candidate.code[None])[0])
+                if new < value - 1e-12:
                     best, value, improved = candidate.code, new, True
             if not improved:
                 break
@@ -104,12 +96,13 @@ class Problem:
 
     def run_local_search(self, start: np.ndarray) -> np.ndarray:
         """Single and double exchanges within the budget, over and over, until none lowers the loss."""
-        best, value = start.copy(), self.compute_loss(start)
+        best, value = start, float(self.compute_losses(start[None])[0])
         while True:
             change = self.evaluate_single_changes(best) - value
             change[np.arange(len(change)), best[0], best[1]] = np.inf
-            left = self.get_slack(best)
-            extra = (self.size - self.pick_entries(self.size, best)[:, None, None]).ravel()
+            sizes = pick_entries(self.size, best)
+            left = self.room - int(sizes.sum())
+            extra = (self.size - sizes[:, None, None]).ravel()
             usable = np.flatnonzero(np.isfinite(change.ravel()) & (extra <= left))
             singles = np.stack([usable, usable], axis=1)
             moves = np.concatenate([singles, self.list_pairs(change.ravel(), extra, left)])
@@ -137,9 +130,9 @@ class Problem:
 
     def shrink_to_budget(self, code: np.ndarray) -> np.ndarray:
         """The plan brought under the budget by the exchanges that cost least loss a byte."""
-        while (over := -self.get_slack(code)) > 0:
-            saved = self.pick_entries(self.size, code)[:, None, None] - self.size
-            rise = self.table - self.pick_entries(self.table, code)[:, None, None]
+        while (over := int(pick_entries(self.size, code).sum()) - self.room) > 0:
+            saved = pick_entries(self.size, code)[:, None, None] - self.size
+            rise = self.table - pick_entries(self.table, code)[:, None, None]
             usable = (saved > 0) & np.isfinite(rise)
             rate = np.where(usable, np.maximum(rise, 0) / np.maximum(np.minimum(saved, over), 1), np.inf)
             code = self.apply_moves(code, np.array([[int(rate.argmin())]]))[0]
@@ -157,3 +150,8 @@ class Problem:
             first = np.argpartition(change[i] + change[j], PAIRS)[:PAIRS]
             i, j = i[first], j[first]
         return np.stack([i, j], axis=1)
+
+
+def pick_entries(table: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """(G,): the entries of a table (G, B, R) at a plan's choices."""
+    return np.asarray(table[np.arange(len(table)), code[0], code[1]])

@@ -14,8 +14,6 @@ from qra_search.errors import BadInput, shorten
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
 """glibc's function; None elsewhere."""
 
-PRODUCTS = 256
-"""More than a step of training takes, adapters of four ranks among its products."""
 _FORM = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 
 
@@ -44,12 +42,11 @@ def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def limit_onednn_cache() -> None:
-    """On a CPU: hold oneDNN to `PRODUCTS` compiled products; before the first one is made.
+    """On a CPU: hold oneDNN to 256 compiled products of about 0.5 MiB, before the first one is made.
 
-    It keeps 1,024 by itself, about 0.5 MiB each, and makes new ones for every length of rows: a process grew by 20 MiB
-    with each length it met. To make one again costs half a millisecond.
+    It keeps 1,024 by itself, and makes new ones for every length of rows.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -62,9 +59,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def release_freed_memory(device: torch.device) -> None:
     """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it.
 
-    It otherwise keeps what tensors have freed, in holes that the next ones do not fill: a tuning of 1.5B grew from 7.8
-    to 10.9 GiB in 36 steps. To have each block go back as it is freed (`M_MMAP_THRESHOLD`) costs page faults: 106
-    seconds of the processor instead of 62 (`benchmarks/memory/scale.py`, a search of 0.4B).
+    A tuning of 1.5B otherwise grew from 7.8 to 10.9 GiB in 36 steps (`benchmarks/memory/scale.py`).
     """
     if device.type == "cpu" and MALLOC_TRIM is not None:
         MALLOC_TRIM(0)

@@ -41,10 +41,7 @@ def find_embeddings(model: Any) -> dict[str, nn.Linear]:
 
 
 def place_embeddings(model: Any, device: torch.device, waiting: Collection[str]) -> None:
-    """Put a model's tables on a device, but for those with some names: they wait on the host.
-
-    There it is that `finish` leaves them, so that no table is on a GPU both as it was loaded and quantized.
-    """
+    """Put a model's tables on a device, but for those with some names: they wait on the host."""
     for name, table in find_embeddings(model).items():
         table.weight.data = table.weight.data.to("cpu" if name in waiting else device)
 
@@ -172,10 +169,7 @@ def _iterate_row_chunks(table: Table, like: Tensor):
 
 
 def install_embeddings(model: Any, backend: Backend, device: torch.device | None = None) -> dict[str, Table]:
-    """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path.
-
-    Give the model's device if its tables wait on the host.
-    """
+    """Put `Table`s in place of the embedding and the head of a model, which computes as before; by path."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {name: Table(table.weight, backend) for name, table in find_embeddings(model).items()}
     first, *_, last = [*tables.values()] * 2

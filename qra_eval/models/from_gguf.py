@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 import gguf
-import numpy as np
 import torch
 from filelock import FileLock
 
@@ -25,29 +24,11 @@ CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
 
 
-class Header(gguf.GGUFReader):
-    """Metadata and table of tensors, read no further than the file goes.
-
-    gguf 0.19 reads beyond the end as nothing: where a count is damaged it would loop for ever.
-    """
-
-    def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
-        plain: Any = self.data.view(np.ndarray)  # slices of a memmap take ten times as long
-        self.data = plain
-        found = super()._get(offset, dtype, count, *args, **options)
-        if len(found) < int(count):
-            raise ValueError(f"truncated or broken at byte {int(offset)}")
-        return found
-
-    def get_value(self, key: str) -> Any:
-        field = self.get_field(key)
-        return None if field is None else field.contents()
-
-
-def read_header(path: str | Path) -> Header:
-    """Raises BadInput if the file is broken, or none."""
+def read_value(path: str | Path, key: str) -> Any:
+    """A field of a file's metadata, None if it has none; raises BadInput if the file is broken."""
     with _convert_errors(path):
-        return Header(path)
+        field = gguf.GGUFReader(path).get_field(key)
+    return None if field is None else field.contents()
 
 
 def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
@@ -68,9 +49,12 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         raise make_cache_error(models, error) from error
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
-            header = read_header(path)
-            with _convert_errors(path), _share_reader(header):
-                model, tokenizer = _read_model(path, header, dtype)
+            with _convert_errors(path):
+                header = gguf.GGUFReader(path)
+                if any("rope.scaling.type" in name for name in header.fields):
+                    warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
+                with _share_reader(header):
+                    model, tokenizer = _read_model(path, dtype)
             try:
                 for part in (model, tokenizer):
                     part.save_pretrained(Path(partial) / "model")
@@ -80,14 +64,13 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
-def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    config = _load_checked_config(path, header, source)
     with _silence_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
@@ -98,36 +81,12 @@ def _read_model(path: Path, header: Header, dtype: torch.dtype) -> tuple[Any, An
     return model, AutoTokenizer.from_pretrained(**source)
 
 
-def _load_checked_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
-    """The config, refused if the tensors contradict it, before memory is taken for what it describes."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    family = header.get_value("general.architecture")
-    blocks = {int(t.name.split(".")[1]) for t in header.tensors if t.name.startswith("blk.")}
-    claimed = header.get_value(f"{family}.block_count")
-    if not isinstance(claimed, int) or claimed != len(blocks):
-        raise BadInput(
-            f"{path}: {family}.block_count is {claimed!r}, its tensors are of {len(blocks)} blocks"
-        )
-    config = AutoConfig.from_pretrained(**source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    needed = sum(p.numel() for p in model.parameters())
-    stored = sum(t.n_elements for t in header.tensors)
-    if needed > stored:
-        raise BadInput(f"{path}: its metadata describe a model of {needed} weights, it holds {stored}")
-    scaling = header.get_value(f"{family}.rope.scaling.type")
-    if scaling not in (None, "none") or any(t.name == "rope_freqs.weight" for t in header.tensors):
-        warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
-    return config
-
-
 @contextmanager
-def _share_reader(header: Header) -> Iterator[None]:
+def _share_reader(header: gguf.GGUFReader) -> Iterator[None]:
     """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
     tensors for each module, which takes 20 seconds for SmolLM2."""
     names = cache(gguf.get_tensor_name_map)
-    with patch.multiple("gguf", GGUFReader=lambda path: header, get_tensor_name_map=names):
+    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
         yield
 
 

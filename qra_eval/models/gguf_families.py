@@ -49,7 +49,6 @@ FAMILIES = {
 
 
 def find_family(config: Any) -> Family:
-    """Raises KeyError if it is not written; see `list_family_issues`."""
     return FAMILIES[config.model_type]
 
 
@@ -157,11 +156,3 @@ def compute_rope_factors(config: Any) -> Tensor | None:
     size = 2 * len(scaled)
     plain = 1.0 / found["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     return plain / scaled
-
-
-def list_family_notes(config: Any) -> list[str]:
-    """Where llama.cpp computes otherwise, though not on short texts."""
-    window = getattr(config, "sliding_window", None)
-    if not window or find_family(config).window or getattr(config, "use_sliding_window", True) is False:
-        return []
-    return [f"llama.cpp attends to all positions in this family, but the model only to the last {window}"]

@@ -55,12 +55,8 @@ def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
 
 
 def keep_expert_names(model: Any) -> None:
-    """Keep peft from renaming an adapter's experts to transformers' stacked ones, which `normalise` took apart.
-
-    peft 0.21 goes by the model type alone: it turns `gate_proj` and `up_proj` into `gate_up_proj` for Qwen's mixtures,
-    whether or not the model at hand has such a parameter, and the adapter is then lost. So the config has another type
-    from now on.
-    """
+    """Keep peft 0.21, which goes by the model type alone, from renaming an adapter's experts to transformers' stacked
+    ones, which `normalise` took apart: the config has another type from now on."""
     if any(isinstance(module, Experts) for module in model.modules()):
         model.config.model_type = f"{type(model.config).model_type}_unstacked"
 

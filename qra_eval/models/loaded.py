@@ -96,8 +96,7 @@ def prepare_model(
         shape = json.dumps([type(model).__name__, model.config.to_dict()], default=str)
         digest = f"shape-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
         return LoadedModel(model, tokenizer, fingerprint=digest, weights=False, **fields)
-    # The pages of a model in memory are its owner's, who may have changed them.
-    digest = compute_fingerprint(model, release=stream and fields.get("source") is None)
+    digest = compute_fingerprint(model, release=stream)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(make_input_contiguous)
@@ -121,11 +120,8 @@ def get_max_positions(model: nn.Module) -> int | None:
 
 
 def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Before a head is called with the last positions alone, which do not lie side by side in memory.
-
-    In half precision on a CPU, torch multiplies such rows one by one, with a copy of the head for each: 500 MiB and 190
-    times as long for 8 rows and a head of 62 MiB.
-    """
+    """Before a head is called with the last positions alone: in half precision on a CPU, torch multiplies rows that do
+    not lie side by side one by one, with a copy of the head for each."""
     return (args[0].contiguous(), *args[1:])
 
 

@@ -74,12 +74,10 @@ class TrainedScales(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
+    """A frozen linear, a module or a plain weight, with a LoRA adapter: `base(x) + B A dropout(x) * scaling`.
 
-    The base is either a module, or (faster, while dequantized weights fit in memory) a plain weight.
-    The factors are float32 masters that are rounded to the input's dtype before they are used, so what
-    is trained is what a saved half-precision adapter computes. The order of operations is that of peft's `Linear`,
-    except in training on a plain weight, where `FusedAdapter` adds products in place.
+    The factors are float32 masters that are rounded to the input's dtype before they are used, so what is trained is
+    what a saved half-precision adapter computes, in the order of peft's `Linear`.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -261,6 +259,5 @@ def get_named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Para
 
 def cast_factors(wrapped: Mapping[str, AdaptedLinear], dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, by peft's names."""
-    return {
-        name: factor.detach().to(dtype).contiguous() for name, factor in get_named_factors(wrapped).items()
-    }
+    factors = get_named_factors(wrapped)
+    return {name: factor.detach().to(dtype).contiguous() for name, factor in factors.items()}

@@ -23,7 +23,7 @@ from qra_eval.models.linears import make_linear
 from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
-from qra_search.files import replace_file, write_digest, write_text
+from qra_search.files import replace_file, write_text
 from qra_search.log.journal import describe_process
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -38,26 +38,21 @@ def write_tensors(
     path: str | Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    digest: bool = True,
+    durable: bool = False,
 ) -> None:
-    """Write tensors, with texts in the header; a reader sees the whole file or none.
-
-    A file that is there for a while does without the `digest` beside it.
-    """
+    """Write tensors, with texts in the header; a reader sees the whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path, durable=not digest) as partial:
+    with replace_file(path, durable=durable) as partial:
         ready = {name: t.cpu().contiguous() for name, t in tensors.items()}
         try:
             save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:  # what is written is ours: it is the disk
             raise OSError(f"{path} cannot be written ({error})") from error
-    if digest:
-        write_digest(path)
 
 
 def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
-    """The opened file (`keys`, `get_tensor`), memory-mapped; tensors are not compared with the digest."""
+    """The opened file (`keys`, `get_tensor`), memory-mapped."""
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
@@ -147,7 +142,6 @@ class Bank:
         return self.folder / f"{self.digest(self.calibration, self.backend.spec)}.lock"
 
     def list_names(self, layer: int) -> list[str]:
-        """The linears of a layer, in the model's order."""
         return [name for name, own in self.layer_of.items() if own == layer]
 
     def find_missing(self, wanted: Iterable[tuple[str, LevelName]]) -> dict[str, list[LevelName]]:
@@ -159,7 +153,6 @@ class Bank:
         return missing
 
     def has_any(self, name: str, levels: Iterable[LevelName]) -> bool:
-        """Whether the bank has a linear at any of some levels."""
         return any(bits == UNQUANTIZED_BITS or self.get_path(name, bits).is_file() for bits in levels)
 
     def write(self, name: str, bits: LevelName, tensors: Mapping[str, Tensor]) -> None:
@@ -196,16 +189,12 @@ class Bank:
 
 
 def get_bank_folder(given: str | None) -> Path:
-    """Where banks are kept: as given, or in the user's cache."""
     return Path(given) if given is not None else get_cache_root() / "bank"
 
 
 def can_store(backend: Backend, bits: LevelName, linear: nn.Linear) -> bool:
-    """Whether the backend can store a linear of this shape at a level."""
-    return (
-        bits == UNQUANTIZED_BITS
-        or backend.unsupported_reason(bits, linear.out_features, linear.in_features) is None
-    )
+    shape = linear.out_features, linear.in_features
+    return bits == UNQUANTIZED_BITS or backend.unsupported_reason(bits, *shape) is None
 
 
 def count_tensor_bytes(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.bank import Bank, lock_work, open_tensors, write_tensors
 from qra_eval.quantized.blocks import Blocks, move_tensors
-from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, get_expert_kind, pass_layers
+from qra_eval.quantized.calibration import WEIGHTINGS, LayerMoments, Weighting, pass_layers
 from qra_eval.tasks.batches import Batch
 from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
@@ -88,7 +88,6 @@ class KeptMoments:
     def write_index(self) -> None:
         write_json(self._index, self._owners)
 
-    # -- as of `LayerMoments` --------------------------------------------------------------------
     def find_owner(self, name: str) -> str:
         return self._owners[name]
 
@@ -107,12 +106,7 @@ class KeptMoments:
         return self._bank.folder / f"{self._stem}-moments-{owner}.safetensors"
 
 
-log = logging.getLogger(__name__)
-
 Item = TypeVar("Item")
-
-FEW_TOKENS = 256
-"""An expert that fewer calibration tokens reached is reported."""
 
 
 def build(
@@ -150,22 +144,16 @@ def build(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
                 )
                 for level, module in modules.items():
-                    tensors = bank.backend.to_tensors(module)
-                    bank.write(name, level, {key: tensor.cpu() for key, tensor in tensors.items()})
+                    bank.write(name, level, bank.backend.to_tensors(module))
 
             own = {name: bank.linears[name] for name in names if name in missing}
             visit_linears(own, moments, encode_linear, bank.backend, blocks.device, report)
 
-        def pass_rows(layers: Sequence[int]) -> Generator[tuple[int, LayerMoments]]:
-            tokens: dict[str, int] = {}
-            passed = pass_layers(
-                blocks, batches, lambda at: find_modules(bank, blocks, at), weighting, layers, head, progress
-            )
-            for layer, moments in passed:
-                yield layer, moments
-                experts = (name for name in bank.list_names(layer) if get_expert_kind(name) != name)
-                tokens |= {name: moments.count_tokens(name) for name in experts}
-            warn_of_few_tokens(tokens)
+        def pass_rows(layers: Sequence[int]) -> Iterator[tuple[int, LayerMoments]]:
+            def find(layer: int) -> Mapping[str, nn.Module]:
+                return find_modules(bank, blocks, layer)
+
+            return pass_layers(blocks, batches, find, weighting, layers, head, progress)
 
         calibrated = {
             bank.layer_of[name]
@@ -184,10 +172,6 @@ def build(
                 encode(bank.list_names(layer), moments)
             rest = [name for name in missing if bank.layer_of[name] not in calibrated]
             encode(rest, None)
-        if missing := bank.find_missing(wanted):
-            raise RuntimeError(
-                f"{', '.join(missing)} of the bank {bank.folder} cannot be read after they were written"
-            )
 
 
 def visit_linears(
@@ -234,21 +218,10 @@ def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Modu
     return {name: blocks.model.get_submodule(name) for name in names}
 
 
-def warn_of_few_tokens(tokens: Mapping[str, int]) -> None:
-    few = [name for name, count in tokens.items() if count < FEW_TOKENS]
-    if few:
-        share = (
-            f"{len(few)} of {len(tokens)} linears of experts saw fewer than {FEW_TOKENS} calibration tokens"
-        )
-        log.warning("%s, %s %d: their Hessians lean on their layer's mean", share, few[0], tokens[few[0]])
-
-
 def count_workers(backend: Backend, items: int, device: torch.device) -> int:
     """Threads that quantize so many items: as many as torch has; one if a GPU does it or the backend says so.
 
-    To quantize a linear on a CPU is thousands of small operations. Torch's own threads gain next to nothing on those,
-    and on two busy cores they took 5 to 20 times the processor time of one thread. Linears side by side, a thread each,
-    gain all that the cores have.
+    Torch's own threads gain next to nothing on the small operations of a linear, and take 5 to 20 times the time.
     """
     allowed = backend.side_by_side and device.type == "cpu"
     return max(1, min(items, torch.get_num_threads())) if allowed else 1

@@ -225,7 +225,6 @@ LABELS = 256
 
 
 def choose_segment_length(input_bytes: int) -> int:
-    """Layers of which one's input waits, if the inputs of all layers take so many bytes."""
     return SEGMENT if input_bytes > WAITING_BYTES else 1
 
 

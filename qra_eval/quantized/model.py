@@ -19,7 +19,7 @@ from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
-from qra_eval.quantized.space import AUTO_TABLE_BITS, list_table_levels, make_model_space
+from qra_eval.quantized.space import AUTO_TABLE_BITS, list_plan_levels, list_table_levels, make_model_space
 from qra_eval.tasks.base import Rows
 from qra_eval.tasks.batches import PASS_MULTIPLE, Batch, make_pass_batches
 from qra_search.errors import BadInput
@@ -48,15 +48,11 @@ class QuantizedModel:
     Plans are put in place by a `PlanSwitcher`. The unquantized weights stay where the checkpoint is mapped, on the
     host, and visit the device a layer at a time (`blocks`).
 
-    If `dequantized_cache` bytes hold all weights dequantized, linears multiply by these, which gives the numbers of
-    dequantize-then-multiply without doing the former at every step. They may then be in another dtype (`compute`) than
-    the model is stored in: the weights are the same numbers, only sums are rounded otherwise.
-
-    A linear is quantized at a level when a plan asks for it (`quantize_plan`).
+    If `dequantized_cache` bytes hold all weights dequantized, linears multiply by these, maybe in another dtype
+    (`compute`) than the model is stored in.
 
     Args:
         loaded: the model, frozen; the linears of its layers may be on the host.
-        rows: of the task; the first of its train split calibrate backends that ask for it.
         compute: `auto` or a dtype's name; `auto` is the dtype as stored if weights do not fit in the cache.
         dequantized_cache: bytes for dequantized weights, as given (`2GiB`, 0), or a share of what is free (`auto`).
 
@@ -145,37 +141,21 @@ class QuantizedModel:
         )
 
     def quantize_plan(self, plan: Plan) -> None:
-        """Quantize the linears that a plan asks for and the bank lacks.
-
-        Calibration rows may pass through the model then, so it has to compute as it was loaded.
-        """
+        """Quantize the linears that a plan asks for and the bank lacks, with the model as it was loaded."""
+        wanted, batches = self._list_wanted(plan), self.calibration_batches()
         head = next(reversed(self.tables), None)
-        build(
-            self.bank,
-            self._list_wanted(plan),
-            self.blocks,
-            self.calibration_batches(),
-            self.progress,
-            weighting=self.weighting,
-            head=head,
-        )
+        build(self.bank, wanted, self.blocks, batches, self.progress, weighting=self.weighting, head=head)
 
     def is_plan_quantized(self, plan: Plan) -> bool:
         return not self.bank.find_missing(self._list_wanted(plan))
 
     def is_quantized(self) -> bool:
         """Whether the bank has every linear at some level, so that any other plan needs a part of them at most."""
-        return all(self.bank.has_any(name, self.levels) for name in self.linears) and all(
-            self.bank.has_any(name, self.table_levels) for name in self.tables
-        )
+        levels = dict.fromkeys(self.linears, self.levels) | dict.fromkeys(self.tables, self.table_levels)
+        return all(self.bank.has_any(name, some) for name, some in levels.items())
 
     def _list_wanted(self, plan: Plan) -> list[tuple[str, LevelName]]:
-        space = self.space.find_space(plan)
-        return [
-            (linear.name, bits)
-            for group, bits in zip(space.groups, plan.bits, strict=True)
-            for linear in group.linears
-        ]
+        return list_plan_levels(self.space.find_space(plan), plan)
 
     def count_trained(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from qra_eval.models.linears import FoundLinear, Granularity, find_group_kind
 from qra_eval.quantized.bank import can_store
-from qra_search.schemas import Group, LevelName, Linear
+from qra_search.schemas import Group, LevelName, Linear, Plan
 from qra_search.sections import SpaceConfig
 from qra_search.space.memory import UNQUANTIZED_BITS, Level
 from qra_search.space.space import SearchSpace
@@ -86,6 +86,12 @@ def make_model_space(
         fixed_bytes=fixed_bytes,
         adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
+
+
+def list_plan_levels(space: SearchSpace, plan: Plan) -> list[tuple[str, LevelName]]:
+    """Every linear and table of a plan with its level."""
+    groups = zip(space.groups, plan.bits, strict=True)
+    return [(linear.name, bits) for group, bits in groups for linear in group.linears]
 
 
 def _describe(name: str, linear: nn.Linear) -> Linear:

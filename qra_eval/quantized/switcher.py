@@ -10,7 +10,7 @@ import torch
 from qra_backends import Scales
 from torch import Tensor, nn
 
-from qra_eval.models.embeddings import Table, install_embeddings, restore_embeddings
+from qra_eval.models.embeddings import Table, install_embeddings
 from qra_eval.quantized import adapters
 from qra_eval.quantized.adapters import TrainedScales
 from qra_eval.quantized.blocks import Blocks
@@ -181,13 +181,6 @@ class PlanSwitcher:
             yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
-
-    def close(self) -> None:
-        if self._wrapped is not None:
-            self._remove_base_weights()
-            restore_embeddings(self.model)
-            for name, wrapper in self._wrapped.items():
-                self.model.set_submodule(name, wrapper.linear)
 
     def _remove_base_weights(self) -> None:
         for base in self._places.values():

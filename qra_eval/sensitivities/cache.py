@@ -18,11 +18,8 @@ SENSITIVITIES_VERSION = 12
 
 
 def read_or_measure(tuner: FineTuner) -> Sensitivities:
-    """The sensitivities of an earlier run of the same content, or measured and stored.
-
-    Their cost is what measuring took, whether or not they were measured again. Of processes that need the same ones
-    at the same time one measures, and the others wait.
-    """
+    """The sensitivities of an earlier run of the same content, or measured and stored by one process, while others
+    that need the same ones wait."""
     path = get_sensitivities_file(tuner)
     if (stored := _read(path)) is not None:
         return stored

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from qra_backends.base import Backend
 from torch import Tensor, nn
 
 from qra_eval.models.linears import make_linear
@@ -44,9 +43,8 @@ PROBE_ROWS, PROBE_TOKENS = 8, 512
 """Most train rows, and about how many tokens, on which groups are degraded for real."""
 OUTPUT_RUNS, TABLE_RUNS, RUN = 12, 512, 16
 """Runs of so many neighbouring outputs of a linear that are probed, unless it is degraded for real: by the squares of
-their weights they tell what the others suffer. Damage of SmolLM2's linears then differs by 0.06 in logarithms from
-that by all outputs; by as many single ones by 0.08, as a path's errors go where its neighbours count little. Of a table
-more are, and the errors of the others are made of theirs: `extend_errors`."""
+their weights they tell what the others suffer, within 0.06 in logarithms on SmolLM2. Of a table more are, and the
+errors of the others are made of theirs: `extend_errors`."""
 UNSEEN = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
 DEPTHS = 3
@@ -87,15 +85,6 @@ class LevelProbe:
     ratios: Mapping[LevelName, float]
     rows: Tensor | None = None
     output_weights: Tensor | None = None
-
-    def make_module(self, linear: nn.Linear, backend: Backend) -> nn.Module | None:
-        """The module that takes the linear's place: made anew for a table, as several whole ones take gigabytes."""
-        if self.module is None or self.rows is None:
-            return self.module
-        weight = linear.weight.detach()
-        degraded = backend.dequantize(self.module).to(weight.device, torch.float32)
-        extended = extend_errors(weight, self.rows.to(weight.device), degraded, self.output_weights)
-        return make_linear(extended.to(weight.dtype))
 
 
 def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
@@ -155,42 +144,41 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     probes: dict[str, list[LevelProbe]] = {}
     squares: dict[str, float] = {}
 
-    def probe_layer(layer: int, moments: LayerMoments) -> None:
-        is_table = layer == len(blocks)
+    def probe_linear(
+        name: str, moments: LayerMoments, hessian: Tensor | None, weights: Tensor | None
+    ) -> list[LevelProbe]:
+        linear, is_table = bank.linears[name], name in model.tables
         levels = model.table_levels if is_table else model.levels
+        storable = [level for level in levels if can_store(backend, level, linear)]
+        sample, sample_weights, rows = linear, weights, None
+        runs = TABLE_RUNS if is_table else OUTPUT_RUNS
+        if name not in wanted and linear.out_features > runs * RUN:
+            some = choose_outputs(linear.out_features, runs).to(linear.weight.device)
+            part = make_linear(linear.weight.detach()[some])
+            if all(can_store(backend, level, part) for level in storable):
+                sample, rows = part, some
+                sample_weights = None if weights is None else weights.to(some.device)[some]
+        found = []
+        probed = backend.probe_levels(sample, storable, hessian=hessian, output_weights=sample_weights)
+        for module, ratios in probed:
+            if is_table:
+                found.append(LevelProbe(module.cpu(), 0.0, ratios, rows, weights))
+                continue
+            change = backend.dequantize(module).float() - sample.weight.float()
+            damage = moments.estimate_damage(name, change, rows, linear.weight)
+            kept = module.cpu() if wanted.get(name) in ratios else None
+            found.append(LevelProbe(kept, damage, ratios))
+        return found
 
+    def probe_layer(layer: int, moments: LayerMoments) -> None:
         def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
-            linear, own = bank.linears[name], []
-            storable = [level for level in levels if can_store(backend, level, linear)]
-            sample, sample_weights = linear, weights
-            rows: Tensor | None = None
-            runs = TABLE_RUNS if is_table else OUTPUT_RUNS
-            if name not in wanted and linear.out_features > runs * RUN:
-                some = choose_outputs(linear.out_features, runs).to(linear.weight.device)
-                part = make_linear(linear.weight.detach()[some])
-                if all(can_store(backend, level, part) for level in storable):
-                    sample, rows = part, some
-                    sample_weights = None if weights is None else weights.to(some.device)[some]
-            for module, ratios in backend.probe_levels(
-                sample, storable, hessian=hessian, output_weights=sample_weights
-            ):
-                damage = 0.0
-                if not is_table:
-                    change = backend.dequantize(module).float() - sample.weight.float()
-                    damage = moments.estimate_damage(name, change, rows, linear.weight)
-                kept = module.cpu() if is_table or wanted.get(name) in ratios else None
-                own.append(LevelProbe(kept, damage, ratios, rows if is_table else None, weights))
-            probes[name] = own
+            probes[name] = probe_linear(name, moments, hessian, weights)
+
+        def report_probe() -> None:
+            report("probe", next(done), len(bank.linears))
 
         linears = {name: bank.linears[name] for name in bank.list_names(layer)}
-        visit_linears(
-            linears,
-            moments,
-            probe,
-            backend,
-            blocks.device,
-            lambda: report("probe", next(done), len(bank.linears)),
-        )
+        visit_linears(linears, moments, probe, backend, blocks.device, report_probe)
         squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
 
     passed = pass_layers(
@@ -342,7 +330,13 @@ def measure_divergence(
             tuner.progress("probe groups", next(done), runs)
 
     def degrade_table(name: str, i: int) -> nn.Module | None:
-        return found[name][i].make_module(model.tables[name], model.backend)
+        """The module that takes a table's place, made anew each time, as several whole ones take gigabytes."""
+        probe, weight = found[name][i], model.tables[name].weight.detach()
+        if probe.module is None or probe.rows is None:
+            return probe.module
+        degraded = model.backend.dequantize(probe.module).to(weight.device, torch.float32)
+        extended = extend_errors(weight, probe.rows.to(weight.device), degraded, probe.output_weights)
+        return make_linear(extended.to(weight.dtype))
 
     with blocks.cast_outer_modules(), torch.no_grad():
         flow = blocks.embed_batch(batch)

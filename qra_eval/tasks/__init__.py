@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, render_example
 from qra_eval.tasks.encoding import Encoded, encode_example
-from qra_eval.tasks.example import SPLITS, Example, SplitName, is_text
-from qra_eval.tasks.sources import READERS, is_data_path, is_hub_name
+from qra_eval.tasks.example import FIELDS, SPLITS, Example, SplitName
+from qra_eval.tasks.sources import is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.errors import BadInput, shorten
 from qra_search.plugins import IN_MEMORY
@@ -46,14 +47,21 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
     if name is None or is_data_path(name) or is_hub_name(name):
         if data is not None:
             raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
-        name = "text" if name is None and is_text(task) else "jsonl"
+        name = "text" if _is_text(task) else "jsonl"
         data = task
     elif name.startswith(IN_MEMORY):
         raise BadInput("this run uses an in-memory task: pass it to open_run(), or save it and plan again")
-    elif Path(name).is_file():
-        raise BadInput(f"{name}: data files end in {', '.join(READERS)}; for running text use --task text")
     factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
     made: Task = plugins.call_with_options(
         factory, f"task {name!r}", options, data=str(data) if isinstance(data, Path) else data, seed=seed
     )
     return made
+
+
+def _is_text(rows: Any) -> bool:
+    """Whether data are running text: a .txt file, or rows whose first has a field `text` and none of another form."""
+    if isinstance(rows, str | Path):
+        return str(rows).endswith(".txt")
+    some = next(iter(rows.values()), ()) if isinstance(rows, Mapping) else rows
+    first = next(iter(some), None) if hasattr(some, "__iter__") else None
+    return isinstance(first, Mapping) and "text" in first and not set(FIELDS) & set(first)

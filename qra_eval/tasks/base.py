@@ -25,10 +25,6 @@ ROWS_SEED = 0x5EED
 """Added to a seed, so that the order of rows and the order of their batches come from different numbers."""
 ANSWER_MARGIN = 8
 """Tokens that a generated answer may be longer than the longest wanted one."""
-SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
-"""Parts of a user's own rows where all three splits are taken from them."""
-TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
-"""Parts of a data set's training split."""
 
 
 class Task(ABC):
@@ -60,9 +56,19 @@ class Task(ABC):
         self._splits: Mapping[SplitName, Sequence[Example]] | None = None
 
     def split(self, name: SplitName) -> Sequence[Example]:
-        """The examples of a split, always in the same order."""
+        """The examples of a split, always in the same order; raises BadInput if two splits share one."""
         if self._splits is None:
-            self._splits = _check_splits(self.name, self._load())
+            loaded = self._load()
+            splits = {split: tuple(loaded.get(split, ())) for split in SPLITS}
+            seen: dict[str, SplitName] = {}
+            for split, examples in splits.items():
+                for example in examples:
+                    if (first := seen.setdefault(example.key, split)) != split:
+                        raise BadInput(
+                            f"the task {self.name!r} has a row in {first} and in {split}, {shorten(example.key)}: give "
+                            "each row to one split, as `qra_eval.tasks.example.split_examples` does"
+                        )
+            self._splits = splits
         return self._splits[name]
 
     @abstractmethod
@@ -73,6 +79,10 @@ class Task(ABC):
         """Rows for training and for the loss, each made when it is asked for: labels on the answer's tokens only."""
         for example in examples:
             yield encode_example(example, tokenizer, max_length, chat=self.is_chat(example, tokenizer))
+
+    def is_chat(self, example: Example, tokenizer: Any) -> bool:
+        """Whether an example goes through the tokenizer's chat template."""
+        return self.chat
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
         """Score answers by these functions as well; a search by the task's own measure goes by the first. One with the
@@ -122,10 +132,7 @@ class Task(ABC):
 
     def max_answer_tokens(self, examples: Sequence[Example], tokenizer: Any) -> int:
         """Most tokens of a generated answer: those of the longest wanted one, and `ANSWER_MARGIN` more."""
-        chats = (self.read_chat(example, tokenizer) for example in examples)
-        openings = (chat.generated_opening if chat else "" for chat in chats)
-        texts = (opening + example.answer for opening, example in zip(openings, examples, strict=True))
-        longest = max((len(tokenizer(text)["input_ids"]) for text in texts), default=0)
+        longest = max((len(tokenizer(example.answer)["input_ids"]) for example in examples), default=0)
         return max(self.least_answer_tokens, longest + ANSWER_MARGIN)
 
     def answer_examples(
@@ -143,35 +150,20 @@ class Task(ABC):
         Prompt and answer have `max_length` tokens at most; a longer prompt loses its left.
         """
         room = max(1, max_length - max_new_tokens)
-        chats = [self.read_chat(example, tokenizer) for example in examples]
         prompts = []
-        for example, chat in zip(examples, chats, strict=True):
-            text = example.prompt if chat is None else chat.prompt
-            prompts.append(
-                truncate_left(encode_prompt(tokenizer, text, special=chat is None), room, tokenizer)
-            )
-        ends = sorted({end for chat in chats if chat for end in chat.end_tokens})
-        texts = generate_answers(
-            model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, stop=self.stop, ends=ends
-        )
-        answers = []
-        for chat, text in zip(chats, texts, strict=True):
-            opening = chat.generated_opening.strip() if chat else ""
-            begins = bool(opening) and text.lstrip().startswith(opening)
-            answers.append(text.lstrip().removeprefix(opening).lstrip() if begins else text)
-        return answers
+        ends: set[int] = set()
+        for example in examples:
+            chat = self.is_chat(example, tokenizer)
+            if chat:
+                ends.update(Chat(example, tokenizer).end_tokens)
+            ids = encode_prompt(tokenizer, self.make_prompt(example, tokenizer), special=not chat)
+            prompts.append(truncate_left(ids, room, tokenizer))
+        options: dict[str, Any] = {"batch_size": batch_size, "stop": self.stop, "ends": sorted(ends)}
+        return generate_answers(model, tokenizer, prompts, max_new_tokens, **options)
 
     def make_prompt(self, example: Example, tokenizer: Any) -> str:
         """The text that the model is given for an answer: in the tokenizer's chat format if the example goes so."""
-        chat = self.read_chat(example, tokenizer)
-        return example.prompt if chat is None else chat.prompt
-
-    def read_chat(self, example: Example, tokenizer: Any) -> Chat | None:
-        """An example's conversation in the chat format; None if it goes through no template."""
-        return Chat(example, tokenizer) if self.is_chat(example, tokenizer) else None
-
-    def is_chat(self, example: Example, tokenizer: Any) -> bool:
-        return self.chat
+        return Chat(example, tokenizer).question if self.is_chat(example, tokenizer) else example.prompt
 
 
 class Rows:
@@ -192,14 +184,22 @@ class Rows:
             BadInput: the split is empty.
         """
         if split not in self._encoded:
-            examples = self.task.split(split)
             self._encoded[split] = []
-            self._waiting[split] = self.task.encode(examples, self.tokenizer, self.max_length)
+            self._waiting[split] = self.encode(self.task.split(split))
         rows = self._encoded[split]
         rows += islice(self._waiting[split], None if count is None else max(0, count - len(rows)))
         if not rows:
             raise BadInput(f"task {self.name!r} has no rows in its {split} split")
         return rows[:count]
+
+    def encode(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """Rows of examples; without a tokenizer all have the greatest length, so that their memory is a bound."""
+        if self.tokenizer is not None:
+            return self.task.encode(examples, self.tokenizer, self.max_length)
+        import torch
+
+        ids = torch.zeros(self.max_length, dtype=torch.long)
+        return (Encoded(ids, ids) for _ in examples)
 
     def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
         """`count` rows of a split, or all of them, in an order drawn by the seed; seed 0 takes the first in theirs."""
@@ -210,8 +210,7 @@ class Rows:
         examples = self.task.split(split)
         generator = torch.Generator().manual_seed(ROWS_SEED + seed)
         order = torch.randperm(len(examples), generator=generator).tolist()
-        drawn = (examples[i] for i in order)
-        return list(islice(self.task.encode(drawn, self.tokenizer, self.max_length), count))
+        return list(islice(self.encode(examples[i] for i in order), count))
 
     def hash(self, **counts: int | None) -> str:
         """Hash of the tokens and labels of the first rows of splits, by the splits' names, in this order."""
@@ -220,40 +219,6 @@ class Rows:
             for row in self(split, count):  # type: ignore[arg-type]
                 digest.update(row.input_ids.numpy().tobytes() + row.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-class LongestRows(Rows):
-    """Rows of a model without a tokenizer: all have the greatest length, so that the memory they take is a bound."""
-
-    def __call__(self, split: SplitName, count: int | None) -> list[Encoded]:
-        import torch
-
-        ids = torch.zeros(self.max_length, dtype=torch.long)
-        return [Encoded(ids, ids)] * len(self.task.split(split)[:count])
-
-    def shuffle(self, split: SplitName, count: int, seed: int) -> list[Encoded]:
-        return self(split, count)
-
-
-def _check_splits(
-    task: str, loaded: Mapping[SplitName, Sequence[Example]]
-) -> dict[SplitName, tuple[Example, ...]]:
-    """The splits of a task, which may be a user's own; raises BadInput if one is missing or shares examples."""
-    splits: dict[SplitName, tuple[Example, ...]] = {}
-    seen: dict[str, SplitName] = {}
-    for name in SPLITS:
-        if name not in loaded:
-            raise BadInput(f"the task {task!r} gives no {name} examples: its _load must return all splits")
-        splits[name] = tuple(loaded[name])
-        for example in splits[name]:
-            if not isinstance(example, Example):
-                raise BadInput(f"a row of task {task!r} is a {type(example).__name__}: it must be an Example")
-            if (first := seen.setdefault(example.key, name)) != name:
-                raise BadInput(
-                    f"the task {task!r} has a row in {first} and in {name}, {shorten(example.key)}: give each row to "
-                    "one split, as `qra_eval.tasks.base.split_examples` does"
-                )
-    return splits
 
 
 def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[str, bool]]:
@@ -268,69 +233,3 @@ def render_example(task: Task, tokenizer: Any, max_length: int) -> list[tuple[st
         pieces.append((text[len(done) :], learnt))
         done = text
     return pieces
-
-
-# -- splits that never overlap: what a user gives is kept, and what is missing is taken from the training rows
-def split_examples(
-    given: Mapping[SplitName, Sequence[Example]],
-    seed: int = 0,
-    *,
-    shares: Mapping[SplitName, float] = SHARES,
-    least: int = 0,
-    what: str = "the data",
-) -> dict[SplitName, Sequence[Example]]:
-    """All three splits from those given, `train` among them: what is missing is split off that one.
-
-    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
-    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
-
-    Args:
-        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
-        least: distinct rows from which all three splits are taken; BadInput if there are fewer.
-        what: the data's name, for messages.
-    """
-    parts: dict[SplitName, Sequence[Example]] = {}
-    held: list[Example] = []
-    for name in SPLITS[:0:-1]:
-        if name in given:
-            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
-            held += parts[name]
-    missing = {name: share for name, share in shares.items() if name not in parts}
-    groups: dict[str, list[Example]] = {}
-    free = exclude_known(given["train"], held)
-    for example in free:
-        groups.setdefault(hash_parts(seed, example.key), []).append(example)
-    needed = len(missing) if parts else max(least, len(missing))
-    if len(groups) < needed:
-        lost = len(given["train"]) - len(free)
-        others = f" (beside {lost} rows of train that are in another split as well)" if lost else ""
-        raise BadInput(
-            f"{what}: {len(groups)} different prompts{others} are too few for {', '.join(missing)} splits: give at "
-            f"least {needed}, or a folder with a file for each split"
-        )
-    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
-    total = sum(map(len, ordered))
-    whole = sum(missing.values())
-    later = len(missing)
-    for name, share in missing.items():
-        later -= 1
-        rows: list[Example] = []
-        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
-            rows += ordered.pop()
-        parts[name] = rows
-    return parts
-
-
-def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
-    keys = {example.key for example in taken}
-    return [example for example in examples if example.key not in keys]
-
-
-def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
-    """Examples in the order of the hashes of their keys."""
-    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
-
-
-def hash_parts(*parts: Any) -> str:
-    """Hexadecimal SHA-256 of the parts' texts."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

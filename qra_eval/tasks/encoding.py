@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that has none."""
-Turns = Sequence[Mapping[str, str]]
 TEMPLATE_DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a date alone, that of Llama 3.1's template
-"""What a chat template that prints the date takes for today."""
+"""What a chat template that prints the date takes for today: else rows would differ from day to day."""
 TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 GENERATION_BLOCK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 """Begins the block in which a template marks what the assistant says."""
@@ -56,7 +55,7 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
     import torch  # seconds, which a task that is refused does without
 
     if chat:
-        ids, labelled = _encode_turns(_add_answer(example), tokenizer)
+        ids, labelled = Chat(example, tokenizer).encode()
     else:
         prompt, learnt = _split_ids(tokenizer, example.prompt, example.answer)
         if tokenizer.eos_token_id is not None:
@@ -133,91 +132,65 @@ def _split_ids(
 
 # -- conversations ------------------------------------------------------------------------------
 class Chat:
-    """An example's conversation in the tokenizer's chat format, rendered once up to its answer and once with it.
+    """An example's conversation in the tokenizer's chat format.
 
     Attributes:
+        prompt: the text up to the last answer.
+        answer: that answer with what the template puts before and after it, which is learnt with it.
         opening: what the template puts between prompt and answer, such as an empty thought: learnt with the answer,
             and no part of it.
+        question: prompt and opening, which a model is asked with for an answer.
         closing: what it puts after the answer.
     """
 
     def __init__(self, example: Example, tokenizer: Any):
         self.tokenizer = tokenizer
-        turns = _add_answer(example)
-        self.prompt, answer = _split_chat(turns, tokenizer)
-        content = turns[-1]["content"].strip()
-        self.opening = answer.partition(content)[0]
-        if answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
-            others = [(*turns[:-1], {**turns[-1], "content": letter}) for letter in "AB"]
-            self.opening = commonprefix([_split_chat(other, tokenizer)[1] for other in others])
-        self.closing = answer[len(self.opening) + len(content) :]
+        asked = example.messages or ({"role": "user", "content": example.prompt},)
+        content = example.answer.strip()
+        if not content:
+            raise BadInput(f"the answer to {asked[-1]['content'][:60]!r} is empty")
+        self.turns: list[Mapping[str, str]] = [*asked, {"role": "assistant", "content": content}]
+        self.prompt = self._apply_template(self.turns[:-1], add_generation_prompt=True)
+        self.answer = self._render_answer(content)
+        self.opening = self.answer.partition(content)[0]
+        if self.answer.count(content) > 1:  # such as "think", which an empty thought has in its tags
+            self.opening = commonprefix([self._render_answer(letter) for letter in "AB"])
+        self.question = self.prompt + self.opening
+        self.closing = self.answer[len(self.opening) + len(content) :]
 
-    @property
-    def generated_opening(self) -> str:
-        """The opening as a generated answer begins with it: without special tokens."""
-        ids = self.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
-        return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+    def _apply_template(self, turns: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise BadInput("the tokenizer has no chat template: leave `chat` off")
+        template = self.tokenizer.get_chat_template()
+        template = TODAY.sub(lambda found: repr(TEMPLATE_DAY.strftime(found[2])), template)
+        options = {"tokenize": False, "chat_template": template, **options}
+        try:
+            return self.tokenizer.apply_chat_template([dict(turn) for turn in turns], **options)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise BadInput(f"the chat template rejects a conversation of roles {roles}: {error}") from error
+
+    def _render_answer(self, content: str) -> str:
+        """The last answer if it were this one, with what the template adds; alone if the template changes it."""
+        whole = self._apply_template([*self.turns[:-1], {"role": "assistant", "content": content}]).rstrip()
+        rest = whole[len(self.prompt) :]
+        return rest if whole.startswith(self.prompt) and content in rest else content
+
+    def encode(self) -> tuple[list[int], list[bool]]:
+        """Ids of the whole conversation, and which of them have labels."""
+        if GENERATION_BLOCK.search(self.tokenizer.get_chat_template()):
+            marks = {"return_dict": True, "return_assistant_tokens_mask": True}
+            marked = self._apply_template(self.turns, tokenize=True, **marks)
+            if not any(marked["assistant_masks"]):
+                raise BadInput("the chat template marks no assistant tokens: fix its generation block")
+            return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+        before, after = _split_ids(self.tokenizer, self.prompt, self.answer, special=False)
+        if not self.closing and self.tokenizer.eos_token_id is not None:
+            after = [*after, self.tokenizer.eos_token_id]  # the template ends no turn
+        return [*before, *after], [False] * len(before) + [True] * len(after)
 
     @property
     def end_tokens(self) -> list[int]:
         """The special token that the template ends a turn with, if it does: the tokenizer may name another."""
         ids = self.tokenizer(self.closing, add_special_tokens=False)["input_ids"][:1] if self.closing else []
         return [id for id in ids if id in self.tokenizer.added_tokens_decoder]
-
-
-def render_chat(turns: Turns, tokenizer: Any, *, prompted: bool = False) -> str:
-    """Turns in the tokenizer's chat format; `prompted`: up to where the assistant's next turn begins."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadInput("the tokenizer has no chat template: leave `chat` off")
-    more = {**_replace_date(tokenizer), "add_generation_prompt": prompted}
-    try:
-        return tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **more)
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise BadInput(f"the chat template rejects a conversation of roles {roles}: {error}") from error
-
-
-def _replace_date(tokenizer: Any) -> dict[str, Any]:
-    """The template with one day in place of today's, if it prints that: else rows would differ from day to day."""
-    template = tokenizer.get_chat_template()
-    fixed = TODAY.sub(lambda found: repr(TEMPLATE_DAY.strftime(found[2])), template)
-    return {} if fixed == template else {"chat_template": fixed}
-
-
-def _encode_turns(turns: Turns, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Ids of a whole conversation, and which of them have labels."""
-    template = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
-    if template and GENERATION_BLOCK.search(template):
-        marked = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **_replace_date(tokenizer),
-        )
-        ids, labelled = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
-        if not any(labelled):
-            raise BadInput("the chat template marks no assistant tokens: fix its generation block")
-        return ids, labelled
-    prompt, text = _split_chat(turns, tokenizer)
-    before, after = _split_ids(tokenizer, prompt, text, special=False)
-    if not text.partition(turns[-1]["content"].strip())[2] and tokenizer.eos_token_id is not None:
-        after = [*after, tokenizer.eos_token_id]  # the template ends no turn
-    return [*before, *after], [False] * len(before) + [True] * len(after)
-
-
-def _split_chat(turns: Turns, tokenizer: Any) -> tuple[str, str]:
-    """A conversation up to its last answer, and that answer with what the template adds before and after it, such as an
-    empty thought and the turn's end, which are learnt with it."""
-    prompt = render_chat(turns[:-1], tokenizer, prompted=True)
-    answer = turns[-1]["content"].strip()
-    whole = render_chat(turns, tokenizer).rstrip()
-    rest = whole[len(prompt) :]
-    return prompt, rest if whole.startswith(prompt) and answer in rest else answer
-
-
-def _add_answer(example: Example) -> list[Mapping[str, str]]:
-    asked = example.messages or ({"role": "user", "content": example.prompt},)
-    if not example.answer.strip():
-        raise BadInput(f"the answer to {asked[-1]['content'][:60]!r} is empty")
-    return [*asked, {"role": "assistant", "content": example.answer.strip()}]

@@ -1,9 +1,10 @@
-"""An example of a task, and how a row of a user's data becomes one: prompts, choices, instructions and chats."""
+"""An example of a task, how a row of a user's data becomes one, and splits of examples that never overlap."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, Literal, get_args
@@ -12,37 +13,27 @@ from qra_search.errors import BadInput, shorten
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
+"""Parts of a user's own rows where all three splits are taken from them."""
+TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
+"""Parts of a data set's training split."""
 
 FORMS = (
     '{"prompt", "answer"}, {"question", "answer"}, {"question", "choices", "answer"}, '
     '{"instruction", "input" (may be left out), "output"}, {"messages": [{"role", "content"}, ...]} or '
     '{"conversations": [{"from", "value"}, ...]}'
 )
-PROMPTS, ANSWERS = ("prompt", "question"), ("answer", "completion", "response")
-CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
-FIELDS = (
-    *PROMPTS,
-    *ANSWERS,
-    *CHOICES,
-    "instruction",
-    "input",
-    "output",
-    "messages",
-    "conversations",
-    "system",
-)
+PROMPTS, ANSWERS = ("prompt", "question"), ("answer", "completion", "response", "answerKey")
+CHOICES = ("choices", "options")
+FIELDS = (*PROMPTS, *ANSWERS, *CHOICES, "instruction", "input", "output", "messages", "conversations")
 """What columns of other names can be read as."""
-SPEAKERS = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
+ROLES = {
+    **{role: role for role in ("system", "user", "assistant", "tool")},
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("function", "function_response", "observation"), "tool"),
+    "human": "user",
 }
-TURNS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
-    "messages": ("role", "content", {role: role for role in ("system", "user", "assistant", "tool")}),
-    "conversations": ("from", "value", SPEAKERS),
-}
-"""Fields of a conversation: where a message has its speaker and its text, and the roles of the speakers' names."""
+"""The roles of the names that speakers have in a conversation."""
 CHAT = "chat"
 """In an example's `meta`: it is a whole conversation, of which all answers are learnt."""
 
@@ -74,13 +65,6 @@ class Example:
         return " ".join(" ".join((self.prompt.strip() or self.answer, *self.choices)).split()).casefold()
 
 
-def is_text(rows: Any) -> bool:
-    """Whether rows in Python are running text: the first has a field `text`, and none of another form."""
-    some = next(iter(rows.values()), ()) if isinstance(rows, Mapping) else rows
-    first = next(iter(some), None) if hasattr(some, "__iter__") else None
-    return isinstance(first, Mapping) and "text" in first and not set(FIELDS) & set(first)
-
-
 def make_example(
     row: Mapping[str, Any], where: str, columns: Mapping[str, str | Sequence[str]] | None = None
 ) -> Example:
@@ -93,85 +77,39 @@ def make_example(
     """
     given: dict[str, Any] = {} if columns else dict(row)
     for name, taken in (columns or {}).items():
-        several = [taken] if isinstance(taken, str) else taken
-        for column in several:
-            if column not in row:
-                raise BadInput(f"{where}: no column {column!r} for {name}, only {_list_fields(row)}")
+        missing = [column for column in ([taken] if isinstance(taken, str) else taken) if column not in row]
+        if missing:
+            raise BadInput(f"{where}: no column {missing[0]!r} for {name}, only {_list_fields(row)}")
         given[name] = row[taken] if isinstance(taken, str) else {column: row[column] for column in taken}
     # null, or NaN, is what a table has for no field
-    row = {
-        name: value
-        for name, value in given.items()
-        if not (value is None or (isinstance(value, float) and isnan(value)))
-    }
-    system = read_field(row, "system", str, where) if "system" in row else ""
-    system = system if system.strip() else ""
-    for name in TURNS:
-        if name in row:
-            return _make_chat(_read_turns(row, name, where, system), where)
-    asked, answered = _find_field(row, PROMPTS), _find_field(row, ANSWERS)
-    choices: tuple[str, ...] = ()
-    label = None
+    row = {k: v for k, v in given.items() if not (v is None or (isinstance(v, float) and isnan(v)))}
+    if "messages" in row or "conversations" in row:
+        return _make_chat(row, where)
+    asked = next((name for name in PROMPTS if name in row), None)
+    answered = next((name for name in ANSWERS if name in row), None)
     if "instruction" in row:
-        instruction = _read_text(row, "instruction", where)
-        more = read_field(row, "input", str, where) if "input" in row else ""
-        more = more if more.strip() else ""
-        question = f"{instruction}\n\n{more}" if more else instruction
-        prompt = f"### Instruction:\n{instruction}\n\n"
-        prompt += f"### Input:\n{more}\n\n### Response:\n" if more else "### Response:\n"
-        answer = _read_answer(row, "output", where)
-    elif asked is not None and _find_field(row, CHOICES) is not None:
-        question, given_choices, label = read_choices(row, where)
-        prompt = question if asked == "prompt" else format_question(question)
-        question = prompt
-        choices = tuple(_join_answer(prompt, choice) for choice in given_choices)
-        answer = choices[label]
+        instruction, answer = read_text(row, "instruction", where), read_text(row, "output", where)
+        more = str(row.get("input", ""))
+        question, prompt = instruction, f"### Instruction:\n{instruction}\n\n"
+        if more.strip():
+            question += f"\n\n{more}"
+            prompt += f"### Input:\n{more}\n\n"
+        prompt += "### Response:\n"
     elif asked is not None and answered is not None:
-        prompt = _read_text(row, asked, where)
-        question, answer = prompt.strip(), _join_answer(prompt, _read_answer(row, answered, where))
+        prompt = read_text(row, asked, where)
+        name = next((name for name in CHOICES if name in row), None)
+        if name is not None:
+            prompt = prompt if asked == "prompt" else format_question(prompt)
+            given_choices, label = _read_choices(row[name], row[answered], where)
+            choices = tuple(_join_answer(prompt, choice) for choice in given_choices)
+            return Example(prompt, choices[label], choices, label, ({"role": "user", "content": prompt},))
+        question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
     else:
-        nulls = ", ".join(map(repr, sorted(given.keys() - row.keys())))
         raise BadInput(
-            f"{where}: fields are {_list_fields(row)}{f' ({nulls} null)' if nulls else ''}; allowed are {FORMS}; name "
-            'others by --columns prompt=...,answer=..., and for {"text"} use --task text'
+            f"{where}: fields are {_list_fields(row)}; allowed are {FORMS}; name others by --columns "
+            'prompt=...,answer=..., and for {"text"} use --task text'
         )
-    messages = [{"role": "user", "content": question}]
-    if system:
-        prompt = f"{system}\n\n{prompt}"
-        messages.insert(0, {"role": "system", "content": system})
-    return Example(prompt, answer, choices, label, tuple(messages))
-
-
-def read_choices(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
-    """Question, choices and index of the right one.
-
-    Choices are a list of texts, or ARC's `{"text": [...], "label": [...]}`. The answer is the index of a choice, its
-    label, or its text.
-    """
-    question = _read_text(row, _find_field(row, PROMPTS) or "question", where)
-    given: Any = read_field(row, _find_field(row, CHOICES) or "choices", (list, dict), where)
-    labelled = isinstance(given, dict)
-    choices: Any = given.get("text") if labelled else given
-    labels: Any = given.get("label") if labelled else []
-    if not _has_texts(choices) or len(choices) < 2:
-        raise BadInput(f"{where}: choices must be two or more strings, got {shorten(choices, 60)}")
-    if labelled and not (_has_texts(labels) and len(labels) == len(choices)):
-        raise BadInput(
-            f"{where}: choices.label must be a list of strings, one for each choice, got {shorten(labels, 60)}"
-        )
-    answer = read_field(row, _find_field(row, CHOSEN) or "answer", (int, str), where)
-    if isinstance(answer, int):  # a number that is a label as well may mean either
-        found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
-    else:
-        found = [i for i, label in enumerate(labels) if label.strip() == answer.strip()]
-        found = found or [i for i, choice in enumerate(choices) if choice.strip() == answer.strip()]
-    if len(found) != 1:
-        raise BadInput(
-            f"{where}: answer is {shorten(answer, 60)}, but the row has choices, so it must be the index (0 to "
-            f"{len(choices) - 1}), the text or the label of exactly one of them. To learn the answer as text, use "
-            "--columns prompt=...,answer=..."
-        )
-    return question, choices, found[0]
+    return Example(prompt, answer, messages=({"role": "user", "content": question},))
 
 
 def format_question(text: str) -> str:
@@ -179,16 +117,48 @@ def format_question(text: str) -> str:
     return f"Question: {text}\nAnswer:"
 
 
-def read_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A row's field; raises BadInput if it is missing or of another type."""
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wanted = " or ".join(k.__name__ for k in kinds)
+def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that is not blank, as text; an object or list is taken as its compact JSON text.
+
+    Raises:
+        BadInput: it is missing, blank, or true or false.
+    """
     if name not in row:
-        raise BadInput(f"{where}: no field {name!r} ({wanted}), only {_list_fields(row)}")
+        raise BadInput(f"{where}: no field {name!r}, only {_list_fields(row)}")
     value = row[name]
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kinds):
-        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a {wanted} is needed")
-    return value
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a text or a number is needed")
+    return str(value)
+
+
+def _read_choices(given: Any, answer: Any, where: str) -> tuple[list[str], int]:
+    """Choices and the index of the right one.
+
+    Choices are a list of texts, or ARC's `{"text": [...], "label": [...]}`. The answer is the index of a choice, its
+    label, or its text.
+    """
+    labelled = isinstance(given, dict)
+    choices: Any = given.get("text") if labelled else given
+    labels: Any = given.get("label") if labelled else []
+    lists = isinstance(choices, list) and isinstance(labels, list) and len(labels) in (0, len(choices))
+    if not lists or not all(isinstance(text, str) and text.strip() for text in [*choices, *labels]):
+        raise BadInput(
+            f"{where}: choices must be a list of texts, or lists of text and label, got {shorten(given, 60)}"
+        )
+    if isinstance(answer, int):  # a number that is a label as well may mean either
+        found = [answer] if 0 <= answer < len(choices) and str(answer) not in labels else []
+    else:
+        found = [i for i, label in enumerate(labels) if label.strip() == str(answer).strip()]
+        found = found or [i for i, choice in enumerate(choices) if choice.strip() == str(answer).strip()]
+    if len(found) != 1:
+        raise BadInput(
+            f"{where}: answer is {shorten(answer, 60)}, but the row has choices, so it must be the index (0 to "
+            f"{len(choices) - 1}), the text or the label of exactly one of them. To learn the answer as text, use "
+            "--columns prompt=...,answer=..."
+        )
+    return choices, found[0]
 
 
 def _join_answer(prompt: str, answer: str) -> str:
@@ -196,60 +166,92 @@ def _join_answer(prompt: str, answer: str) -> str:
     return answer if prompt[-1].isspace() or answer[0].isspace() else f" {answer}"
 
 
-def _read_turns(row: Mapping[str, Any], name: str, where: str, system: str) -> list[dict[str, str]]:
-    """The turns of `messages` or of `conversations`, with the row's system text first if they have none."""
-    speaker, said, roles = TURNS[name]
+def _make_chat(row: Mapping[str, Any], where: str) -> Example:
+    """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
+    name, speaker, said = ("messages", "role", "content")
+    if name not in row:
+        name, speaker, said = ("conversations", "from", "value")
     turns: list[dict[str, str]] = []
-    for number, message in enumerate(read_field(row, name, list, where), start=1):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict):
-            raise BadInput(f"{place} is a {type(message).__name__}: give an object with {speaker} and {said}")
-        role = read_field(message, speaker, str, place)
-        if role not in roles:
-            raise BadInput(f"{place}: {speaker} is {role!r}, allowed are {', '.join(roles)}")
+    for message in row[name] if isinstance(row[name], list) else [row[name]]:
+        place = f"{where}, message {len(turns) + 1}"
+        if not isinstance(message, dict) or not isinstance(message.get(said), str):
+            raise BadInput(f"{place} is {shorten(message, 60)}: give an object with {speaker} and {said}")
+        if message.get(speaker) not in ROLES:
+            raise BadInput(f"{place}: {speaker} is {message.get(speaker)!r}, allowed are {', '.join(ROLES)}")
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content")
-        content = read_field(message, said, str, place)
-        turns.append({"role": roles[role], "content": content})
-    if system and not any(turn["role"] == "system" for turn in turns):
-        turns.insert(0, {"role": "system", "content": system})
-    return turns
-
-
-def _make_chat(turns: list[dict[str, str]], where: str) -> Example:
-    """A conversation up to its last answer of the assistant; what comes after has nothing to learn from."""
-    answers = [i for i, t in enumerate(turns) if i and t["role"] == "assistant" and t["content"].strip()]
-    if not answers or all(t["role"] == "system" for t in turns[: answers[-1]]):
+        turns.append({"role": ROLES[message[speaker]], "content": message[said]})
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
+    if not answers or all(turn["role"] == "system" for turn in turns[: answers[-1]]):
         raise BadInput(f"{where}: messages must end with a message of the assistant that follows another")
     before = turns[: answers[-1]]
-    answer = turns[answers[-1]]["content"]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
-    return Example(f"{prompt}Assistant:", f" {answer}", messages=tuple(before), meta={CHAT: True})
-
-
-def _read_text(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A text field that is not blank; numbers are taken as texts."""
-    value = read_field(row, name, (str, int, float), where)
-    if not str(value).strip():
-        raise BadInput(f"{where}: field {name!r} is blank")
-    return str(value)
-
-
-def _read_answer(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A text field; an object or list is taken as its compact JSON text."""
-    value = row.get(name)
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _read_text(row, name, where)
-
-
-def _find_field(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
-
-
-def _has_texts(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(v, str) and v.strip() for v in values)
+    answer = f" {turns[answers[-1]]['content']}"
+    return Example(f"{prompt}Assistant:", answer, messages=tuple(before), meta={CHAT: True})
 
 
 def _list_fields(row: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, row)) or "none"
+
+
+# -- splits that never overlap: what a user gives is kept, and what is missing is taken from the training rows
+def split_examples(
+    given: Mapping[SplitName, Sequence[Example]],
+    seed: int = 0,
+    *,
+    shares: Mapping[SplitName, float] = SHARES,
+    least: int = 0,
+    what: str = "the data",
+) -> dict[SplitName, Sequence[Example]]:
+    """All three splits from those given, `train` among them: what is missing is split off that one.
+
+    Rows that are also in a given test (or validation) split are left out of the others. Those of `train` are split by
+    the hash of their key, so that equal keys fall together; within a split they are in the order of the hashes.
+
+    Args:
+        shares: parts of the rows that splits get which are not given, in proportion, up to whole keys, at least one.
+        least: distinct rows from which all three splits are taken; BadInput if there are fewer.
+        what: the data's name, for messages.
+    """
+    parts: dict[SplitName, Sequence[Example]] = {}
+    held: list[Example] = []
+    for name in SPLITS[:0:-1]:
+        if name in given:
+            parts[name] = shuffle_examples(exclude_known(given[name], held), seed)
+            held += parts[name]
+    missing = {name: share for name, share in shares.items() if name not in parts}
+    groups: dict[str, list[Example]] = {}
+    for example in exclude_known(given["train"], held):
+        groups.setdefault(hash_parts(seed, example.key), []).append(example)
+    needed = len(missing) if parts else max(least, len(missing))
+    if len(groups) < needed:
+        raise BadInput(
+            f"{what}: {len(groups)} different prompts that are in no other split are too few for {', '.join(missing)} "
+            f"splits: give at least {needed}, or a folder with a file for each split"
+        )
+    ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
+    total = sum(map(len, ordered))
+    whole = sum(missing.values())
+    later = len(missing)
+    for name, share in missing.items():
+        later -= 1
+        rows: list[Example] = []
+        while len(ordered) > later and (not rows or not later or len(rows) < round(share / whole * total)):
+            rows += ordered.pop()
+        parts[name] = rows
+    return parts
+
+
+def exclude_known(examples: Iterable[Example], taken: Iterable[Example]) -> list[Example]:
+    keys = {example.key for example in taken}
+    return [example for example in examples if example.key not in keys]
+
+
+def shuffle_examples(examples: Iterable[Example], seed: int) -> list[Example]:
+    """Examples in the order of the hashes of their keys."""
+    return sorted(examples, key=lambda example: hash_parts(seed, example.key))
+
+
+def hash_parts(*parts: Any) -> str:
+    """Hexadecimal SHA-256 of the parts' texts."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

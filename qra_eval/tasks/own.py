@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from qra_eval.tasks.base import Task, split_examples
+from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import (
     CHAT,
@@ -16,21 +14,10 @@ from qra_eval.tasks.example import (
     Example,
     SplitName,
     make_example,
-    read_field,
+    split_examples,
 )
 from qra_eval.tasks.scoring import Metric, exact_match, json_f1, make_field_metrics, parse_json
-from qra_eval.tasks.sources import (
-    READERS,
-    STEMS,
-    Row,
-    find_split_files,
-    is_file_name,
-    is_hub_name,
-    read_hub_rows,
-    read_rows,
-    read_splits,
-    read_text,
-)
+from qra_eval.tasks.sources import STEMS, load_hub_data, read_splits
 from qra_search.errors import BadInput, shorten
 
 log = logging.getLogger(__name__)
@@ -79,39 +66,33 @@ class JSONLTask(Task):
         unknown = next((name for name in columns or () if name not in FIELDS), None)
         if unknown is not None:
             raise BadInput(f"columns: {unknown!r} is not a field of a row, they are {', '.join(FIELDS)}")
-        is_on_hub = isinstance(data, str) and is_hub_name(data)
-        if not is_on_hub and (subset or (splits and not isinstance(data, Mapping))):
-            raise BadInput("subset and splits apply to data sets on the hub, not to local rows: remove them")
         self.columns = columns
         self.subset = subset
         self.names = splits
         self.wants_chat = chat
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        found = read_splits(self.data, self.subset, self.names)
         examples = {
             split: [make_example(row, where, self.columns) for where, row in rows]
-            for split, rows in found.items()
+            for split, rows in read_splits(self.data, self.subset, self.names).items()
         }
         what = self.data if isinstance(self.data, str) else self.name
         every = [example for rows in examples.values() for example in rows]
-        self._choose_metrics(every, what)
-        if lists := [example.answer for example in every if isinstance(parse_json(example.answer), list)]:
+        answers = [parse_json(example.answer) for example in every]
+        if any(example.choices for example in every):
+            if not all(example.choices for example in every):
+                raise BadInput(
+                    f"{what}: some rows have choices and some have none: give each kind its own file"
+                )
+            self.judged_by = "choice_loss"
+            self.metrics = {}
+        elif all(isinstance(answer, dict) for answer in answers):
+            self.metrics = {**self.metrics, "f1": json_f1, **make_field_metrics(answers)}
+        if lists := [answer for answer in answers if isinstance(answer, list)]:
             log.warning(
                 "%d answers of %s are lists, taken as JSON: %s", len(lists), what, shorten(lists[0], 60)
             )
         return split_examples(examples, self.seed, least=LEAST_ROWS, what=what)
-
-    def _choose_metrics(self, examples: Sequence[Example], what: str) -> None:
-        with_choices = sum(bool(example.choices) for example in examples)
-        if 0 < with_choices < len(examples):
-            raise BadInput(f"{what}: some rows have choices and some have none: give each kind its own file")
-        if with_choices:
-            self.judged_by = "choice_loss"
-            self.metrics = {}
-        elif all(isinstance(parse_json(example.answer), dict) for example in examples):
-            fields = make_field_metrics([example.answer for example in examples])
-            self.metrics = {**self.metrics, "f1": json_f1, **fields}
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         if self.wants_chat is None:
@@ -140,21 +121,22 @@ class TextTask(Task):
             raise BadInput("running text has no answers to score: remove --metric")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        given = {name: list(self._split_into_blocks(text)) for name, text in self._load_texts().items()}
+        data = self.data
+        if data is None:
+            published = load_hub_data(*WIKITEXT)
+            data = {split: published[stems[0]] for split, stems in STEMS.items()}
         what = self.data if isinstance(self.data, str) else "the text"
+        given: dict[SplitName, list[Example]] = {}
+        for split, rows in read_splits(data).items():
+            parts = [str(row.get("text", "")) for _, row in rows]
+            text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
+            if not text:
+                raise BadInput(f"{what} has no text: give a .txt file, or rows with a field `text`")
+            given[split] = list(self._split_into_blocks(text))
         what = f"{what}, cut into blocks of {self.block_characters} characters"
         # A test split that is given keeps its order: it is one text, as perplexities of others are measured on.
         splits = split_examples(given, self.seed, what=what)
         return {**splits, "test": given.get("test", splits["test"])}
-
-    def _load_texts(self) -> dict[SplitName, str]:
-        if self.data is None:
-            rows = {split: read_hub_rows(*WIKITEXT, stems[0]) for split, stems in STEMS.items()}
-            return {split: _join_rows(some, self.name) for split, some in rows.items()}
-        if isinstance(self.data, str):
-            files = find_split_files(Path(self.data), (".txt", *READERS))
-            return {split: _read_text(path) for split, path in files.items()}
-        return {split: _join_rows(rows, self.name) for split, rows in read_splits(self.data).items()}
 
     def _split_into_blocks(self, text: str) -> Iterator[Example]:
         block: list[str] = []
@@ -184,20 +166,3 @@ class TextTask(Task):
                 yield Encoded(row, row.clone())
         if len(ids) > 1:
             yield Encoded(torch.tensor(ids), torch.tensor(ids))
-
-
-def _read_text(path: Path) -> str:
-    if is_file_name(path.name):
-        return _join_rows(read_rows(path), str(path))
-    text = io.StringIO(read_text(path), newline=None).read()  # \r\n is \n
-    if not text.strip():
-        raise BadInput(f"{path} has no text")
-    return text
-
-
-def _join_rows(rows: Sequence[Row], what: str) -> str:
-    """Rows of `{"text"}`, with a blank line between them."""
-    parts = [read_field(row, "text", str, where) for where, row in rows]
-    if not any(map(str.strip, parts)):
-        raise BadInput(f"the field `text` is empty in every row of {what}")
-    return "\n\n".join(part.strip("\n") for part in parts if part.strip())

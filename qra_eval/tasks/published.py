@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-from qra_eval.tasks.base import TRAIN_SHARES, Task, exclude_known, shuffle_examples, split_examples
-from qra_eval.tasks.example import Example, SplitName, format_question, read_choices, read_field
+from qra_eval.tasks.base import Task
+from qra_eval.tasks.example import (
+    TRAIN_SHARES,
+    Example,
+    SplitName,
+    exclude_known,
+    format_question,
+    make_example,
+    read_text,
+    shuffle_examples,
+    split_examples,
+)
 from qra_eval.tasks.scoring import exact_match, json_f1
-from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_hub_rows
-from qra_search.errors import BadInput, shorten
+from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_splits
+from qra_search.errors import BadInput
 
 APART = 8
 """Rows of GSM8K's training split that are in no split of ours, whatever the seed, to be shown as solved problems."""
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 """As lm-evaluation-harness finds numbers."""
-BANKING77 = ("legacy-datasets/banking77", None)
 SLOTS = ("date", "time", "people", "first_name", "last_name")
 Row = dict[str, Any]
 
@@ -50,31 +56,29 @@ class _PublishedTask(Task):
     hub: tuple[str, str | None] | None = None
     apart = 0
 
-    def __init__(self, data: Any = None, seed: int = 0, *, chat: bool = False):
-        super().__init__(data, seed, chat=chat)
-        if data is None and self.hub is None:
+    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
+        if self.data is None and self.hub is None:
             raise BadInput(
                 f"the {self.name} task is on no hub: give --data, a folder with {self.name}_train.jsonl"
             )
-
-    def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        test, train = self._load_rows("test"), self._load_rows("train")
+        if self.data is None:
+            found = read_splits(self._load_hub_splits())
+        else:
+            found = {split: read_folder_rows(self.data, self.name, split) for split in ("test", "train")}
+        test, train = (
+            [self._read_row(row, where) for where, row in found[split]] for split in ("test", "train")
+        )
         if self.apart:
             train = shuffle_examples(exclude_known(train, test), 0)[self.apart :]
         return split_examples({"test": test, "train": train}, self.seed, shares=TRAIN_SHARES)
 
-    def _load_rows(self, split: str) -> list[Example]:
-        if self.data is None and self.hub is not None:
-            return [self._read_hub_row(row, where) for where, row in read_hub_rows(*self.hub, split)]
-        rows = read_folder_rows(self.data, self.name, split)
-        return [self._read_row(row, where) for where, row in rows]
+    def _load_hub_splits(self) -> Mapping[str, Any]:
+        assert self.hub is not None
+        return load_hub_data(*self.hub)
 
-    @abstractmethod
     def _read_row(self, row: Row, where: str) -> Example:
-        """The example of a row in a file."""
-
-    def _read_hub_row(self, row: Row, where: str) -> Example:
-        return self._read_row(row, where)
+        """The example of a row of the data set, which here is one of a user's forms."""
+        return make_example(row, where)
 
 
 class GSM8KTask(_PublishedTask):
@@ -88,9 +92,7 @@ class GSM8KTask(_PublishedTask):
     least_answer_tokens = 256
 
     def _read_row(self, row: Row, where: str) -> Example:
-        question, answer = read_field(row, "question", str, where), read_field(row, "answer", str, where)
-        if extract_answer(answer) is None:
-            raise BadInput(f"{where}: the answer has no number after '####'")
+        question, answer = read_text(row, "question", where), read_text(row, "answer", where)
         messages = ({"role": "user", "content": question},)
         return Example(format_question(question), f" {answer}", messages=messages)
 
@@ -102,20 +104,20 @@ class Banking77Task(_PublishedTask):
     """
 
     name = "banking77"
-    hub = BANKING77
+    hub = ("legacy-datasets/banking77", None)
     metrics = {"exact_match": exact_match}
     stop = ("\n",)
 
+    def _load_hub_splits(self) -> Mapping[str, Any]:
+        data = super()._load_hub_splits()
+        names = data["train"].features["label"].names
+        return {
+            split: [{**row, "label": names[row["label"]]} for row in rows] for split, rows in data.items()
+        }
+
     def _read_row(self, row: Row, where: str) -> Example:
-        text, label = read_field(row, "text", str, where), read_field(row, "label", str, where)
-        return _make_utterance(f"Customer: {text.strip()}\nIntent:", label.replace("_", " "))
-
-    def _read_hub_row(self, row: Row, where: str) -> Example:
-        return self._read_row({**row, "label": self._labels[row["label"]]}, where)
-
-    @cached_property
-    def _labels(self) -> list[str]:
-        return load_hub_data(*BANKING77)["train"].features["label"].names
+        prompt = f"Customer: {read_text(row, 'text', where).strip()}\nIntent:"
+        return make_example({"prompt": prompt, "answer": row["label"].replace("_", " ")}, where)
 
 
 class Restaurant8kTask(_PublishedTask):
@@ -129,33 +131,19 @@ class Restaurant8kTask(_PublishedTask):
     stop = ("\n",)
 
     def _read_row(self, row: Row, where: str) -> Example:
-        text, asked = read_field(row, "text", str, where), read_field(row, "asked", list, where)
-        if not all(isinstance(name, str) for name in asked):
-            raise BadInput(f"{where}: field 'asked' is {shorten(asked, 60)}, a list of names is needed")
-        slots = json.dumps(read_field(row, "slots", dict, where), ensure_ascii=False, separators=(",", ":"))
         prompt = (
-            f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(asked)) or 'nothing'}\n"
-            f"Guest: {text.strip()}\nSlots as JSON:"
+            f"Booking slots: {', '.join(SLOTS)}.\nAsked for: {', '.join(dict.fromkeys(row['asked'])) or 'nothing'}\n"
+            f"Guest: {read_text(row, 'text', where).strip()}\nSlots as JSON:"
         )
-        return _make_utterance(prompt, slots)
+        return make_example({"prompt": prompt, "answer": row["slots"]}, where)
 
 
-def _make_utterance(prompt: str, answer: str) -> Example:
-    return Example(prompt, f" {answer}", messages=({"role": "user", "content": prompt},))
-
-
-# -- multiple choice ---------------------------------------------------------------------------
 class ARCEasyTask(_PublishedTask):
-    """Science questions with choices, prompted and scored as by lm-evaluation-harness; for rows see `read_choices`."""
+    """Science questions with choices, prompted and scored as by lm-evaluation-harness."""
 
     name = "arc_easy"
     hub = ("allenai/ai2_arc", "ARC-Easy")
     judged_by = "choice_loss"
-
-    def _read_row(self, row: Row, where: str) -> Example:
-        question, choices, label = read_choices(row, where)
-        spaced = tuple(f" {choice}" for choice in choices)
-        return Example(format_question(question), spaced[label], spaced, label)
 
 
 class ARCChallengeTask(ARCEasyTask):

@@ -8,8 +8,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,17 +57,17 @@ def score_field(answer: str, example: Example, *, field: str) -> float:
     return float(_are_equal(found.get(field), wanted.get(field)))
 
 
-def make_field_metrics(answers: Sequence[str]) -> dict[str, Metric]:
+def make_field_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
     """A metric for each field that most of the wanted answers have, as `field NAME`; of `FIELDS_SCORED` at most."""
-    counts = Counter(name for answer in answers for name in parse_json(answer))
+    counts = Counter(name for answer in answers for name in answer)
     names = [name for name, count in counts.items() if 2 * count > len(answers)]
     return {f"field {name}": partial(score_field, field=name) for name in names[:FIELDS_SCORED]}
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; None if it is not JSON."""
+    """The value of a JSON text, its numbers as fractions; None if it is not JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=float)
     except (ValueError, RecursionError):
         return None
 
@@ -81,13 +80,10 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
     """
     found: dict[str, Metric] = {}
     for name in names:
-        in_memory = name.startswith(IN_MEMORY)
-        short = name.removeprefix(IN_MEMORY) if in_memory else name.rpartition(":")[2]
-        if in_memory and short not in functions:
+        short = name.removeprefix(IN_MEMORY).rpartition(":")[2]
+        if name.startswith(IN_MEMORY) and short not in functions:
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
-        if short in found:
-            raise BadInput(f"metric {short!r} is given twice: give it once, or rename one of the two")
-        metric = functions[short] if in_memory else plugins.load_object(name)
+        metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
         found[short] = metric
@@ -141,11 +137,7 @@ def _score_answer(metric: Metric, answer: str, example: Example) -> float:
 
 def _are_equal(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same; `true` is not 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_are_equal(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_are_equal, one, other))
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _normalize(text: str) -> str:
@@ -193,7 +185,10 @@ def generate_answers(
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
-    with torch.no_grad(), _set_generation_config(model, config):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    # `generate` takes from the model's own all that is not given, such as sampling or a repetition penalty.
+    own, base.generation_config = getattr(base, "generation_config", None), config
+    try:
         for batch in group_by_length(list(map(len, prompts)), batch_size):
             longest = max(len(prompts[i]) for i in batch)
             padded = [[pad] * (longest - len(prompts[i])) + prompts[i] for i in batch]
@@ -210,21 +205,10 @@ def generate_answers(
             )
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text[: min((text.find(end) for end in stop if end in text), default=None)]
-    model.train(was_training)
-    return answers
-
-
-@contextmanager
-def _set_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """A model with this config in place of its own, which `generate` takes all from that is not given, such as sampling
-    or a repetition penalty."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    own = getattr(base, "generation_config", None)
-    base.generation_config = config
-    try:
-        yield
     finally:
         base.generation_config = own
+        model.train(was_training)
+    return answers
 
 
 # -- choices -----------------------------------------------------------------------------------
@@ -274,8 +258,7 @@ def measure_choices(
     for i, example in enumerate(examples):
         prompt = example.prompt
         if chat:
-            rendered = Chat(example, tokenizer)
-            prompt = rendered.prompt + rendered.opening
+            prompt = Chat(example, tokenizer).question
         for j, choice in enumerate(example.choices):
             own = choice.strip() if chat else choice
             rows.append(encode_pair(tokenizer, prompt, own, max_length, special=not chat))

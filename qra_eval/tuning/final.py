@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_eval.quantized import adapters
 from qra_eval.quantized.bank import Bank, write_tensors
-from qra_eval.quantized.space import ADAPTER_DTYPE
+from qra_eval.quantized.space import ADAPTER_DTYPE, list_plan_levels
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
@@ -26,18 +25,15 @@ from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tunable import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.errors import RunFailed
 from qra_search.evaluator import Progress
 from qra_search.files import write_json
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import PLAN_NAME, plan_to_dict, read_plan_file
+from qra_search.space.serialization import PLAN_NAME, plan_to_dict
 from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-SCALES_FILE = "scales.safetensors"
-"""What training changed of a base that is not saved."""
 SAMPLE_TOKENS = 64
 """Tokens of a sample answer, at most."""
 
@@ -49,7 +45,6 @@ def tune(
     seed: int = 0,
     steps: int | None = None,
     folder: Path | None = None,
-    save_base: bool = True,
     on_step: Callable[[int, StepFigures], None] | None = None,
     progress: Progress | None = None,
 ) -> TuningRecord:
@@ -65,8 +60,7 @@ def tune(
     batches = tuner.get_final_batches(steps, seed)
     rows = tuner.evaluation.validation_rows
     task = tuner.rows.task
-    keeps = folder is not None and save_base
-    samples = select_samples(tuner, finetune.sample_answers if keeps else 0)
+    samples = select_samples(tuner, finetune.sample_answers if folder is not None else 0)
     options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
 
     def validate() -> float:
@@ -101,7 +95,7 @@ def tune(
         after = answer_samples()
         scores = score_test_rows(tuner)
         if folder is not None:
-            save(tuner, plan, folder, base=save_base)
+            save(tuner, plan, folder)
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = []
         for example, old, new in zip(samples, before, after, strict=True):
@@ -161,7 +155,6 @@ def _make_identity(
         "steps": steps,
         "batches": digest.hexdigest(),
         "evaluate_every": finetune.evaluate_every,
-        "patience": finetune.patience,
     }
 
 
@@ -185,22 +178,10 @@ def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
 
 
 # -- what is saved -----------------------------------------------------------------------------
-def save(tuner: FineTuner, plan: Plan, folder: Path, *, base: bool = True) -> None:
-    """Write adapter and plan into a folder, and the quantized base that the adapter belongs on.
-
-    Without `base` only what training changed of it is written; `write_base` makes it again from the bank.
-    """
-    quantized = tuner.quantized_model
-    space = tuner.space.find_space(plan)
+def save(tuner: FineTuner, plan: Plan, folder: Path) -> None:
+    """Write adapter and plan into a folder, and the quantized base that the adapter belongs on."""
     tensors = _collect_base_tensors(tuner, plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    if base:
-        write_tensors(tensors, folder / BASE_FILE)
-    else:
-        stored = read_bank_tensors(quantized.bank, space, plan)
-        changed = {name: t for name, t in tensors.items() if not torch.equal(t.cpu(), stored[name].cpu())}
-        if changed:
-            write_tensors(changed, folder / SCALES_FILE)
+    write_tensors(tensors, folder / BASE_FILE)
     digest = hash_tensors(tensors)
     if any(plan.ranks):
         write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
@@ -220,19 +201,11 @@ def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: dict[str, Any]
 
 
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
-    """Write the quantized base of a tuning that was saved without it, from the bank and what training changed.
-
-    In a folder without a tuning, that of the plan untuned, and its `plan.json`.
-    """
+    """Write the quantized base of an untuned plan, and its `plan.json`."""
     tuner.switcher.quantize_plan(plan)
     tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
-    if not (folder / PLAN_NAME).is_file():
-        _write_plan(tuner, plan, folder, {BASE_DIGEST: hash_tensors(tensors), UNTUNED: True})
-    if (folder / SCALES_FILE).is_file():
-        tensors |= load_file(folder / SCALES_FILE)
-    if hash_tensors(tensors) != read_plan_file(folder).get(BASE_DIGEST):
-        raise RunFailed(f"weights differ from those that {folder} was tuned on: delete it, and tune again")
     write_tensors(tensors, folder / BASE_FILE)
+    _write_plan(tuner, plan, folder, {BASE_DIGEST: hash_tensors(tensors), UNTUNED: True})
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -247,25 +220,21 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
     """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
     return {
-        f"{linear.name}::{key}": tensor.contiguous()
-        for group, bits in zip(space.groups, plan.bits, strict=True)
-        for linear in group.linears
+        f"{name}::{key}": tensor.contiguous()
+        for name, bits in list_plan_levels(space, plan)
         if bits != UNQUANTIZED_BITS
-        for key, tensor in bank.load_tensors(linear.name, bits).items()
+        for key, tensor in bank.load_tensors(name, bits).items()
     }
 
 
 def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
     """The same with the scales and offsets that training left."""
-    switcher, backend = tuner.switcher, tuner.quantized_model.backend
-    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
-    for group, bits in zip(tuner.space.groups, plan.bits, strict=True):
-        for linear in group.linears:
-            if linear.name in switcher.trained_scales:
-                trained = backend.to_tensors(switcher.get_base_module(linear.name, bits))
-                tensors |= {
-                    f"{linear.name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()
-                }
+    switcher, backend, space = tuner.switcher, tuner.quantized_model.backend, tuner.space.find_space(plan)
+    tensors = read_bank_tensors(tuner.quantized_model.bank, space, plan)
+    for name, bits in list_plan_levels(space, plan):
+        if name in switcher.trained_scales:
+            trained = backend.to_tensors(switcher.get_base_module(name, bits))
+            tensors |= {f"{name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
     return tensors
 
 

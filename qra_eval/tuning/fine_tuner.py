@@ -74,12 +74,12 @@ class FineTuner:
 
     @property
     def progress(self) -> Progress | None:
-        """Called with all that takes long before the first evaluation; that of the model."""
         return self.quantized_model.progress
 
     def describe(self) -> dict[str, Any]:
         """What losses follow from: model, rows, backend and settings, as plain data."""
-        model = self.quantized_model
+        model, task = self.quantized_model, self.rows.task
+        metric = {"name": task.judged_by, "source": task.metric_digests.get(str(task.judged_by))}
         return {
             "model": model.loaded.name,
             "weights": model.loaded.fingerprint,
@@ -91,15 +91,10 @@ class FineTuner:
             "calibration": model.quantization.calibration,
             "calibration_tokens": model.quantization.calibration_tokens,
             "granularity": model.granularity,
-            **({} if self.metric == "loss" else {"metric": self._describe_metric()}),
+            **({} if self.metric == "loss" else {"metric": metric}),
             "training": self.settings.model_dump(),
             "evaluation": self.evaluation.model_dump(),
         }
-
-    def _describe_metric(self) -> dict[str, str | None]:
-        """The task's own measure, and a digest of the function's source, of a function that scores answers."""
-        name = self.rows.task.judged_by
-        return {"name": name, "source": self.rows.task.metric_digests.get(str(name))}
 
     # -- a plan in place -----------------------------------------------------------------------
     def train(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from qra_backends import make_backend
+from safetensors import SafetensorError, safe_open
 
 from qra_eval.models.device import resolve_device
 from qra_eval.models.embeddings import place_embeddings, replace_embeddings
@@ -18,8 +19,8 @@ from qra_eval.quantized.bank import open_tensors
 from qra_eval.quantized.generation import prepare_generate
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.errors import BadInput, describe
-from qra_search.files import read_json, read_tensor_names
+from qra_search.errors import BadInput
+from qra_search.files import read_json
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, read_plan_file
@@ -43,21 +44,17 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     weights: str = "auto",
-    model: Any = None,
-    tokenizer: Any = None,
 ) -> Any:
     """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
 
     Args:
         folder: of a run, or of one tuning.
-        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed. A baseline has its
-            base once `qra_search.open_run(folder).load(...)` or an export has written it.
+        tuning: of a run: an id, `uniform`, `shuffled` or `16-bit`; default: what is to be deployed.
         adapter: folder of another adapter for the same base, such as one that `Trainer` went on with.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
         weights: what `generate` multiplies by. `codes`: those as they are stored, with no weight decoded whole if its
             level has a product of its own (trellis codes). `decoded`: 16-bit weights, kept from its first call on.
             `auto`: codes, but levels without a product of their own are kept decoded if memory allows.
-        model, tokenizer: in memory, if the run was made with these.
 
     Raises:
         ValueError: no plan or adapter there, a damaged file, or the model's weights are not those that the plan was
@@ -68,14 +65,7 @@ def load(
     folder = find_tuning(Path(folder), tuning)
     plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(
-        folder,
-        plan=plan,
-        device=device,
-        weights=weights,
-        model=model,
-        tokenizer=tokenizer,
-    )
+    model, tokenizer = load_base(folder, plan=plan, device=device, weights=weights)
     keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -102,8 +92,6 @@ def load_base(
     plan: Mapping[str, Any] | None = None,
     device: str = "auto",
     weights: str = "auto",
-    model: Any = None,
-    tokenizer: Any = None,
 ) -> tuple[Any, Any]:
     """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
 
@@ -112,13 +100,7 @@ def load_base(
     """
     folder, place = find_tuning(Path(folder)), resolve_device(device)
     data = read_tuned_plan(folder) if plan is None else plan
-    loaded = load_model(
-        data["model"] if model is None else model,
-        tokenizer=tokenizer,
-        dtype=getattr(torch, data["dtype"]),
-        device=place,
-        stream=True,
-    )
+    loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
             f"{data['model']} has other weights ({loaded.fingerprint}) than the plan was made for "
@@ -141,34 +123,12 @@ def find_tuning(folder: Path, tuning: str | None = None) -> Path:
 
 
 def read_tuned_plan(folder: Path) -> dict[str, Any]:
-    """What the `plan.json` of a tuning holds.
-
-    Raises:
-        BadInput: the folder holds nothing tuned, or the file is damaged.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"no folder {str(folder)!r}: give that of a run that `qra finetune` tuned")
-    data = read_json(folder / PLAN_NAME)
-    is_untuned = isinstance(data, dict) and bool(data.get(UNTUNED))
-    needed = (PLAN_NAME, BASE_FILE, *([] if is_untuned else [ADAPTER_FOLDER]))
+    """What the `plan.json` of a tuning holds; raises BadInput if the folder holds nothing tuned."""
+    data = read_plan_file(folder) if folder.is_dir() else {}
+    needed = (PLAN_NAME, BASE_FILE) if data.get(UNTUNED) else (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER)
     missing = [name for name in needed if not (folder / name).exists()]
-    if missing == [BASE_FILE]:
-        raise BadInput(
-            f"{folder} was saved without its base. Write it with open_run(RUN).load({folder.name!r})"
-        )
-    if missing:
-        raise BadInput(
-            f"{folder} has no tuned plan, missing are {', '.join(missing)}: run `qra finetune` on it first"
-        )
-    data = read_plan_file(folder)
-    try:
-        read_levels(data)
-        if not {"backend", "model", "weights"} <= data.keys() or not hasattr(torch, data["dtype"]):
-            raise LookupError("it lacks backend, model, weights or a dtype")
-    except (LookupError, TypeError) as error:
-        raise BadInput(
-            f"{folder / PLAN_NAME} is damaged ({describe(error)}): restore it, or tune anew"
-        ) from error
+    if missing or not {"dtype", "backend", "model", "weights"} <= data.keys():
+        raise BadInput(f"{folder} has no tuned plan ({', '.join(missing)}): run `qra finetune` first")
     return data
 
 
@@ -181,8 +141,11 @@ def check_adapter(folder: Path) -> Path:
         )
     if not tensors.is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")
-    read_tensor_names(tensors)
-    return folder
+    try:
+        with safe_open(tensors, "np"):
+            return folder
+    except SafetensorError as error:
+        raise BadInput(f"{tensors} is damaged ({error}): restore it, or tune anew") from None
 
 
 def read_levels(plan: Mapping[str, Any]) -> dict[str, LevelName]:

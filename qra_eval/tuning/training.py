@@ -14,7 +14,7 @@ from torch import nn
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
 from qra_eval.tasks.batches import Batch, LabelledHead, compute_batch_loss, wrap_head
-from qra_search.sections import Schedule, TrainingConfig
+from qra_search.sections import TrainingConfig
 
 MAX_GRADIENT_NORM = 1.0
 """Of the gradients of a group together; larger ones are scaled down to it."""
@@ -39,7 +39,6 @@ class Training:
 
     Attributes:
         losses: of the steps made, of `steps` in all; their number is the place in the data.
-        stopped: it was stopped before its last step.
         earlier_seconds: spent on it before it was resumed.
     """
 
@@ -56,7 +55,6 @@ class Training:
         self.device = device
         self.losses: list[float] = []
         self.tokens = 0
-        self.stopped = False
         self.last_rate = 0.0
         self.earlier_seconds = 0.0
         self._begun = time.perf_counter()
@@ -90,7 +88,7 @@ class Training:
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
         settings = self.settings
-        share = schedule_rate(self.step, self.steps, settings.warmup, settings.schedule)
+        share = schedule_rate(self.step, self.steps, settings.warmup)
         self.last_rate = settings.rate * share
         for group, options in zip(self.groups, self.optimizer.param_groups, strict=True):
             options["lr"] = self.last_rate * group.rate
@@ -125,7 +123,7 @@ def train(
     device: torch.device,
     callback: TrainerCallback = TrainerCallback(),  # noqa: B008 - it has no state
 ) -> Trained:
-    """AdamW, gradients clipped by group, linear warm-up, then the schedule; `settings.accumulation` batches a step."""
+    """AdamW, gradients clipped by group, warm-up and decay in lines; `settings.accumulation` batches a step."""
     if not groups or not batches:
         return Trained(float("nan"), 0)
     size = settings.accumulation
@@ -135,10 +133,11 @@ def train(
     try:
         with wrap_head(model) as head:
             callback.on_train_begin(training)
-            while training.step < training.steps and not training.stopped:
+            while training.step < training.steps:
                 first = training.step * size
                 training.make_step(model, head, batches[first : first + size])
-                training.stopped = callback.on_step_end(training) and training.step < training.steps
+                if callback.on_step_end(training):
+                    break
             callback.on_train_end(training)
     finally:
         model.eval()
@@ -147,16 +146,11 @@ def train(
     return Trained(sum(tail) / len(tail), training.tokens)
 
 
-def schedule_rate(step: int, steps: int, warmup: float, schedule: Schedule = "linear") -> float:
-    """Share of the learning rate at a step, counted from 0: rises in a line over the warm-up, then as scheduled.
+def schedule_rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the learning rate at a step, counted from 0: rises in a line over the warm-up, then falls in one.
 
-    `linear` and `cosine` fall towards zero, which they would reach one step after the last; `constant` stays at 1. It
-    has no state: what a resumed training goes on with follows from its step alone.
+    It would reach zero one step after the last. It has no state: what a resumed training goes on with follows from its
+    step alone.
     """
     rise = max(1, math.ceil(warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    left = (steps - step) / (steps - rise + 1)
-    if schedule == "cosine":
-        return 0.5 * (1 - math.cos(math.pi * left))
-    return 1.0 if schedule == "constant" else left
+    return (step + 1) / rise if step < rise else (steps - step) / (steps - rise + 1)

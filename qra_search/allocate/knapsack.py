@@ -54,7 +54,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     is_exact = upper - bound <= slack
     if exact and not is_exact:
         best, is_exact = _search_exactly(cost, size, budget, price, best, upper, slack)
-    return Solution(decode_items(best, ranks), is_exact)
+    return Solution(decode_items(best, ranks), bool(is_exact))
 
 
 def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
@@ -115,31 +115,15 @@ def fill_budget(cost: np.ndarray, size: np.ndarray, budget: int, choice: np.ndar
     """
     rows = np.arange(len(cost))
     choice = choice.copy()
-    room = budget - int(size[rows, choice].sum())
-    gain = cost[rows, choice][:, None] - cost
-    extra = size - size[rows, choice][:, None]
-    item, rate = _find_best_exchange(gain, extra, room)
     while True:
-        g = int(rate.argmax())
-        if rate[g] < 0:
+        gain = cost[rows, choice][:, None] - cost
+        extra = size - size[rows, choice][:, None]
+        usable = (gain > 0) & (extra <= budget - size[rows, choice].sum())
+        rate = np.where(usable, gain / np.maximum(extra, 1), -1.0)
+        group, item = np.unravel_index(rate.argmax(), rate.shape)
+        if rate[group, item] < 0:
             return choice
-        freed = -int(extra[g, item[g]])
-        room += freed
-        choice[g] = item[g]
-        gain[g], extra[g] = cost[g, item[g]] - cost[g], size[g] - size[g, item[g]]
-        # Less room takes from a group no exchange but those that no longer fit: its best one stays unless it is one.
-        again = (extra[rows, item] > room) & (rate >= 0)
-        again[g] = True
-        again = rows if freed > 0 else np.flatnonzero(again)
-        item[again], rate[again] = _find_best_exchange(gain[again], extra[again], room)
-
-
-def _find_best_exchange(gain: np.ndarray, extra: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """The item (G,) of the best fall of cost a byte in each group, and that fall (G,); -1 if none helps and fits."""
-    usable = (gain > 0) & (extra <= room)
-    rate = np.where(usable, gain / np.maximum(extra, 1), -1.0)
-    item = rate.argmax(1)
-    return item, rate[np.arange(len(rate)), item]
+        choice[group] = item
 
 
 def _bisect(

@@ -48,7 +48,6 @@ class UniformPrediction(Schema):
 
     @property
     def is_certain(self) -> bool:
-        """Whether the whole interval is above zero."""
         return self.interval[0] > 0.0
 
 
@@ -87,11 +86,12 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
         BudgetTooSmall: no plan fits.
     """
     table = build_additive_table(space, sensitivities)
-    plan, is_exact = _find_best_plan(space, table, budget_bytes)
+    found = _solve_knapsack(space, table, budget_bytes)
+    plan = space.decode(found.code)
     uniform = predict_uniform(space, table, plan, space.uniform_plans(budget_bytes))
     uniform.sort(key=lambda u: (u.memory_bytes, u.gain))
     loss = float(compute_table_losses(table, space.encode_many([plan]))[0])
-    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), is_exact)
+    return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), found.is_exact)
 
 
 def solve_front(
@@ -109,7 +109,6 @@ def spread_budgets(space: SearchSpace, count: int = FRONT_SIZES) -> list[int]:
 
 
 def list_least_rank_uniform_plans(space: SearchSpace) -> list[Plan]:
-    """The uniform plan of every level at the least rank, where the space has one."""
     least = min(space.uniform_ranks, default=0)
     plans = [space.uniform(level, least) for level in space.bits]
     return [plan for plan in plans if plan is not None]
@@ -120,13 +119,11 @@ def predict_uniform(
 ) -> list[UniformPrediction]:
     """Uniform plans beside a plan by a table (G, B, R), whether they fit or not."""
     loss, *values = compute_table_losses(table, space.encode_many([plan, *others])).tolist()
-    gains = [value - loss for value in values]
-    return [
-        UniformPrediction(
-            other, space.memory_bytes(other), gain, 0.0 if other == plan else estimate_gain_std(gain)
-        )
-        for other, gain in zip(others, gains, strict=True)
-    ]
+    predictions = []
+    for other, value in zip(others, values, strict=True):
+        deviation = 0.0 if other == plan else estimate_gain_std(value - loss)
+        predictions.append(UniformPrediction(other, space.memory_bytes(other), value - loss, deviation))
+    return predictions
 
 
 def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True) -> Plan:
@@ -136,18 +133,17 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exa
         table: float (G, B, R), loss that each choice of each group adds.
         exact: False takes milliseconds instead of up to seconds, and may be a few exchanges off the best.
     """
-    return _find_best_plan(space, table, budget_bytes, exact=exact)[0]
+    return space.decode(_solve_knapsack(space, table, budget_bytes, exact=exact).code)
 
 
-def _find_best_plan(
+def _solve_knapsack(
     space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True
-) -> tuple[Plan, bool]:
-    """The plan of `solve_table`, and whether it is known to be the best."""
+) -> knapsack.Solution:
     space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
     found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes, exact=exact)
     assert found is not None  # the smallest plan fits
-    return space.decode(found.code), bool(found.is_exact)
+    return found
 
 
 def estimate_gain_std(gain: float) -> float:
@@ -180,7 +176,6 @@ def compute_table_losses(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def ensure_sensitivities(space: SearchSpace, sensitivities: Sensitivities | None) -> Sensitivities:
-    """The sensitivities, or flat ones if they are None or all zero."""
     if sensitivities is None or not (sensitivities.bits_damage.any() or sensitivities.rank_gain.any()):
         return make_flat_sensitivities(space)
     return sensitivities

@@ -13,7 +13,6 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten
-from qra_search.files import make_encoding_error
 from qra_search.plugins import IN_MEMORY, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
@@ -109,7 +108,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(str(make_encoding_error(path, error))) from None
+        raise ConfigError(f"{path} is not UTF-8 ({error}): convert it, such as with iconv") from None
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(data, dict | None):

@@ -20,8 +20,9 @@ from qra_search.executors import (
     RayExecutor,
     RemoteEvaluator,
     WorkerExecutor,
-    devices,
+    WorkerUnusable,
 )
+from qra_search.executors.workers import DEVICE, assign_devices
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.study import Listener
@@ -85,8 +86,8 @@ class EvaluatorFactory:
     config: RunConfig
 
     def __call__(self) -> Evaluator:
-        config, device = self.config, os.environ.get(devices.DEVICE)
-        if device and (config.model.device == "auto" or devices.uses_gpus(config.model.device)):
+        config, device = self.config, os.environ.get(DEVICE)
+        if device and config.model.device != "cpu":
             config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
         return evaluator
@@ -97,16 +98,17 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     if workers.kind not in KINDS:
         raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
     device, factory = config.model.device, EvaluatorFactory(config)
-    if workers.kind == "process":
-        if workers.address is not None:
-            raise BadInput("--address is that of a Ray cluster: give --executor ray")
-        return ProcessExecutor(factory, workers.count, devices=devices.assign_devices(device, workers.count))
-    if devices.parse_gpus(device):
+    if device.startswith("cuda:"):
         raise BadInput(
-            f"--device {device} cannot be used with --executor ray, which assigns GPUs itself: use --device cuda"
+            f"--device {device} names one GPU, and each worker gets its own: use --device cuda, and "
+            "CUDA_VISIBLE_DEVICES to say which"
         )
-    with_gpus = None if device == "auto" else devices.uses_gpus(device)
-    return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
+    if workers.kind == "ray":
+        with_gpus = None if device == "auto" else device == "cuda"
+        return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
+    if workers.address is not None:
+        raise BadInput("--address is that of a Ray cluster: give --executor ray")
+    return ProcessExecutor(factory, devices=assign_devices(device, workers.count))
 
 
 @contextmanager
@@ -119,7 +121,9 @@ def start_workers(
         executor = make_executor(config, workers)
     with executor:
         listener.progress(stage, 0, 1)
-        with convert_to_bad_input():
+        try:
             evaluator = RemoteEvaluator(executor)
+        except WorkerUnusable as error:
+            raise BadInput(str(error)) from None
         listener.progress(stage, 1, 1)
         yield evaluator, executor

@@ -29,7 +29,7 @@ from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
 from qra_search.space.budgets import parse_uniform, resolve_budget
 from qra_search.space.memory import UNQUANTIZED_BITS
-from qra_search.space.serialization import PLAN_NAME, plan_from_dict
+from qra_search.space.serialization import plan_from_dict
 from qra_search.study.study import Listener
 
 OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
@@ -135,9 +135,6 @@ class _Job:
                 return False
             if record is None:
                 record = self._run(tuning, plan, seed)
-            elif is_chosen and (tuning.path / PLAN_NAME).is_file() and not tuning.base_file.is_file():
-                # It was tuned as a baseline, which is saved without its base.
-                self.evaluator.write_base(plan, tuning.path)
         if record is None:
             return True
         self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
@@ -161,7 +158,6 @@ class _Job:
                 plan,
                 seed=seed,
                 folder=tuning.path,
-                save_base=is_chosen,
                 progress=self.listener.progress,
                 on_step=self.on_step and partial(self.on_step, tuning.id),
             )
@@ -279,16 +275,6 @@ def select_answer(
     if tolerance is None and run.selection is not None:
         tolerance = run.selection.tolerance
     return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
-
-
-def write_deployed_base(run: Snapshot, evaluator: Evaluator) -> None:
-    """Write the quantized base of what is to be deployed, if it was tuned as a baseline, which is saved without."""
-    comparison = run.comparison()
-    deployed = None if comparison is None else comparison.deployed
-    if deployed is not None and isinstance(evaluator, TunableEvaluator):
-        path = run.folder.tuning(deployed.records[0].id).path
-        if (path / PLAN_NAME).is_file() and not TuningFolder(path).base_file.is_file():
-            evaluator.write_base(deployed.plan, path)
 
 
 def foretell_rate_by_trials(

@@ -187,7 +187,7 @@ class RunFolder:
         or, before a search, by its other files."""
         if self.check().log_file.is_file():
             with TrialLog(self.log_file) as log:
-                if not self.is_planned or log.get_meta("space_data"):
+                if not self.is_planned or log.get_meta("space"):
                     state = read_state(log)
                     if state.sensitivities is None and not state.trials and self.is_planned:
                         state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])

@@ -22,7 +22,6 @@ from qra_search.app.finetune import (
     select_answer,
     select_tunings,
     tune_missing,
-    write_deployed_base,
 )
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_plan
@@ -198,7 +197,7 @@ class Run(AbstractContextManager["Run"]):
             seeds: tune every plan with so many, each on rows of its own.
             against: baselines to tune as well: the `best` uniform plan that fits, the plan `shuffled`, `all` uniform
                 plans that fit and that one, `none`, or a `ladder` from 1 to 4 bits, of any size without `memory`.
-            settings: values by dotted field that are other than the run's, such as `{"training.schedule": "cosine"}`.
+            settings: values by dotted field that are other than the run's, such as `{"training.warmup": 0.2}`.
             on_step: called with the id of a tuning, a step, counted from 1, and its figures by name.
             with_16_bit: tune adapters of the largest rank on the model in 16 bits as well, to see what bits cost.
             rates: to tune the plan at in full, of which that of lowest validation loss is kept for all else.
@@ -224,7 +223,6 @@ class Run(AbstractContextManager["Run"]):
                     evaluator = self.evaluator(listener, config)
                 comparison = tune_missing(evaluator, config, listener, tunings, on_step=on_step)
                 run = select_answer(run, comparison, listener, tolerance)
-                write_deployed_base(run, evaluator)
             except RunFailed:
                 if run.selected is not None:
                     listener.say(f"tuning {run.selected.id} stays selected")
@@ -287,7 +285,6 @@ class Run(AbstractContextManager["Run"]):
             exporter = plugins.load("exporters", name).with_options(given)
             if untuned:
                 return self._export_untuned(exporter, path)
-            self.write_base(found)
             return exporter.export(found.path, path, **self._loaded_objects)
 
     def _export_untuned(self, exporter: Any, path: Path) -> Any:
@@ -307,7 +304,6 @@ class Run(AbstractContextManager["Run"]):
             BadInput: the evaluator loads no tuned models, or there is no such tuning.
         """
         found = self._find_tuning(tuning)
-        self.write_base(found)
         with convert_to_bad_input():
             return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
 
@@ -339,7 +335,6 @@ class Run(AbstractContextManager["Run"]):
                 self.export("gguf", exported, tuning=found.id)
             with convert_to_bad_input():
                 return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
-        self.write_base(found)
         with convert_to_bad_input():
             generate = self._find_loader("generate")
             return generate(found.path, prompt, **self._loaded_objects, **options)
@@ -365,11 +360,6 @@ class Run(AbstractContextManager["Run"]):
     def _loaded_objects(self) -> dict[str, Any]:
         """The objects in memory that a tuned model is loaded with."""
         return {name: value for name, value in self._objects.items() if name in ("model", "tokenizer")}
-
-    def write_base(self, tuning: TuningFolder) -> None:
-        """Write the quantized base of a tuning, if it was saved without it."""
-        if not tuning.base_file.is_file() and (record := tuning.record()) is not None:
-            check_can_tune(self.evaluator(), self.config).write_base(record.plan, tuning.path)
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""

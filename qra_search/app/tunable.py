@@ -74,8 +74,8 @@ class TunableEvaluator(Evaluator):
     def estimate_search_cost(self) -> Mapping[str, Any]:
         """What a run will take; `--dry-run` prints it.
 
-        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`, `disk_bytes`; and
-        `phases`: of each phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
+        Any of `setup_seconds`, `sensitivities_seconds`, `evaluation_seconds`, `tuning_seconds`; and `phases`: of each
+        phase of a run by name, `{"device": bytes, "host": bytes}` at its peak.
         """
 
     @abstractmethod
@@ -98,7 +98,6 @@ class TunableEvaluator(Evaluator):
         seed: int = 0,
         steps: int | None = None,
         folder: Path | None = None,
-        save_base: bool = True,
         on_step: Callable[[int, StepFigures], None] | None = None,
         progress: Progress | None = None,
     ) -> TuningRecord:
@@ -110,8 +109,7 @@ class TunableEvaluator(Evaluator):
             plan: of `space`, or of its `unquantized`.
             steps: of the optimizer; None: as the settings say.
             folder: of this tuning alone (`qra_search.app.tuning_folder`): for its curve, the checkpoint that it is
-                resumed from, its adapter; None: nothing is written.
-            save_base: save the quantized base of the adapter as well, and check that both load back.
+                resumed from, its adapter and quantized base; None: nothing is written.
             on_step: called with each step, counted from 1, and its figures.
 
         Raises:
@@ -152,7 +150,7 @@ class TunableEvaluator(Evaluator):
 
     @abstractmethod
     def write_base(self, plan: Plan, folder: Path) -> None:
-        """Write the quantized base of a tuning that was saved without it; in an empty folder, of the plan untuned."""
+        """Write the quantized base of an untuned plan, and its `plan.json`."""
 
 
 def count_rows(evaluator: Evaluator) -> Mapping[str, RowCount]:

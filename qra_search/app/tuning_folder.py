@@ -33,7 +33,6 @@ class TuningFolder:
         self.id = self.path.name
         self.record_file = self.path / "record.json"
         self.adapter = self.path / ADAPTER_FOLDER
-        self.base_file = self.path / BASE_FILE
 
     def record(self) -> TuningRecord | None:
         """The record, None if the tuning has not finished; raises BadInput if the file is damaged."""

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from operator import methodcaller
-from queue import LifoQueue
 from typing import Any
 
-from qra_search.errors import BadInput, EvaluationFailed, convert_to_bad_input, describe, describe_failure
+from qra_search.errors import EvaluationFailed, RunFailed, describe, describe_failure
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
 
@@ -25,12 +24,8 @@ class WorkerDied(RuntimeError):
     """Two workers ended during the same evaluation: the trial has failed."""
 
 
-class WorkerUnusable(RuntimeError):
+class WorkerUnusable(RunFailed):
     """No worker can evaluate anything: the study stops, and the trial stays open until it is resumed."""
-
-
-class InputUnusable(WorkerUnusable, BadInput):
-    """No worker can build the evaluator, because of what the user gave."""
 
 
 class Executor(ABC):
@@ -81,13 +76,10 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
         self.factory = factory
         self.slots = slots
         self._threads = ThreadPoolExecutor(slots, "qra-worker")
-        self._is_closed = False
-        self._lock = threading.Lock()
+        self._slot_of_thread: dict[int, int] = {}
         self._workers: dict[int, Any] = {}
-        # The slot that was freed last is taken first, so that no worker is started while another is idle.
-        self._free: LifoQueue[int] = LifoQueue()
-        for slot in reversed(range(slots)):
-            self._free.put(slot)
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     @abstractmethod
     def start_worker(self, slot: int) -> Any:
@@ -118,35 +110,30 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
         self.shutdown()
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        slot = self._free.get()
-        try:
-            for _ in range(ATTEMPTS):
-                try:
-                    worker = self._workers.get(slot) or self._start(slot)
-                    return worker.call(call_evaluator, function, *args)
-                except WorkerDied as error:
-                    died = error
-                    self._drop(slot)
-            raise WorkerDied(f"{died}, as did its replacement")
-        finally:
-            self._free.put(slot)
+        """Every thread of the pool has one worker, and the pool starts no thread while another is idle."""
+        with self._lock:
+            slot = self._slot_of_thread.setdefault(threading.get_ident(), len(self._slot_of_thread))
+        for _ in range(ATTEMPTS):
+            try:
+                worker = self._workers.get(slot) or self._start(slot)
+                return worker.call(call_evaluator, function, *args)
+            except WorkerDied as error:
+                died = error
+                self._drop(slot)
+        raise WorkerDied(f"{died}, as did its replacement")
 
     def _start(self, slot: int) -> Any:
-        """A worker with its evaluator."""
         try:
             with self._lock:
                 self._check_open()
                 worker = self._workers[slot] = self.start_worker(slot)
             worker.call(build_evaluator, self.factory)
-        except WorkerUnusable:
+        except Exception as error:  # the worker cannot be started, the factory cannot be pickled, or fails
             self._drop(slot)
-            raise
-        except WorkerDied as error:
-            self._drop(slot)
-            raise WorkerUnusable(f"{error} while building the evaluator: try fewer workers") from error
-        except Exception as error:  # it cannot be started, or the factory cannot be pickled
-            self._drop(slot)
-            raise WorkerUnusable(f"no worker can be started ({type(error).__name__}: {error})") from error
+            if isinstance(error, WorkerUnusable):
+                raise
+            reason = error if isinstance(error, WorkerDied) else f"{type(error).__name__}: {error}"
+            raise WorkerUnusable(f"no worker can be started ({reason}): try fewer workers") from error
         return worker
 
     def _drop(self, slot: int) -> None:
@@ -186,12 +173,9 @@ _evaluators: list[Evaluator] = []
 def build_evaluator(factory: Factory) -> None:
     """In a worker: build its evaluator; raises WorkerUnusable if it cannot be built."""
     try:
-        with convert_to_bad_input():
-            _evaluators[:] = [factory()]
-    except BadInput as error:
-        raise InputUnusable(f"the evaluator cannot be built: {describe(error)}") from None
+        _evaluators[:] = [factory()]
     except (Exception, SystemExit) as error:
-        raise WorkerUnusable(f"the evaluator cannot be built: {describe_failure(error)}") from None
+        raise WorkerUnusable(f"the evaluator cannot be built: {describe(error)}") from None
 
 
 def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:
@@ -206,7 +190,6 @@ def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
-    """The checked evaluation of a proposal."""
     evaluation = evaluator.evaluate(proposal.plan, fidelity=proposal.fidelity, seed=proposal.seed)
     return check_evaluation(evaluation, evaluator.space, proposal.plan)
 

@@ -1,15 +1,13 @@
 """The journal: every proposal and what became of it, in one file of JSON lines; the only state of a search.
 
-{"format":"qra-log/4","header":{"space":...,"evaluator":...}}   begins a journal
+{"format":"qra-log/5","header":{"space":...,"evaluator":...}}   begins a journal
 {"header":{"sensitivities":...}}                                further entries
-{"writer":"process 123 on ..."}                                 who writes from here on
 {"trials":[{"id":5,"proposal":{...}},{"id":6,...}]}             proposals of a batch, in the journal all or none
 {"trials":[{"id":5,"proposal":{...},"status":"done",...}]}      a result, with its proposal again
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import sys
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pydantic.dataclasses
 from pydantic_core import from_json, to_json
@@ -33,6 +31,7 @@ from qra_search.errors import (
     TornLine,
     describe_os_error,
     describe_problem,
+    shorten,
 )
 from qra_search.files import sync_to_disk
 from qra_search.schemas import (
@@ -48,13 +47,13 @@ from qra_search.schemas import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-FORMAT = "qra-log/4"
+FORMAT: Final = "qra-log/5"
+BEGIN = b'{"format":"'
 MEMORY = ":memory:"
 LOCK_SECONDS = 0.2
 """Wait for a lock: a process that asks whether it is free holds it for an instant."""
 MAX_REASON = 4000
 """Characters of the reason of a failed trial."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LogError(BadInput):
@@ -64,11 +63,10 @@ class LogError(BadInput):
 
 @pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
 class Line(Schema):
-    """One line of a journal; each has one of these, the first one `format` and `header`."""
+    """One line of a journal; each has one of these, the first one `format`, and perhaps `header`."""
 
-    format: str | None = None
+    format: Literal["qra-log/5"] | None = None
     header: dict[str, Any] | None = None
-    writer: str | None = None
     trials: tuple[Trial, ...] = ()
 
     def encode(self) -> bytes:
@@ -82,37 +80,33 @@ class JournalContents:
     Attributes:
         header: entries by name; the last value of each.
         trials: by number.
-        writer: the process that wrote last, in words.
         end: bytes up to the end of the last whole line; what follows was being written when its process died.
     """
 
     header: dict[str, Any] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
-    writer: str = "another process"
     end: int = 0
 
     def add(self, line: Line) -> None:
         """Add what a line says; raises ValueError if it contradicts those before it."""
         if line == Line():
             raise ValueError("it says nothing")
-        if line.format is not None and self.end:
-            raise ValueError("a second journal starts here: write each to its own file")
+        if (line.format is None) != bool(self.end):
+            raise ValueError("a journal has its format in its first line and in no other")
         self.header.update(line.header or {})
-        self.writer = line.writer or self.writer
         for trial in line.trials:
-            self._add_trial(trial)
-
-    def _add_trial(self, trial: Trial) -> None:
-        if trial.status == "running":
-            if trial.id != len(self.trials):
-                raise ValueError(f"trial {trial.id} is proposed, the next one is {len(self.trials)}")
-            self.trials.append(trial)
-            return
-        if trial.id >= len(self.trials) or self.trials[trial.id].proposal != trial.proposal:
-            raise ValueError(f"it has the result of trial {trial.id}, which was not proposed so")
-        if self.trials[trial.id].status != "running":
-            raise ValueError(f"trial {trial.id} has a result already")
-        self.trials[trial.id] = trial
+            count = len(self.trials)
+            if trial.status == "running":
+                if trial.id != count:
+                    raise ValueError(f"trial {trial.id} is proposed, the next one is {count}")
+                self.trials.append(trial)
+                continue
+            known = self.trials[trial.id] if trial.id < count else None
+            if known is None or known.proposal != trial.proposal:
+                raise ValueError(f"it has the result of trial {trial.id}, which was not proposed so")
+            if known.status != "running":
+                raise ValueError(f"trial {trial.id} has a result already")
+            self.trials[trial.id] = trial
 
 
 def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
@@ -121,36 +115,22 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
     Raises LogError, which names the line, if any other is not as it was written, or the version is another.
     """
     contents = JournalContents()
-    for number, raw in enumerate(content.split(b"\n")[:-1], start=1):
+    *lines, torn = content.split(b"\n")
+    for number, raw in enumerate(lines, start=1):
         try:
-            if number == 1:
-                _check_format(raw, name)
             contents.add(Line.from_json(raw))
-        except LogError:
-            raise
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
-                f"{name}, line {number} is damaged ({describe_problem(error)}): restore the file from a copy"
+                f"{name}, line {number} is damaged, or not of {FORMAT!r} ({describe_problem(error)}): "
+                "restore the file from a copy, or use another folder"
             ) from None
         contents.end += len(raw) + 1
-    begin = b'{"format":"'
-    if not contents.end and not (content.startswith(begin) or begin.startswith(content)):
+    if not lines and not BEGIN.startswith(torn[: len(BEGIN)]):
         raise LogError(f"{name} is not the journal of a search")
     return contents
 
 
-def _check_format(first: bytes, name: str) -> None:
-    """Raises LogError, or ValueError if the first line of a journal is no JSON."""
-    data = from_json(first)
-    found = data.get("format") if isinstance(data, dict) else None
-    if found is None:
-        raise LogError(f"{name} is not the journal of a search: its first line has no format")
-    if found != FORMAT:
-        raise LogError(f"{name} has journal format {found!r}, {FORMAT!r} is read: use another folder")
-
-
 def round_trip(value: Any) -> Any:
-    """Plain data as it will be read back: tuples as lists, keys as text."""
     return from_json(to_json(value, inf_nan_mode="strings"))
 
 
@@ -209,11 +189,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         known = self._contents.header
         new = round_trip({**identity, **(entries or {})})
         for key in identity:
-            if known and key not in known and len(self):
-                self.close()
-                raise LogError(
-                    f"{self.path} has trials, and its header has no {key}, so it is damaged: restore it from a copy"
-                )
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()
                 raise LogError(
@@ -222,11 +197,10 @@ class TrialLog(AbstractContextManager["TrialLog"]):
                 )
         new = {key: value for key, value in new.items() if known.get(key) != value}
         if new:
-            self._write(Line(None if self._contents.end else FORMAT, new))
+            self._write(Line(header=new))
             known.update(new)
 
     def propose(self, proposal: Proposal) -> Trial:
-        """Record a proposal before it is run."""
         return self.propose_all([proposal])[0]
 
     def propose_all(self, proposals: Sequence[Proposal]) -> list[Trial]:
@@ -241,11 +215,9 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         return trials
 
     def finish(self, trial_id: int, evaluation: Evaluation) -> Trial:
-        """Record the result of a running trial."""
         return self._end(trial_id, "done", evaluation, "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
-        """Record that a running trial failed, and why."""
         return self._end(trial_id, "failed", None, to_printable(reason))
 
     def _end(self, trial_id: int, status: Status, evaluation: Evaluation | None, reason: str) -> Trial:
@@ -296,67 +268,49 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             self._lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 20)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._contents = self._load()
-            self._drop_torn_line()
+            if os.fstat(self._file).st_size > self._contents.end:
+                os.ftruncate(self._file, self._contents.end)
+                warnings.warn(
+                    f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
+                    TornLine,
+                    stacklevel=3,
+                )
         except Timeout:
             raise LogError(
-                f"{self.path} is being written by {self._load().writer}: wait for it or end it"
+                f"{self.path} is being written by another process: wait for it or end it"
             ) from None
         except OSError as error:
             self.close()
-            advice = (
-                "make room on its disk" if error.errno in DISK_FULL else "give an output folder that can be"
-            )
-            raise LogError(f"{self.path} cannot be written ({describe_os_error(error)}): {advice}") from None
+            raise LogError(
+                f"{self.path} cannot be written ({describe_os_error(error)}): give another output folder"
+            ) from None
         except BaseException:
             self.close()
             raise
 
-    def _drop_torn_line(self) -> None:
-        """Cut off what a killed writer had begun, and say so."""
-        if os.fstat(self._file).st_size > self._contents.end:
-            os.ftruncate(self._file, self._contents.end)
-            warnings.warn(
-                f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
-                TornLine,
-                stacklevel=4,
-            )
-
     def _write(self, line: Line) -> None:
-        """Append a line, and whatever must stand before it, with one call; wait until it is on disk."""
+        """Append a line with one call, and wait until it is on disk."""
         if self._is_in_memory:
             return
-        contents = self._contents
-        writer = describe_process(os.getpid())
-        lines = [line]
-        if not contents.end and line.format is None:
-            lines.insert(0, Line(FORMAT))
-        if contents.writer != writer:
-            lines.insert(0 if contents.end else 1, Line(writer=writer))
-        data = b"".join(line.encode() for line in lines)
+        end = self._contents.end
+        data = (line if end else replace(line, format=FORMAT)).encode()
         try:
-            self._append(data)
-            if not contents.end and hasattr(os, "O_DIRECTORY"):  # else a power cut may lose the file
+            if os.fstat(self._file).st_nlink == 0:
+                raise OSError("the file was removed")
+            os.ftruncate(self._file, end)  # of what a write that failed had begun
+            written = os.pwrite(self._file, data, end)
+            if written < len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
+            os.fsync(self._file)
+            if not end:  # else a power cut may lose the file
                 sync_to_disk(Path(self.path).parent)
         except OSError as error:
-            with suppress(OSError):  # else the next append does it
-                os.ftruncate(self._file, contents.end)
-            advice = "make room on its disk and resume" if error.errno in DISK_FULL else "resume"
+            with suppress(OSError):  # else the next write does it
+                os.ftruncate(self._file, end)
             raise RunFailed(
-                f"{self.path} cannot be written ({describe_os_error(error)}): {advice} with the same log"
+                f"{self.path} cannot be written ({describe_os_error(error)}): mend that, and resume with the same log"
             ) from None
-        contents.end += len(data)
-        contents.writer = writer
-
-    def _append(self, data: bytes) -> None:
-        status = os.fstat(self._file)
-        if status.st_nlink == 0:
-            raise OSError("the file was removed")
-        if status.st_size != self._contents.end:  # what a write that failed had begun
-            os.ftruncate(self._file, self._contents.end)
-        os.lseek(self._file, self._contents.end, os.SEEK_SET)
-        if (written := os.write(self._file, data)) < len(data):
-            raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
-        os.fsync(self._file)
+        self._contents.end += len(data)
 
 
 @cache
@@ -372,4 +326,4 @@ def _describe_difference(known: Any, value: Any) -> str:
         for key in sorted(set(known) | set(value)):
             if known.get(key) != value.get(key):
                 return f"{key} = {_describe_difference(known.get(key), value.get(key))}"
-    return f"{known!r}, but now it is {value!r}"
+    return f"{shorten(known)}, but now it is {shorten(value)}"

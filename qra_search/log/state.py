@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from qra_search.errors import describe
 from qra_search.log.journal import LogError, TrialLog
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.memory import MemoryModel
-from qra_search.space.serialization import check_sensitivities, space_from_dict
+from qra_search.space.serialization import check_sensitivities
 from qra_search.space.space import SearchSpace
 
 DEFAULT_SWEEP = 9
@@ -24,9 +23,7 @@ class StudyState:
     """What a strategy knows of the study.
 
     Attributes:
-        space: what is searched.
         trials: the log so far, running trials included.
-        sensitivities: of the groups, or None.
         memory_budgets: bytes that plans are wanted for, ascending; empty: the whole front is wanted.
         seed: seed of the study; take randomness only from `rng`.
         evaluations: what the whole study may spend, in full evaluations.
@@ -45,7 +42,6 @@ class StudyState:
 
     @property
     def memory(self) -> MemoryModel:
-        """Exact bytes of any plan."""
         return self.space.memory
 
     @property
@@ -89,11 +85,6 @@ class StudyState:
         """Generator of the proposal number `len(trials) + offset`; the only source of randomness."""
         return np.random.default_rng([self.seed, len(self.trials) + offset])
 
-    def next_seed(self, plan: Plan) -> int:
-        """Seed for one more evaluation of a plan: new for every replicate, the study's own for the first."""
-        used = {t.seed for t in self.trials if t.plan == plan and t.fidelity >= 1.0}
-        return next(seed for seed in count(self.seed) if seed not in used)
-
 
 def read_state(log: TrialLog) -> StudyState:
     """The state of the study that wrote a journal, without its evaluator.
@@ -101,19 +92,17 @@ def read_state(log: TrialLog) -> StudyState:
     Raises LogError if no search has begun in it, or it holds what no study writes, such as plans that its space does
     not allow.
     """
-    if log.get_meta("space_data") is None:
+    if log.get_meta("space") is None:
         raise LogError(f"{log.path} holds no search space: no search has begun in it")
     try:
-        space = space_from_dict(log.get_meta("space_data"))
+        space = SearchSpace.from_dict(log.get_meta("space"))
         data = log.get_meta("sensitivities")
         sensitivities = check_sensitivities(space, Sensitivities.from_dict(data)) if data else None
         for trial in log:
-            if not space.contains(trial.plan):
-                raise ValueError(f"the plan of trial {trial.id} does not belong to its search space")
-            size = space.memory_bytes(trial.plan)
+            size = space.memory_bytes(trial.plan)  # ValueError for a plan of another space
             if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
                 raise ValueError(
-                    f"trial {trial.id} records {trial.evaluation.memory_bytes} bytes, its plan takes {size}"
+                    f"trial {trial.id} has {trial.evaluation.memory_bytes} bytes, its plan {size}"
                 )
         return StudyState(
             space,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from pydantic import ByteSize
 
 from qra_search.errors import BadInput
-from qra_search.schemas import LevelName, check_name, format_level
+from qra_search.schemas import LevelName, check_name, format_level, make_adapter
 
 GROUP_SIZE = 64
 METADATA_BITS = 32
@@ -41,6 +41,16 @@ class GroupwiseFormat:
         return math.ceil(
             (out_features * in_features * self.bits + out_features * groups * self.metadata_bits) / 8
         )
+
+
+@dataclass(frozen=True)
+class TabulatedFormat:
+    """Bytes of a weight by its shape, as they were counted when a space was recorded."""
+
+    sizes: Mapping[tuple[int, int], int]
+
+    def bytes(self, out_features: int, in_features: int) -> int:
+        return self.sizes[out_features, in_features]
 
 
 def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
@@ -89,14 +99,12 @@ class MemoryModel:
 
     @cached_property
     def minimum(self) -> int:
-        """Bytes of the smallest plan."""
         return int(
             np.where(self.allowed, self.choice_bytes, np.iinfo(np.int64).max).min((1, 2)).sum() + self.fixed
         )
 
     @cached_property
     def maximum(self) -> int:
-        """Bytes of the largest plan."""
         return int(np.where(self.allowed, self.choice_bytes, -1).max((1, 2)).sum() + self.fixed)
 
     def check_budget(self, budget: int) -> int:
@@ -108,34 +116,22 @@ class MemoryModel:
 
 MOST_BYTES = 2**63
 """Sums of bytes are 64-bit integers."""
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-NUMBER = r"([0-9]{1,18}(?:\.[0-9]*)?|\.[0-9]+)"
-SIZE = re.compile(rf"\s*{NUMBER}\s*({'|'.join(_UNITS)})?\s*", re.IGNORECASE | re.ASCII)
+NUMBER = r"([0-9]{0,18}\.?[0-9]{1,18})"
+SIZE = re.compile(rf"\s*{NUMBER}\s*([kmg]?i?b)?\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_bytes(text: str | int | float) -> int:
     """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`; raises BadInput if it is no size."""
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        value, unit = float(min(text, MOST_BYTES)), "b"  # an int may be above every float
-    else:
-        match = SIZE.fullmatch(str(text))
-        if match is None:
-            raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB")
-        value = float(match.group(1))
-        unit = (match.group(2) or "b").lower()
-    if not math.isfinite(value) or value <= 0:
-        raise BadInput(f"a size in bytes must be positive, got {text!r}")
-    if (size := value * _UNITS[unit]) >= MOST_BYTES:
-        raise BadInput(f"{text!r} is too large: a size must be below 2^63 bytes")
-    return int(size)
+    match = SIZE.fullmatch(str(text))
+    size = int(make_adapter(ByteSize).validate_python(match.group())) if match else 0
+    if not 0 < size < MOST_BYTES:
+        raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB")
+    return size
 
 
 def format_bytes(count: int | float) -> str:
     """A size as people read it: `108.0 MiB`."""
     return ByteSize(count).human_readable(separator=" ")
-
-
-BITS_WANTED = "bits are numbers or Levels in a list, such as bits=(2, 3, 4, 8)"
 
 
 @dataclass(frozen=True)
@@ -173,42 +169,12 @@ class Level:
         return f"{words} ({self.width} bits{f', {self.backend}' if self.backend else ''})"
 
 
-def read_name(text: str) -> LevelName:
-    """The name of a level as written on a command line, where a number stays one; else ValueError."""
-    text = text.strip()
-    name: LevelName = int(text) if text.isdecimal() and text.isascii() else text
-    check_name(name)
-    return name
-
-
-def make_levels(
-    bits: Iterable[int | Level], formats: Mapping[int, StorageFormat] | None = None
-) -> tuple[Level, ...]:
-    """The levels that numbers and levels stand for, by width, then as given; raises TypeError or ValueError if none.
-
-    Args:
-        formats: of those given as numbers; None for the default of all.
-    """
-    own = formats or {}
-    given = check_list(bits, (int, np.integer, Level), BITS_WANTED)
-    lacking = [b for b in given if not isinstance(b, Level) and own and b not in (*own, UNQUANTIZED_BITS)]
-    if lacking:
-        raise ValueError(f"no storage format for {lacking[0]} bits: formats has {sorted(own)}")
-    levels = [
-        value if isinstance(value, Level) else Level(int(value), int(value), format=own.get(value))  # type: ignore[arg-type]
-        for value in given
-    ]
+def make_levels(bits: Iterable[int | Level]) -> tuple[Level, ...]:
+    """The levels that numbers and levels stand for, by width, then as given; ValueError if there are none or equal
+    ones."""
+    levels = [value if isinstance(value, Level) else Level(int(value), int(value)) for value in bits]
     levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"bits must be one or more distinct levels, got {tuple(names)}")
     return tuple(levels)
-
-
-def check_list(values: Any, kinds: tuple[type, ...], wanted: str) -> list[Any]:
-    """The values of a list; raises TypeError, which begins with `wanted`, if it is none or has other kinds in it."""
-    is_list = isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Set))
-    found = list(values) if is_list else []
-    if not is_list or any(isinstance(value, bool) or not isinstance(value, kinds) for value in found):
-        raise TypeError(f"{wanted}, got {values!r}")
-    return found

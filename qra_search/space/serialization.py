@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,62 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from qra_search.errors import BadInput, convert_to_bad_input, describe, shorten
 from qra_search.files import read_json, write_json
-from qra_search.schemas import CONFIG, Group, LevelName, Parameter, Plan, Schema, Sensitivities, make_adapter
-from qra_search.space.memory import Level
+from qra_search.schemas import CONFIG, LevelName, Plan, Schema, Sensitivities, make_adapter
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
 PLAN_NAME = "plan.json"
 SENSITIVITIES_FORMAT = "qra-sensitivities/1"
-
-
-@dataclasses.dataclass(frozen=True)
-class TabulatedFormat:
-    """Bytes of a weight by its shape, as they were counted when the space was recorded."""
-
-    sizes: Mapping[tuple[int, int], int]
-
-    def bytes(self, out_features: int, in_features: int) -> int:
-        return self.sizes[out_features, in_features]
-
-
-def space_to_dict(space: SearchSpace) -> dict[str, Any]:
-    """A space as plain data, with the bytes of every shape at every level in place of its formats."""
-    shapes = sorted({(m.out_features, m.in_features) for g in space.groups for m in g.linears})
-    named = {
-        v.name: {"width": v.width, "backend": v.backend} for v in space.levels if isinstance(v.name, str)
-    }
-    return {
-        "groups": [make_adapter(Group).dump_python(group, exclude_defaults=True) for group in space.groups],
-        "bits": list(space.bits),
-        "ranks": list(space.ranks),
-        "fixed_bytes": space.fixed_bytes,
-        "adapter_bits": space.adapter_bits,
-        "shapes": [list(shape) for shape in shapes],
-        **({"levels": named} if named else {}),
-        "bytes": {str(v.name): [int(v.format.bytes(*shape)) for shape in shapes] for v in space.levels},
-        **({"extra": {n: p.to_dict() for n, p in space.extra.items()}} if space.extra else {}),
-    }
-
-
-def space_from_dict(data: Mapping[str, Any]) -> SearchSpace:
-    """The inverse of `space_to_dict`: a space of equal signature."""
-    shapes = [tuple(shape) for shape in data["shapes"]]
-
-    def level(name: LevelName) -> Level:
-        more = {"width": name} if isinstance(name, int) else data["levels"][name]
-        return Level(
-            name, **more, format=TabulatedFormat(dict(zip(shapes, data["bytes"][str(name)], strict=True)))
-        )
-
-    return SearchSpace(
-        groups=[Group(**group) for group in data["groups"]],
-        bits=[level(name) for name in data["bits"]],
-        ranks=data["ranks"],
-        fixed_bytes=data["fixed_bytes"],
-        adapter_bits=data["adapter_bits"],
-        extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
-    )
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -105,14 +53,8 @@ def plan_to_dict(space: SearchSpace, plan: Plan) -> dict[str, Any]:
 
 def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
     """Bits and rank by group, of a plan as plain data; raises ValueError if it has another form."""
-    if not isinstance(data, Mapping):
-        raise ValueError(f"the plan is {shorten(data)}, a mapping with its groups is needed")
     groups = make_adapter(list[PlannedGroup]).validate_python(data.get("groups"))
-    chosen = {group.name: (group.bits, group.rank) for group in groups}
-    if len(chosen) < len(groups):
-        twice = next(name for name, count in Counter(g.name for g in groups).items() if count > 1)
-        raise ValueError(f"the plan has the group {twice} twice: leave one out")
-    return chosen
+    return {group.name: (group.bits, group.rank) for group in groups}
 
 
 def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
@@ -161,7 +103,7 @@ def write_sensitivities(
 ) -> None:
     """Write sensitivities with their space and what `Evaluator.describe` returned."""
     content = {"evaluator": dict(evaluator), "sensitivities": sensitivities.to_dict()}
-    write_json(file, {"format": SENSITIVITIES_FORMAT, **content, "space": space_to_dict(space)}, durable=True)
+    write_json(file, {"format": SENSITIVITIES_FORMAT, **content, "space": space.to_dict()}, durable=True)
 
 
 def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str, Any]]:
@@ -173,7 +115,7 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
     if not isinstance(data, dict) or data.get("format") != SENSITIVITIES_FORMAT:
         raise BadInput(f"{file} holds no {SENSITIVITIES_FORMAT!r}: plan again in another folder")
     try:
-        space = space_from_dict(data["space"])
+        space = SearchSpace.from_dict(data["space"])
         sensitivities = Sensitivities.from_dict(data["sensitivities"])
         evaluator = dict(data["evaluator"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:

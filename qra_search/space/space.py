@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from qra_search.errors import shorten, wrong_type
 from qra_search.plugins import describe_unknown
-from qra_search.schemas import Group, LevelName, Parameter, Plan
+from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
 from qra_search.space.memory import (
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
-    StorageFormat,
+    TabulatedFormat,
     adapter_bytes,
-    check_list,
     format_bytes,
     make_levels,
 )
@@ -38,27 +36,22 @@ class SearchSpace:
 
     Args:
         groups: at least one, with unique names.
-        bits: levels to choose from: bit-widths, or `Level` objects with formats of their own; 16 leaves a linear
-            unquantized.
+        bits: levels to choose from: bit-widths, group-wise with 32 bits of scale and zero for every 64 weights, or
+            `Level` objects with formats of their own; 16 leaves a linear unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
-        formats: bit-width to its `StorageFormat`, for bits given as numbers; default: group-wise with 32 bits of scale
-            and zero for every 64 weights.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         adapter_bits: bits of one stored adapter weight (bf16).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
             `{"learning_rate": Parameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it get
             the space without it.
 
-    Attributes:
-        levels: by width, then as given.
-        bits: their names.
-        ranks: in ascending order.
+    `levels` are by width, then as given, `bits` their names, `ranks` ascending.
 
     In arrays a plan is an int64 (2, G), its code: the indices of its choices in `bits`, then in `ranks`. `encode` and
     `decode` are the only way between the two. Extra parameters are further columns: a parameter's index, then 0.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or choices contradict each other.
+        ValueError: choices contradict each other.
     """
 
     def __init__(
@@ -67,27 +60,19 @@ class SearchSpace:
         groups: Iterable[Group],
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
-        formats: Mapping[int, StorageFormat] | None = None,
         fixed_bytes: int = 0,
         adapter_bits: int = 16,
         extra: Mapping[str, Parameter] | None = None,
     ):
         self.extra = dict(extra or {})
         self.groups = tuple(groups)
-        if not all(isinstance(group, Group) for group in self.groups):
-            raise TypeError(f"groups are a list of Group, got {shorten(groups)}")
-        self.levels = make_levels(bits, formats)
+        self.levels = make_levels(bits)
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
-        wanted = "ranks are whole numbers in a list, such as ranks=(4, 8, 16, 32)"
-        self.ranks = tuple(sorted(map(int, check_list(ranks, (int, np.integer), wanted))))
+        self.ranks = tuple(sorted(map(int, ranks)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes = int(fixed_bytes)
         self.adapter_bits = int(adapter_bits)
-        if self.fixed_bytes < 0 or self.adapter_bits < 1:
-            raise ValueError(
-                f"fixed_bytes must not be negative, and adapter_bits positive: got {fixed_bytes} and {adapter_bits}"
-            )
         for group in self.groups:
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
@@ -112,12 +97,10 @@ class SearchSpace:
 
     @property
     def weights(self) -> int:
-        """How many weights are searched."""
         return sum(group.weights for group in self.groups)
 
     @cached_property
     def widths(self) -> np.ndarray:
-        """int (B,): nominal bits of each level."""
         return np.array([level.width for level in self.levels])
 
     @cached_property
@@ -155,7 +138,6 @@ class SearchSpace:
         return float(self.widths[self.encode(plan)[0, self._uniform_groups]].mean())
 
     def mean_rank(self, plan: Plan) -> float:
-        """Rank of a plan's adapters, averaged over the same groups."""
         return sum(plan.ranks[i] for i in self._uniform_groups) / len(self._uniform_groups)
 
     @cached_property
@@ -177,12 +159,10 @@ class SearchSpace:
 
     @cached_property
     def unquantized(self) -> SearchSpace:
-        """The same groups, all left in 16 bits, with no adapters or those of the largest rank: what a plan is measured
-        beside, though it may be none of this space."""
+        """The same groups, all left in 16 bits, with no adapters or those of the largest rank."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
-        return self._copy(
-            groups=groups, bits=(UNQUANTIZED_BITS,), ranks=sorted({0, self.ranks[-1]}), extra={}
-        )
+        ranks = sorted({0, self.ranks[-1]})
+        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, extra={})
 
     def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
@@ -191,7 +171,7 @@ class SearchSpace:
     def encode(self, plan: Plan) -> np.ndarray:
         """int64 (2, G): the indices of a plan's bits and ranks.
 
-        Raises ValueError, which names the group, if the plan is not of this space, and BadInput if it is not a plan.
+        Raises ValueError, which names the group, if the plan is not of this space.
         """
         code: np.ndarray = self.encode_many([plan])[0]
         return code
@@ -209,8 +189,6 @@ class SearchSpace:
         """int64 (N, 2, G): the codes of several plans; raises as `encode` does."""
         plans = list(plans)
         for plan in plans:
-            if not isinstance(plan, Plan):
-                raise wrong_type("plan", plan, "a Plan is needed, such as candidate.plan")
             if len(plan.bits) != len(self.groups):
                 raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
         try:
@@ -238,24 +216,18 @@ class SearchSpace:
 
     @cached_property
     def without_extra(self) -> SearchSpace:
-        """The same space without its extra parameters; itself if it has none."""
         return self.with_extra({})
 
     def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
-        """The same space with these extra parameters in place of its own."""
         return self if extra == self.extra else self._copy(extra=extra)
 
     def _copy(self, **changes: Any) -> SearchSpace:
         names = ("groups", "ranks", "fixed_bytes", "adapter_bits", "extra")
-        return SearchSpace(
-            **{"bits": self.levels, **{name: getattr(self, name) for name in names}, **changes}
-        )
+        known = {name: getattr(self, name) for name in names}
+        return SearchSpace(**{"bits": self.levels, **known, **changes})
 
     def contains(self, plan: Plan) -> bool:
-        """Whether every choice of the plan is allowed."""
-        return (
-            isinstance(plan, Plan) and len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
-        )
+        return len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
 
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
@@ -265,12 +237,13 @@ class SearchSpace:
         level = self._find_level(bits)
         if level is None:
             return None
-        plan = Plan(
-            tuple(
-                self._widen_level(level, group) if group.is_embedding else level.name for group in self.groups
-            ),
-            tuple(min(group.ranks or self.ranks) if group.is_embedding else rank for group in self.groups),
-        )
+        choices = [
+            (self._widen_level(level, group), min(group.ranks or self.ranks))
+            if group.is_embedding
+            else (level.name, rank)
+            for group in self.groups
+        ]
+        plan = Plan(*zip(*choices, strict=True))
         return plan if self.contains(plan) else None
 
     def uniform_choice(self, plan: Plan) -> tuple[LevelName, int] | None:
@@ -285,16 +258,11 @@ class SearchSpace:
 
     def uniform_by_choice(self) -> dict[tuple[LevelName, int], Plan]:
         """Every uniform plan of the space by its level and rank, cheapest first."""
-        choices = [
-            ((b, r), p)
-            for b in self.bits
-            for r in self.uniform_ranks
-            if (p := self.uniform(b, r)) is not None
-        ]
-        return dict(sorted(choices, key=lambda choice: self.memory_bytes(choice[1])))
+        pairs = itertools.product(self.bits, self.uniform_ranks)
+        plans = {pair: plan for pair in pairs if (plan := self.uniform(*pair)) is not None}
+        return dict(sorted(plans.items(), key=lambda choice: self.memory_bytes(choice[1])))
 
     def uniform_plans(self, budget_bytes: int | None = None) -> list[Plan]:
-        """Every uniform plan of the space, or those that fit a budget, cheapest first."""
         plans = self.uniform_by_choice().values()
         return [plan for plan in plans if budget_bytes is None or self.memory_bytes(plan) <= budget_bytes]
 
@@ -304,25 +272,50 @@ class SearchSpace:
 
     @cached_property
     def signature(self) -> str:
-        """Hash of all that makes two spaces the same: groups, choices and bytes of every choice."""
-        content = {
+        """Hash of all that makes two spaces the same."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON, with the bytes of every shape at every level in place of its formats."""
+        shapes = sorted({(m.out_features, m.in_features) for g in self.groups for m in g.linears})
+        named = [level for level in self.levels if isinstance(level.name, str)]
+        return {
             "groups": [
-                (g.name, [(m.name, m.out_features, m.in_features) for m in g.linears]) for g in self.groups
+                make_adapter(Group).dump_python(group, exclude_defaults=True) for group in self.groups
             ],
             "bits": self.bits,
             "ranks": self.ranks,
-            "bits_allowed": self.bits_allowed.tolist(),
-            "ranks_allowed": self.ranks_allowed.tolist(),
-            "weight": self.memory.weight.tolist(),
-            "adapter": self.memory.adapter.tolist(),
-            "fixed": self.fixed_bytes,
-            **({"extra": {n: p.to_dict() for n, p in self.extra.items()}} if self.extra else {}),
+            "fixed_bytes": self.fixed_bytes,
+            "adapter_bits": self.adapter_bits,
+            "shapes": shapes,
+            "levels": {level.name: {"width": level.width, "backend": level.backend} for level in named},
+            "bytes": {
+                str(level.name): [int(level.format.bytes(*shape)) for shape in shapes]
+                for level in self.levels
+            },
+            "extra": {name: parameter.to_dict() for name, parameter in self.extra.items()},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """The inverse of `to_dict`: a space of equal signature."""
+        shapes = [tuple(shape) for shape in data["shapes"]]
+        levels = []
+        for name in data["bits"]:
+            known = data.get("levels", {}).get(name, {"width": name})
+            sizes = dict(zip(shapes, data["bytes"][str(name)], strict=True))
+            levels.append(Level(name, **known, format=TabulatedFormat(sizes)))
+        return cls(
+            groups=[Group(**group) for group in data["groups"]],
+            bits=levels,
+            ranks=data["ranks"],
+            fixed_bytes=data["fixed_bytes"],
+            adapter_bits=data["adapter_bits"],
+            extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
+        )
 
     @cached_property
     def _uniform_groups(self) -> list[int]:
-        """The groups that follow a uniform plan."""
         return [i for i, group in enumerate(self.groups) if not group.is_embedding]
 
     def _widen_level(self, level: Level, group: Group) -> LevelName:
@@ -335,26 +328,24 @@ class SearchSpace:
     def _find_indices(self, known: Sequence[Any], choices: Iterable[Sequence[Any]]) -> np.ndarray:
         """int64 (N, G): where N lists of choices lie among the known ones."""
         index = {choice: i for i, choice in enumerate(known)}
-        return np.fromiter(map(index.__getitem__, chain.from_iterable(choices)), np.int64).reshape(
-            -1, len(self)
-        )
+        places = map(index.__getitem__, itertools.chain.from_iterable(choices))
+        return np.fromiter(places, np.int64).reshape(-1, len(self))
 
     def _find_level(self, name: LevelName) -> Level | None:
-        same = [level for level in self.levels if level.name == name]
-        same = same or [level for level in self.levels if level.width == name]
+        """By its name, or else by its width; either may be given as a text."""
+        same = [level for level in self.levels if str(level.name) == str(name)]
+        same = same or [level for level in self.levels if f"{level.width:g}" == str(name)]
         if len(same) > 1:
             ways = ", ".join(str(level.name) for level in same)
             raise ValueError(f"several storage formats have {name} bits: choose one of {ways}")
         return same[0] if same else None
 
     def _explain_mismatch(self, plan: Plan) -> str:
-        for group, b, r in zip(self.groups, plan.bits, plan.ranks, strict=True):
-            for what, value, allowed in (
-                ("bits", b, group.bits or self.bits),
-                ("rank", r, group.ranks or self.ranks),
-            ):
-                if value not in allowed:
-                    return f"group {group.name!r}: {what} {value} is not one of {allowed}"
+        for group, *chosen in zip(self.groups, plan.bits, plan.ranks, strict=True):
+            allowed = (group.bits or self.bits, group.ranks or self.ranks)
+            for what, value, own in zip(("bits", "rank"), chosen, allowed, strict=True):
+                if value not in own:
+                    return f"group {group.name!r}: {what} {value} is not one of {own}"
         for name, number in plan.extra:
             if name not in self.extra:
                 return f"the plan has {name!r}, which is not searched in this space"

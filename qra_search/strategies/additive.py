@@ -29,12 +29,9 @@ class AdditiveStrategy(Strategy):
     name = "additive"
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        learn = len({t.plan for t in state.full}) >= LEARN_FROM
-        table = (
-            compute_posterior_table(state)
-            if learn
-            else build_additive_table(state.space, state.sensitivities)
-        )
+        table = build_additive_table(state.space, state.sensitivities)
+        if len({t.plan for t in state.full}) >= LEARN_FROM:
+            table = compute_posterior_table(state)
         return propose_optima(state, table, n, origin="additive")
 
 
@@ -55,7 +52,6 @@ def propose_optima(
 
 
 def _list_budgets(state: StudyState) -> Iterator[int]:
-    """Budgets to solve for, in order: see `AdditiveStrategy`."""
     yield from state.budgets
     low, high = state.memory.minimum, state.memory_limit
     if state.memory_budgets:

@@ -36,7 +36,6 @@ from qra_search.surrogates.posterior import (
     BLAS,
     average_observations,
     fit_table,
-    select_fitted_rows,
 )
 from qra_search.surrogates.table import TableFit
 
@@ -99,10 +98,7 @@ class QRAStrategy(Strategy):
             fit = fit_table(state, rows)
             if fit is None:
                 return average_replicates(state.full)
-            mean, std = rows.loss.copy(), np.full(len(rows), fit.spread)
-            fitted = select_fitted_rows(rows)
-            mean[fitted], std[fitted] = fit.predict_evaluated()
-        return Estimates(tuple(plans), mean, std)
+            return Estimates(tuple(plans), *fit.predict_evaluated())
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
@@ -125,8 +121,7 @@ class QRAStrategy(Strategy):
         worth = sum(knowledge_gradient(mean, change, n, size <= budget) for budget in budgets)
         for i in n + np.argsort(-np.asarray(worth), kind="stable"):
             plan = space.decode(codes[i])
-            deviation = float(np.sqrt(max(cov[i, i], 0.0)))
-            yield Proposal(plan, 1.0, state.seed, "table", float(mean[i]), deviation)
+            yield Proposal(plan, 1.0, state.seed, "table", float(mean[i]))
 
     def _fall_back(self, state: StudyState, asked: set[Plan], k: int) -> Proposal | None:
         """The allocation for the first budget in turn whose allocation is new, else a random plan, for the budget in

@@ -72,7 +72,6 @@ def propose_new(
 
 
 def sample_plan(state: StudyState, rng: np.random.Generator, budget: int) -> Plan:
-    """A random plan of at most `budget` bytes."""
     steps = AdjacentSteps(state.space)
     return state.space.decode(steps.repair(steps.sample(rng), budget, rng))
 

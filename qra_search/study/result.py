@@ -35,7 +35,6 @@ class EvaluatedPlan:
     Attributes:
         loss: posterior mean of the held-out loss, by the strategy's model if it has one.
         loss_std: its posterior deviation; nan if unknown.
-        memory_bytes: exact bytes.
         observed: mean of the observed losses; nan if there are none.
         evaluations: how many there are; 0 if its loss is only predicted.
     """
@@ -50,23 +49,17 @@ class EvaluatedPlan:
 
 @dataclass(frozen=True)
 class LossChange:
-    """A loss against another, as a share of it: -0.1 is 10% lower.
-
-    Attributes:
-        interval: at 95%; None if nothing tells it.
-    """
+    """A loss against another, as a share of it: -0.1 is 10% lower; its interval is at 95%, if something tells it."""
 
     share: float
     interval: tuple[float, float] | None = None
 
     @property
     def is_lower(self) -> bool:
-        """Whether the loss is lower than the other, be it by chance."""
         return self.share < 0
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the interval holds zero."""
         return self.interval is not None and self.interval[0] <= 0.0 <= self.interval[1]
 
 
@@ -98,7 +91,6 @@ class SearchResult(StudyState):
 
     Attributes:
         candidates: every plan evaluated at full fidelity, cheapest first.
-        strategy: its name.
         allocations: by budget, those already solved; `allocation` adds others.
     """
 
@@ -108,16 +100,13 @@ class SearchResult(StudyState):
 
     @classmethod
     def from_state(cls, state: StudyState, strategy: Strategy) -> SearchResult:
-        """The result of a study as it stands."""
         beliefs = strategy.estimate(state)
         observed = average_losses(state.full)
         count = Counter(trial.plan for trial in state.full)
-        candidates = [
-            EvaluatedPlan(
-                plan, float(mean), float(std), state.space.memory_bytes(plan), observed[plan], count[plan]
-            )
-            for plan, mean, std in zip(beliefs.plans, beliefs.mean, beliefs.std, strict=True)
-        ]
+        candidates = []
+        for plan, mean, std in zip(beliefs.plans, beliefs.mean.tolist(), beliefs.std.tolist(), strict=True):
+            size = state.space.memory_bytes(plan)
+            candidates.append(EvaluatedPlan(plan, mean, std, size, observed[plan], count[plan]))
         candidates.sort(key=lambda c: (c.memory_bytes, c.loss))
         known = {field.name: getattr(state, field.name) for field in fields(StudyState)}
         return cls(**known, candidates=tuple(candidates), strategy=strategy.name)
@@ -131,20 +120,12 @@ class SearchResult(StudyState):
 
     @property
     def uniform(self) -> list[EvaluatedPlan]:
-        """The uniform plans that were evaluated, cheapest first."""
         return [c for c in self.candidates if self.space.uniform_choice(c.plan) is not None]
 
     def best(self, memory_budget: int | str | None = None) -> EvaluatedPlan | None:
-        """The best plan: lowest posterior mean of the loss within the budget; None if nothing that fits was
-        evaluated. The allocated plan, if it was not evaluated, takes its place where it is predicted to be better by
-        more than may be chance.
-
-        Args:
-            memory_budget: bytes, or a text such as `search` takes: `108MiB`, `3.5bpw`, `75%`, `uniform3r8`. Default:
-                the largest budget of the search.
-
-        Raises:
-            BudgetTooSmall: no plan of the space fits.
+        """The best plan within a budget, such as `search` takes (default: the largest), by the posterior mean of the
+        loss; None if nothing that fits was evaluated. The allocated plan takes its place, though it was not evaluated,
+        where it is predicted to be better by more than may be chance. Raises BudgetTooSmall.
         """
         limit = self._resolve(memory_budget)
         fitting = [c for c in self.candidates if c.memory_bytes <= limit]
@@ -169,12 +150,11 @@ class SearchResult(StudyState):
     @property
     def comparisons(self) -> list[UniformComparison]:
         """The comparison at every budget, at the size of every plan of the front if the search had none."""
-        if not self.memory_budgets:
-            return [
-                UniformComparison(c.memory_bytes, c, self.find_best_uniform(c.memory_bytes))
-                for c in self.front
-            ]
-        return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
+        if self.memory_budgets:
+            return [c for b in self.memory_budgets if (c := self.comparison(b)) is not None]
+        sizes = [c.memory_bytes for c in self.front]
+        best = map(self.find_best_uniform, sizes)
+        return list(map(UniformComparison, sizes, self.front, best))
 
     def allocation(self, memory_budget: int | str | None = None) -> Allocation | None:
         """The allocation within a budget (default: the largest, or else that of the space's largest plan); None without
@@ -203,7 +183,6 @@ class SearchResult(StudyState):
 
     @property
     def _failed_plans(self) -> set[Plan]:
-        """Plans that could not be evaluated: none of them is chosen."""
         return {trial.plan for trial in self.failures()}
 
     @property
@@ -212,14 +191,12 @@ class SearchResult(StudyState):
         return [t for t in self.trials if t.status != "running"]
 
     def failures(self) -> list[Trial]:
-        """Trials that failed, with their reasons."""
         return [t for t in self.trials if t.status == "failed"]
 
     def __repr__(self) -> str:
         return f"SearchResult({len(self.trials)} trials by {self.strategy}, front of {len(self.front)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON: settings, front, candidates, and the comparison at every budget."""
         return {
             "strategy": self.strategy,
             "seed": self.seed,
@@ -257,7 +234,6 @@ class SearchResult(StudyState):
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
     def _resolve(self, memory_budget: int | str | None) -> int:
-        """Bytes of a budget; those of the largest without one."""
         return self.memory_limit if memory_budget is None else resolve_budget(self.space, memory_budget)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import BadInput, EvaluationFailed, RunFailed, describe_failure, shorten, wrong_type
+from qra_search.errors import RunFailed, describe_failure, shorten, wrong_type
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
@@ -17,7 +19,7 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
-from qra_search.space.serialization import check_sensitivities, space_to_dict
+from qra_search.space.serialization import check_sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
@@ -40,9 +42,6 @@ class Callback:
 
     def on_result(self, study: Study, trial: Trial) -> None:
         """Called after each trial, failed ones too."""
-
-    def on_end(self, study: Study) -> None:
-        """Called when the search ends."""
 
 
 class Listener(Callback, AbstractContextManager[Any]):
@@ -67,15 +66,12 @@ class Study:
     """One search: an evaluator, a strategy, a trial log, and what may be spent.
 
     Args:
-        evaluator: measures plans.
         strategy: name of an installed strategy, or a `Strategy`.
-        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`);
-            each is held against the type that the strategy declares.
+        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`).
         evaluations: search budget, in full evaluations.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
         log: path of the trial log, or a `TrialLog`; an existing one is resumed. Default: nothing is kept.
-        callbacks: called with every event.
         executor: where evaluations run; default: in this process, one after the other. It stays the caller's to
             shut down.
         batch: None: a free worker gets the next proposal at once. A number: so many proposals at a time, all
@@ -86,9 +82,7 @@ class Study:
             do.
 
     Raises:
-        BadInput: an argument that cannot be used.
-        BudgetTooSmall: no plan fits a budget.
-        LogError: the log is of another search.
+        BadInput: an argument cannot be used, no plan fits a budget, or the log is of another search.
     """
 
     def __init__(
@@ -118,11 +112,8 @@ class Study:
         self.callbacks = tuple(callbacks)
         self.log = log if isinstance(log, TrialLog) else TrialLog(log)
         self.log.bind(
-            {
-                "space_data": space_to_dict(self.space),
-                "study": {"strategy": self.strategy.name, "evaluations": self.evaluations},
-            },
-            space=self.space.signature,
+            {"study": {"strategy": self.strategy.name, "evaluations": self.evaluations}},
+            space=self.space.to_dict(),
             evaluator=evaluator.describe(),
             budgets=list(self.memory_budgets),
             seed=self.seed,
@@ -132,11 +123,9 @@ class Study:
         self._given_sensitivities = sensitivities
         self._charged = charged
         self.stopping = False
-        self._asked: dict[int, Trial] = {}
 
     @property
     def state(self) -> StudyState:
-        """What the strategy sees now."""
         sensitivities = self.sensitivities
         charge = sensitivities.cost if self._charged and sensitivities is not None else 0.0
         return StudyState(
@@ -187,61 +176,23 @@ class Study:
                     raise StudyFailed(
                         f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
                     )
-            self._notify("on_end")
             return self.result()
         finally:
             for future in flying:
                 future.cancel()
             self.log.close()
 
-    def ask(self) -> Proposal | None:
-        """The next plan to evaluate, for those who evaluate by themselves; None once nothing is left to ask.
-
-        It is in the log as running until `tell`. Proposals without a result from before the log was closed come first.
-        """
-        self._measure_sensitivities()
-        waiting = [trial for trial in self.log.running_trials if trial.id not in self._asked]
-        if not waiting:
-            waiting = self.log.propose_all(self._propose_next(0, most=1))
-        if not waiting:
-            return None
-        self._asked[waiting[0].id] = waiting[0]
-        return waiting[0].proposal
-
-    def tell(self, proposal: Proposal, evaluation: Evaluation | EvaluationFailed) -> Trial:
-        """Record what came of a proposal that `ask` gave: its evaluation, or why it failed; else BadInput.
-
-        An evaluation with a loss or bytes that cannot be true counts as failed, as in `run`.
-        """
-        trial = next((t for t in self._asked.values() if t.proposal.key == proposal.key), None)
-        if trial is None:
-            raise BadInput(
-                "unknown or finished proposal: call tell() exactly once for each proposal from ask()"
-            )
-        del self._asked[trial.id]
-        return self._record(trial, evaluation)
-
-    def close(self) -> None:
-        """Let another process use the log; open proposals are asked again there."""
-        self._asked.clear()
-        self.log.close()
-
     def stop(self) -> None:
         """Begin nothing more; `run` returns once the running evaluations have ended."""
         self.stopping = True
 
     def result(self) -> SearchResult:
-        """What the log says now."""
         return SearchResult.from_state(self.state, self.strategy)
 
-    def _propose_next(self, flying: int, *, most: int | None = None) -> list[Proposal]:
-        """The next proposals, at most as many as are given or there are free slots beside those in flight."""
+    def _propose_next(self, flying: int) -> list[Proposal]:
         state = self.state
-        if most is not None:
-            room = most
-        elif self.batch is None:
-            room = self.executor.slots - flying
-        else:
+        room = self.executor.slots - flying
+        if self.batch is not None:
             room = 0 if flying else self.batch
         room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
@@ -315,7 +266,7 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
         if size > state.memory_limit:
             fault = f"a plan of {size} bytes, and state.memory_limit is {state.memory_limit}"
         elif proposal.key in known:
-            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, state.next_seed(plan)"
+            fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, or give another seed"
         elif proposal.fidelity not in state.fidelities:
             fault = f"fidelity {proposal.fidelity}, and state.fidelities are {state.fidelities}"
         if fault:
@@ -325,8 +276,27 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
 
 
 def check_evaluator(evaluator: Any) -> Evaluator:
-    """The evaluator itself, or BadInput if it is none."""
     if isinstance(evaluator, Evaluator):
         return evaluator
-    by_name = "To search for a model and a task by name, use qra_search.plan or `qra search`"
-    raise wrong_type("evaluator", evaluator, f"an Evaluator object is needed. {by_name}")
+    raise wrong_type("evaluator", evaluator, "an Evaluator is needed; qra_search.plan takes names")
+
+
+@contextmanager
+def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
+    """While it lasts the first Ctrl-C calls `first`, and any further one raises KeyboardInterrupt as ever.
+
+    Outside the main thread, which alone receives Ctrl-C, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def call_first(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        first()
+
+    before = signal.signal(signal.SIGINT, call_first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,8 +30,7 @@ MOST_GROUPS = 1024
 Of = TypeVar("Of")
 
 
-@dataclass(frozen=True)
-class Blocks(Generic[Of]):
+class Blocks(NamedTuple, Generic[Of]):
     """Something for each block of the parameters theta: their values, derivatives, variances.
 
     Attributes:
@@ -56,9 +54,6 @@ class Blocks(Generic[Of]):
     gain: Of
     constant: Of
     units: Of
-
-    def __iter__(self) -> Iterator[Of]:
-        return (getattr(self, field.name) for field in fields(self))
 
 
 Arrays = Blocks[np.ndarray]
@@ -89,13 +84,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Rows:
-    """Evaluated plans, replicates averaged.
-
-    Attributes:
-        codes: int (N, 2, G), the plans.
-        loss: (N,), in nats.
-        weight: (N,), replicates of each.
-    """
+    """Evaluated plans (N, 2, G), replicates averaged: their losses (N,) in nats, and replicates (N,) of each."""
 
     codes: np.ndarray
     loss: np.ndarray
@@ -104,12 +93,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.loss)
 
-    def select(self, index: np.ndarray) -> Rows:
-        """The rows with these indices."""
-        return Rows(self.codes[index], self.loss[index], self.weight[index])
-
     def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
-        """These rows and new ones, each of one replicate."""
         weight = np.append(self.weight, np.ones(len(codes)))
         return Rows(np.concatenate([self.codes, codes]), np.append(self.loss, loss), weight)
 

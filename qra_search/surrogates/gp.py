@@ -76,9 +76,8 @@ def fit_loss_gp(
     Args:
         inputs: float (N, D), each column within [0, 1].
         proxy: float (N,); the slope of the mean is learnt, so that data overrule it; 0 where the proxy does not vary.
-        losses: float (N,).
         kernel: `matern52` has one lengthscale for all inputs, `rbf` one for each if they are not too many.
-        seed: of the restarts after a failed fit; the result is a function of the arguments alone.
+        seed: of the restarts after a failed fit.
     """
     import torch
     from botorch.fit import fit_gpytorch_mll
@@ -138,8 +137,6 @@ class PlanGP:
     """A `LossGP` over plans, and what turns codes into its inputs.
 
     Attributes:
-        encode: codes to inputs of the model.
-        proxy: codes to their proxy of the loss.
         codes: int (N, 2, G), the plans that the model knows, fantasized ones last.
         ceiling: loss above which observations were cut off.
     """
@@ -151,11 +148,9 @@ class PlanGP:
     ceiling: float
 
     def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and deviation (M,), (M,) of the loss of plans (M, 2, G)."""
         return self.gp.predict(self.encode(codes), self.proxy(codes))
 
     def fantasize(self, codes: np.ndarray) -> PlanGP:
-        """The model once these plans have come out as their posterior mean says."""
         return replace(
             self,
             gp=self.gp.fantasize(self.encode(codes), self.proxy(codes)),
@@ -177,9 +172,8 @@ def fit_plan_gp(
         return None
     codes = space.encode_many(losses)
     best = values.min()
-    ceiling = (
-        float(best + CLIP * (np.median(values) - best)) if np.median(values) > best else float(values.max())
-    )
+    middle = np.median(values)
+    ceiling = float(best + CLIP * (middle - best) if middle > best else values.max())
     gp = fit_loss_gp(encode(codes), proxy(codes), np.minimum(values, ceiling), **options)
     model = PlanGP(gp, encode, proxy, codes, ceiling)
     waiting = [plan for plan in pending if plan not in losses]
@@ -211,9 +205,7 @@ def scale_by_error(space: SearchSpace) -> np.ndarray:
 
 def scale_by_order(space: SearchSpace) -> np.ndarray:
     """float (2, G, K): each choice of each variable by its place among them, within [0, 1]."""
-    return _stack_scales(
-        space, np.arange(len(space.bits), dtype=float), np.arange(len(space.ranks), dtype=float)
-    )
+    return _stack_scales(space, np.arange(float(len(space.bits))), np.arange(float(len(space.ranks))))
 
 
 def encode_inputs(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -15,8 +15,6 @@ from qra_search.schemas import Plan
 from qra_search.surrogates.basis import MOST_GROUPS, Rows, TableBasis, Widths
 from qra_search.surrogates.table import TableFit
 
-MAX_ROWS = 400
-"""Rows that the table is fitted to: all at first, then those of lowest loss."""
 BLAS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
 times the processor time was seen), and rounding, and so the proposals, would depend on their number."""
@@ -50,11 +48,9 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
     """
     with BLAS.limit(limits=1, user_api="blas"):
         fit = fit_table(state, average_observations(state)[1])
-        return (
-            build_additive_table(state.space, state.sensitivities)
-            if fit is None
-            else fit.compute_posterior_mode()
-        )
+    if fit is None:
+        return build_additive_table(state.space, state.sensitivities)
+    return fit.compute_posterior_mode()
 
 
 def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
@@ -62,7 +58,7 @@ def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
     if not len(rows) or len(state.space) > MOST_GROUPS:
         return None
     basis = TableBasis(state.space, state.sensitivities)
-    return refine(TableFit(basis, rows.select(select_fitted_rows(rows)), Widths()))
+    return refine(TableFit(basis, rows, Widths()))
 
 
 def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
@@ -73,11 +69,6 @@ def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
     weight = np.array([len(each) for each in losses.values()], float)
     mean = np.array([float(np.mean(each)) for each in losses.values()])
     return list(losses), Rows(state.space.encode_many(losses), mean, weight)
-
-
-def select_fitted_rows(rows: Rows) -> np.ndarray:
-    """Indices, ascending, of the rows that the table is fitted to: those of lowest loss, if there are many."""
-    return np.sort(np.argsort(rows.loss, kind="stable")[:MAX_ROWS])
 
 
 def refine(fit: TableFit) -> TableFit:

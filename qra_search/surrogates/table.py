@@ -22,7 +22,6 @@ The letters are those of the fields of `basis.Blocks`.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,16 +65,14 @@ class TableFit:
         self.spread = spread if spread > 1e-9 else 1e-3 * float(rows.loss.max()) or 1.0
         self.V = self.observation_variance(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
-        independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(fields(Blocks)))
-        self._covariances = replace(independent, cells=basis.cell, scale=basis.alike, decay=basis.alike)
-        self._roots = replace(
-            independent, cells=basis.cell_root, scale=basis.alike_root, decay=basis.alike_root
-        )
+        independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(Blocks._fields))
+        self._covariances = independent._replace(cells=basis.cell, scale=basis.alike, decay=basis.alike)
+        roots = {"cells": basis.cell_root, "scale": basis.alike_root, "decay": basis.alike_root}
+        self._roots = independent._replace(**roots)
         self.theta = self._initialize() if theta is None else theta
         self._solve()
 
     def block_variances(self, w: Widths) -> Blocks[float]:
-        """Factor of each block's covariance."""
         return Blocks(
             cells=1.0,
             trust=w.trust**2,
@@ -99,14 +96,13 @@ class TableFit:
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
     def _multiply_covariances(self, J: Arrays) -> Arrays:
-        """J_k S_k for every block."""
         parts = zip(self.variances, self._covariances, J, strict=True)
         return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 
     def _compute_gram_matrices(self, J: Arrays) -> np.ndarray:
         """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
         N = len(self.rows)
-        out = np.empty((len(fields(J)), N, N))
+        out = np.empty((len(J), N, N))
         for gram, root, own in zip(out, self._roots, J, strict=True):
             X = own if root is None else own @ root
             np.matmul(X, X.T, out=gram)

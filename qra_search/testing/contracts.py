@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import replace
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,12 @@ import pytest
 
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Evaluator, check_evaluation
-from qra_search.executors.base import InProcessExecutor
-from qra_search.log.journal import TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import Evaluation, Plan, Sensitivities
-from qra_search.space.serialization import check_sensitivities, space_from_dict, space_to_dict
+from qra_search.schemas import Plan
+from qra_search.space.serialization import check_sensitivities
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
-from qra_search.study.study import Callback, Study, check_proposals
+from qra_search.study.study import Study, check_proposals
 from qra_search.testing.scenarios import (
     EXHAUSTED,
     SCENARIOS,
@@ -55,11 +52,9 @@ class StrategyContract:
     Attributes:
         finite: True for a strategy that has only a few plans to offer (such as all uniform ones), and so may
             come back with nothing.
-        study_evaluations: length of the whole studies that are run.
     """
 
     finite = False
-    study_evaluations = 12
 
     @pytest.fixture
     def strategy(self) -> Strategy:
@@ -71,122 +66,62 @@ class StrategyContract:
         before = repr(state)
         proposals = strategy.propose(state, PROPOSED)
         assert len(proposals) <= PROPOSED, f"propose(state, {PROPOSED}) returned {len(proposals)} proposals"
-        assert proposals or self.finite or name in EXHAUSTED, (
+        assert proposals or self.finite or name == EXHAUSTED, (
             "propose returned [] while plans are left: that ends a study; set `finite = True` if the strategy has "
             "only a few plans to offer"
         )
+        assert strategy.propose(state, 0) == [], "propose(state, 0) must return []"
         check_proposals(proposals, state)
         for proposal in proposals:
             for trial in state.trials:
                 if trial.plan == proposal.plan:
                     assert trial.status != "failed", (
-                        f"trial {trial.id} failed, and its plan is proposed again"
+                        f"the plan of trial {trial.id} failed, and is proposed again"
                     )
                     again = trial.fidelity < proposal.fidelity or trial.seed != proposal.seed
-                    assert again, (
-                        f"the plan of trial {trial.id} is repeated: give it the seed state.next_seed(plan)"
-                    )
+                    assert again, f"trial {trial.id} is repeated: give it another seed"
         assert repr(state) == before, "propose changed the state that it was given"
 
-    def test_no_more_is_proposed_than_was_asked_for(self, strategy: Strategy) -> None:
-        state = scenario(LOGGED)
-        assert len(strategy.propose(state, 1)) <= 1, "propose(state, 1) must return at most one proposal"
-        assert strategy.propose(state, 0) == [], "propose(state, 0) must return []"
-
     @pytest.mark.parametrize("name", [LOGGED, "pending trials", "two fidelities"])
-    def test_the_same_log_gives_the_same_proposals(
-        self, strategy: Strategy, name: str, tmp_path: Path
-    ) -> None:
-        state = scenario(name)
-        first = strategy.propose(state, PROPOSED)
+    def test_the_same_state_gives_the_same_proposals(self, strategy: Strategy, name: str) -> None:
+        first = strategy.propose(scenario(name), PROPOSED)
         disturb_global_randomness()
-        again = pickle.loads(pickle.dumps(strategy)).propose(
-            _read_back(state, tmp_path / "trials.jsonl"), PROPOSED
-        )
+        again = pickle.loads(pickle.dumps(strategy)).propose(scenario(name), PROPOSED)
         assert again == first, "the same log must give the same proposals: draw from state.rng() alone"
 
     def test_another_process_gives_the_same_proposals(self, strategy: Strategy) -> None:
         assert_another_process_proposes_the_same([strategy])
-
-    def test_another_seed_may_differ_but_is_as_lawful(self, strategy: Strategy) -> None:
-        state = replace(scenario(LOGGED), seed=99)
-        check_proposals(strategy.propose(state, PROPOSED), state)
-
-    def test_a_plan_that_failed_is_not_proposed_again(self, strategy: Strategy) -> None:
-        evaluator = ToyEvaluator(make_toy_space(2, bits=(2, 4)), failing=0.5)
-        result = Study(evaluator, strategy=strategy, evaluations=self.study_evaluations, seed=1).run()
-        failed: set[Plan] = set()
-        for trial in result.trials:
-            assert trial.plan not in failed, f"a plan that failed was proposed again: {trial.plan}"
-            if trial.status == "failed":
-                failed.add(trial.plan)
-        assert failed, "no evaluation failed: the strategy proposed too few plans to tell"
 
     def test_an_exhausted_space_ends_the_study(self, strategy: Strategy) -> None:
         evaluator = ToyEvaluator(make_toy_space(1, bits=(2, 4), ranks=(4, 8)))
         result = Study(evaluator, strategy=strategy, evaluations=60).run()
         assert result.spent < 60, "propose must return [] once every plan was tried"
 
-    @pytest.mark.parametrize("fidelities", [(1.0,), (0.25, 1.0)])
-    def test_a_resumed_study_equals_an_unbroken_one(
-        self, strategy: Strategy, fidelities: tuple[float, ...], tmp_path: Path
-    ) -> None:
-        evaluator = ToyEvaluator(fidelities=fidelities)
-        path = tmp_path / "trials.jsonl"
-
-        def study(strategy: Strategy, **options: Any) -> Study:
-            budgets = interpolate_budgets(evaluator.space, 0.3, 0.6)
-            return Study(
-                evaluator,
-                strategy=strategy,
-                evaluations=self.study_evaluations,
-                memory_budget=budgets,
-                seed=4,
-                **options,
-            )
-
-        unbroken = study(strategy).run()
-        broken = study(strategy, log=path, callbacks=[_StopAfter(7)])
-        broken.run()
-        broken.log.close()
-        resumed = study(pickle.loads(pickle.dumps(strategy)), log=path)
-        result = resumed.run()
-        resumed.log.close()
-        proposed, expected = ([t.proposal for t in found.trials] for found in (result, unbroken))
+    def test_a_resumed_study_equals_an_unbroken_one(self, strategy: Strategy, tmp_path: Path) -> None:
+        evaluator = ToyEvaluator(fidelities=(0.25, 1.0))
+        log = tmp_path / "trials.jsonl"
+        options: dict[str, Any] = {
+            "evaluations": 12,
+            "memory_budget": interpolate_budgets(evaluator.space, 0.3, 0.6),
+        }
+        copy = pickle.loads(pickle.dumps(strategy))
+        unbroken = Study(evaluator, strategy=strategy, log=log, **options).run()
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(b"".join(lines[: len(lines) // 2]))
+        resumed = Study(evaluator, strategy=copy, log=log, **options).run()
+        proposed, expected = ([t.proposal for t in found.trials] for found in (resumed, unbroken))
         assert proposed == expected, "a resumed study must propose the same: keep no state on the object"
-        assert len(result.trials) > 7 or self.finite, "the study ended before it was stopped"
-
-    def test_batches_are_the_same_with_any_number_of_workers(self, strategy: Strategy) -> None:
-        evaluator = ToyEvaluator()
-        runs = []
-        for workers in (1, 3):
-            study = Study(
-                evaluator,
-                strategy=strategy,
-                evaluations=self.study_evaluations,
-                batch=3,
-                seed=2,
-                executor=_LastFirst(evaluator, workers),
-            )
-            runs.append([t.proposal for t in study.run().trials])
-        assert runs[0] == runs[1], "in batches the proposals must be the same with any number of workers"
 
     def test_it_estimates_exactly_the_plans_evaluated_in_full(self, strategy: Strategy) -> None:
         for name in (LOGGED, "two fidelities", "an empty log", "failed trials"):
             state = scenario(name)
             estimates = strategy.estimate(state)
             expected = {t.plan for t in state.full}
-            assert set(estimates.plans) == expected, (
-                "estimate must return the plans evaluated in full, and no others"
-            )
+            assert set(estimates.plans) == expected, "estimate must return all plans evaluated in full"
             shape = (len(expected),)
-            assert np.shape(estimates.mean) == np.shape(estimates.std) == shape, (
-                f"mean and std must have shape {shape}"
-            )
+            assert np.shape(estimates.mean) == np.shape(estimates.std) == shape
             assert np.isfinite(estimates.mean).all(), "means must be finite"
-            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all(), (
-                "deviations must be nan, or 0 or more"
-            )
+            assert (np.isnan(estimates.std) | (estimates.std >= 0)).all(), "deviations must be nan, or >= 0"
             disturb_global_randomness()
             again = strategy.estimate(state)
             assert np.array_equal(again.mean, estimates.mean), "the same log gives other estimates"
@@ -265,42 +200,3 @@ class EvaluatorContract:
         wrong = Plan((space.bits[0],) * count, (space.ranks[0],) * count)
         with pytest.raises((ValueError, EvaluationFailed)):
             evaluator.evaluate(wrong)
-
-
-class _LastFirst(InProcessExecutor):
-    """The evaluation that was begun last is the first to end."""
-
-    def __init__(self, evaluator: Evaluator, slots: int):
-        super().__init__(evaluator)
-        self.slots = slots
-
-    def wait(self, futures: Iterable[Future[Evaluation]]) -> list[Future[Evaluation]]:
-        return [*futures][-1:]
-
-
-class _StopAfter(Callback):
-    """Stops a study once so many trials have ended."""
-
-    def __init__(self, trials: int):
-        self.trials = trials
-
-    def on_result(self, study: Study, trial: Any) -> None:
-        if len(study.log) >= self.trials:
-            study.stop()
-
-
-def _read_back(state: StudyState, path: Path) -> StudyState:
-    """The same state from a log written and read, sensitivities through JSON, and a space through its own data."""
-    with TrialLog(path) as log:
-        for trial in state.trials:
-            log.propose(trial.proposal)
-            if trial.evaluation is not None:
-                log.finish(trial.id, trial.evaluation)
-            elif trial.status == "failed":
-                log.fail(trial.id, trial.reason)
-    with TrialLog(path) as log:
-        trials = log.trials
-    given = state.sensitivities
-    sensitivities = given and Sensitivities.from_dict(json.loads(json.dumps(given.to_dict())))
-    space = space_from_dict(json.loads(json.dumps(space_to_dict(state.space))))
-    return replace(state, space=space, trials=trials, sensitivities=sensitivities)

@@ -37,11 +37,6 @@ SHAPES = {
     "down": (256, 512),
 }
 """Linears of a toy layer, out and in."""
-KINDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "layer": {"layer": tuple(SHAPES)},
-    "module": {name: (name,) for name in SHAPES},
-    "fused": {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)},
-}
 
 
 def make_toy_space(
@@ -53,7 +48,7 @@ def make_toy_space(
     restricted: bool = False,
     table: bool = False,
 ) -> SearchSpace:
-    """A space of small decoder layers, one group a `layer`, a `module` (seven a layer) or `fused` shards (four).
+    """A space of small decoder layers, one group a `layer` or a `module` (seven a layer).
 
     With `restricted`, every third group may take neither the smallest bit-width nor the largest rank. With `table`, a
     group of embeddings comes last that has levels of its own and no rank, and does not follow uniform plans.
@@ -61,7 +56,8 @@ def make_toy_space(
     names = tuple(level.name for level in make_levels(bits))
     groups: list[Group] = []
     for layer in range(layers):
-        for kind, members in KINDS[granularity].items():
+        kinds = {"layer": tuple(SHAPES)} if granularity == "layer" else {name: (name,) for name in SHAPES}
+        for kind, members in kinds.items():
             linears = tuple(
                 Linear(name=f"layers.{layer}.{m}", out_features=SHAPES[m][0], in_features=SHAPES[m][1])
                 for m in members
@@ -92,7 +88,7 @@ class ToyEvaluator(Evaluator):
 
     Args:
         space: default: `make_toy_space()`.
-        sensitivities: `true`, `wrong` (the groups shuffled), `zero`, or None.
+        sensitivities: `true`, `zero`, or None.
         fidelities: below 1 the loss is higher and noisier.
         failing: share of plans whose evaluation fails.
     """
@@ -119,7 +115,12 @@ class ToyEvaluator(Evaluator):
         self.gain = (
             rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups
         )
-        self._sensitivities = None if sensitivities is None else self._make_sensitivities(sensitivities)
+        self._sensitivities = None
+        if sensitivities is not None:
+            scale = float(sensitivities == "true")
+            self._sensitivities = Sensitivities(
+                scale * self.damage, scale * self.gain, cost=0.5, source="toy"
+            )
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         b, r = self.space.encode(plan)
@@ -137,13 +138,6 @@ class ToyEvaluator(Evaluator):
 
     def describe(self) -> dict[str, Any]:
         return {"toy": self.space.signature, "noise": self.noise, "failing": self.failing}
-
-    def _make_sensitivities(self, kind: str) -> Sensitivities:
-        order = np.arange(len(self.space))
-        if kind == "wrong":
-            order = np.random.default_rng(6).permutation(order)
-        scale = 0.0 if kind == "zero" else 1.0
-        return Sensitivities(scale * self.damage[order], scale * self.gain[order], cost=0.5, source=kind)
 
 
 def make_logged_state(
@@ -188,29 +182,18 @@ def interpolate_budgets(space: SearchSpace, *shares: float) -> tuple[int, ...]:
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "an empty log": {"trials": 0},
-    "one trial": {"trials": 1},
     "a log that another strategy wrote": {},
     "no named budget": {"trials": 30, "shares": ()},
-    "one budget": {"shares": (0.3,)},
     "a budget that only the smallest plan fits": {"trials": 0, "shares": (0.0,)},
     "pending trials": {"pending": 4},
-    "nothing but pending trials": {"trials": 0, "pending": 4},
     "failed trials": {"failing": 0.4},
     "nothing but failed trials": {"trials": 6, "failing": 1.0},
     "no sensitivities": {"sensitivities": None},
-    "wrong sensitivities": {"sensitivities": "wrong"},
     "sensitivities of zeros": {"sensitivities": "zero"},
     "two fidelities": {"fidelities": (0.25, 1.0)},
     "two fidelities and an empty log": {"trials": 0, "fidelities": (0.25, 1.0)},
     "one layer": {"trials": 3, "space": {"layers": 1}},
     "ninety-six layers": {"space": {"layers": 96}},
-    "one allowed bit-width": {"space": {"bits": (4,)}},
-    "one allowed rank": {"space": {"ranks": (8,)}},
-    "one plan in all, not yet tried": {
-        "trials": 0,
-        "shares": (),
-        "space": {"layers": 3, "bits": (4,), "ranks": (8,)},
-    },
     "one plan in all, tried": {
         "trials": 1,
         "shares": (),
@@ -218,16 +201,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "groups with fewer choices": {"space": {"restricted": True}},
     "a table beside the linears": {"space": {"table": True}},
-    "granularity module": {"space": {"layers": 4, "granularity": "module"}},
-    "granularity fused": {"space": {"layers": 4, "granularity": "fused"}},
     "two ways to store a width": {"space": {"bits": TWO_WAYS}},
     "no adapter and no quantization among the choices": {"space": {"bits": (2, 4, 16), "ranks": (0, 8)}},
 }
 """The states that every strategy must cope with, by name: trials in the log, `shares` for `interpolate_budgets`, and
 what `make_toy_space` and `ToyEvaluator` are called with; see `scenario`."""
 
-EXHAUSTED = ("one plan in all, tried",)
-"""Scenarios in which nothing new is left to propose."""
+EXHAUSTED = "one plan in all, tried"
+"""The scenario in which nothing new is left to propose."""
 
 
 @cache

@@ -248,7 +248,7 @@ def test_load_says_in_a_line_what_is_wrong(
     with pytest.raises(BadInput, match="damaged/plan.json is not JSON"):
         load(damaged)
     for name, message in (
-        ("adapter_model.safetensors", "adapter_model.safetensors is truncated"),
+        ("adapter_model.safetensors", "adapter_model.safetensors is damaged"),
         ("adapter_config.json", "adapter_config.json is not JSON"),
     ):
         damaged = shutil.copytree(run.parents[1], tmp_path / name)  # of the whole run
@@ -258,5 +258,5 @@ def test_load_says_in_a_line_what_is_wrong(
             load(damaged)
         assert run_safely(["export", str(damaged), "--format", "peft"]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(BadInput, match="no folder 'nothere': give that of a run"):
+    with pytest.raises(BadInput, match="nothere has no tuned plan"):
         load("nothere")

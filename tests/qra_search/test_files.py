@@ -31,13 +31,6 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, du
     assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
 
 
-def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none" / "a.json"):
-        with pytest.raises(OSError) as raised:
-            write_json(path, {})
-        assert raised.value.filename == str(path) and raised.value.filename2 is None
-
-
 def test_what_is_no_text_is_written_as_a_question_mark(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "runs/bad\udcff")
     assert (tmp_path / "a").read_text() == "runs/bad?"

@@ -27,7 +27,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.config import make_config, read_yaml
 from qra_search.errors import DISTRIBUTION, BadInput
-from qra_search.executors.devices import export_variables, limit_threads
+from qra_search.executors.workers import export_variables, limit_threads
 from qra_search.files import write_text
 from qra_search.log.state import StudyState
 from qra_search.space.budgets import resolve_budget

@@ -161,6 +161,3 @@ def _list_search_costs(
             config.training.learning_rate == "auto"
         )
         yield "each tuning", f"about {format_time(estimate['tuning_seconds'])}, but for its answers{trials}"
-    if "disk_bytes" in estimate:
-        size = format_bytes(estimate["disk_bytes"])
-        yield "disk", f"{size} for every linear at every bit-width, kept for later runs"

@@ -83,7 +83,7 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    budget = None if memory is None else check_budget_text(memory, needs_unit=True)
+    budget = None if memory is None else check_budget_text(memory)
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
     with open_run(run) as opened:

@@ -10,7 +10,7 @@ from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.strategies import average_losses
 from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
-from qra_search.strategies.baselines.qr_adaptor import EPSILON, GuidedSteps, PaperStrategy, select_trials
+from qra_search.strategies.baselines.qr_adaptor import EPSILON, GuidedSteps, QRAdaptorStrategy, select_trials
 from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
 
@@ -36,7 +36,7 @@ PROMOTED = "promoted"
 REFINED = "trust region"
 
 
-class AutoQRAStrategy(PaperStrategy):
+class AutoQRAStrategy(QRAdaptorStrategy):
     """The two stages of the paper AutoQRA, each derived from the log.
 
     1. Evolution from a warm start by importances: parents by rank and crowding, layer-atomic crossover,
@@ -53,7 +53,7 @@ class AutoQRAStrategy(PaperStrategy):
         proposal = None
         if self.is_evolving(state) and is_screening_useful(state):
             losses = predict_losses(state, steps)
-            proposal = self._choose_promotion(state, losses) or self.evolve(state, steps, losses)
+            proposal = self._choose_screened(state, losses) or self.evolve(state, steps, losses)
         return proposal or self.refine(state, steps, REFINED)
 
     def breed(
@@ -68,7 +68,7 @@ class AutoQRAStrategy(PaperStrategy):
         center = fitting.codes[fitting.predict(fitting.codes)[0].argmin()]
         return sample_trust_region(steps, center, compute_trust_radius(state, budget), budget, state.rng())
 
-    def _choose_promotion(self, state: StudyState, losses: dict[Plan, float]) -> Proposal | None:
+    def _choose_screened(self, state: StudyState, losses: dict[Plan, float]) -> Proposal | None:
         """The plan to evaluate in full next, if a finished generation still has promotions due."""
         screened = {t.plan for t in select_trials(state, state.fidelities[0])}
         full = {t.plan for t in select_trials(state, 1.0)}

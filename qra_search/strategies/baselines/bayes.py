@@ -34,18 +34,14 @@ class BayesStrategy(Strategy):
 
     Pending trials, and the proposals of one call, are fantasized at their posterior mean.
 
-    Args:
-        initial: distinct plans before the model takes over: additive optima, then random ones.
+    The first `INITIAL` plans are additive optima, then random ones.
     """
 
     name = "bayes"
     searches_extra = True
 
-    def __init__(self, initial: int = INITIAL):
-        self.initial = initial
-
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        model = fit_to_trials(state) if n > 0 and len(state.seen) >= self.initial else None
+        model = fit_to_trials(state) if n > 0 and len(state.seen) >= INITIAL else None
         if model is None:
             return self._propose_initial(state, n)
         proposals: list[Proposal] = []
@@ -58,11 +54,9 @@ class BayesStrategy(Strategy):
             if not len(starts):
                 break
             code = search_locally(score, starts, AdjacentSteps(state.space).allowed, known)
-            (mean,), (std,) = model.predict(code[None])
+            mean = model.predict(code[None])[0].item()
             seen.append(state.space.decode(code))
-            proposals.append(
-                Proposal(seen[-1], 1.0, state.seed, "expected improvement", float(mean), float(std))
-            )
+            proposals.append(Proposal(seen[-1], 1.0, state.seed, "expected improvement", mean))
             model = model.fantasize(code[None])
         return proposals or propose_new(state, n, lambda _, rng: (_sample_plan(state, rng), "random"))
 
@@ -79,7 +73,6 @@ class BayesStrategy(Strategy):
         )
 
     def _propose_initial(self, state: StudyState, n: int) -> list[Proposal]:
-        """Additive optima, that of the largest budget first, then random plans."""
         optima = [solve(state.space, state.sensitivities, budget).plan for budget in reversed(state.budgets)]
         new = [plan for plan in dict.fromkeys(optima) if plan not in state.seen]
 
@@ -146,7 +139,6 @@ def solve_linearized(state: StudyState, model: PlanGP, code: np.ndarray, budget:
 
 
 def _sample_plan(state: StudyState, rng: np.random.Generator) -> Plan:
-    """A random plan within a random budget."""
     steps = AdjacentSteps(state.space)
     code = steps.sample(rng)
     return state.space.decode(steps.repair(code, state.budgets[rng.integers(len(state.budgets))], rng))

@@ -20,6 +20,7 @@ from qra_search.strategies.simple import propose_new, rotate_budgets, sample_pla
 
 POPULATION = 20
 CROSSOVER = 0.9
+"""Chance that a mating recombines its parents; a group's (bits, rank) is one gene."""
 PRIOR_SHARE = 0.25
 UNIFORM_SHARE = 0.15
 
@@ -33,19 +34,13 @@ class NSGA2Strategy(Strategy):
 
     Args:
         population: plans in a generation.
-        crossover: chance that a mating recombines its parents; a group's (bits, rank) is one gene.
-        mutation: chance of each variable to go one step up or down; default: one in a row on average.
     """
 
     name = "nsga2"
     searches_extra = True
 
-    def __init__(
-        self, population: int = POPULATION, crossover: float = CROSSOVER, mutation: float | None = None
-    ):
+    def __init__(self, population: int = POPULATION):
         self.population = check_population(population)
-        self.crossover = crossover
-        self.mutation = mutation
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         steps = AdjacentSteps(state.space)
@@ -62,7 +57,7 @@ class NSGA2Strategy(Strategy):
             if chosen is None:
                 return self._sample_initial_plan(state, offset, rng)
             budget = rotate_budgets(state, offset)[0] if state.memory_budgets else state.memory_limit
-            child = breed_child(steps, chosen, budget, rng, self.crossover, self.mutation)
+            child = breed_child(steps, chosen, budget, rng)
             return state.space.decode(child), "offspring"
 
         return propose_new(state, n, draw)
@@ -70,7 +65,6 @@ class NSGA2Strategy(Strategy):
     def _sample_initial_plan(
         self, state: StudyState, offset: int, rng: np.random.Generator
     ) -> tuple[Plan, str]:
-        """A plan of the first generation, and its origin."""
         kind = rng.random()
         budget = rotate_budgets(state, offset)[0]
         if state.sensitivities is not None and kind < PRIOR_SHARE:
@@ -106,17 +100,11 @@ def select_survivors(
 
 
 def breed_child(
-    steps: AdjacentSteps,
-    parents: Population,
-    budget: int,
-    rng: np.random.Generator,
-    crossover: float = CROSSOVER,
-    mutation: float | None = None,
+    steps: AdjacentSteps, parents: Population, budget: int, rng: np.random.Generator
 ) -> np.ndarray:
     """int (2, G): a child of a population, by crossover, adjacent mutation and random steps down to the budget."""
-    rate = 1.0 / (2 * len(steps.space)) if mutation is None else mutation
-    child = cross_parents(parents, crossover, rng)
-    return steps.repair(mutate(steps, child, rate, rng), budget, rng)
+    child = cross_parents(parents, CROSSOVER, rng)
+    return steps.repair(mutate(steps, child, 1.0 / (2 * len(steps.space)), rng), budget, rng)
 
 
 def cross_parents(parents: Population, crossover: float, rng: np.random.Generator) -> np.ndarray:

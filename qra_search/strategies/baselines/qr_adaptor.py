@@ -7,7 +7,6 @@ Equation numbers are those of AutoQRA (arXiv 2602.22268), which took them over f
 from __future__ import annotations
 
 import bisect
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -68,7 +67,6 @@ class GuidedSteps(AdjacentSteps):
         return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
 
     def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
-        """int (2, G): a warm start of which each variable took, with chance `JITTER`, one step; within the budget."""
         return self.repair(mutate(self, self.make_warm_start(budget), JITTER, rng), budget, rng)
 
     def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
@@ -121,13 +119,22 @@ class GuidedSteps(AdjacentSteps):
         return np.array(edits, dtype=code.dtype).reshape(-1, *code.shape)
 
 
-class PaperStrategy(Strategy):
-    """Evolution at the lowest fidelity for a share of the evaluations, then a Gaussian process at full fidelity.
+class QRAdaptorStrategy(Strategy):
+    """The three phases of the paper QR-Adaptor, each derived from the log.
+
+    I. `population` plans whose bits and ranks rise with the sensitivities, jittered.
+    II. NSGA-II with layer-atomic crossover and adjacent mutation, until a share of the evaluations is spent.
+    III. A Matern-5/2 GP, and expected improvement over the atomic edits of its front, under the budgets in turn.
+
+    Phases I and II use proxy tuning: the evaluator's lowest fidelity, whose losses are only ranked among
+    themselves. Phase III is at full fidelity, and begins with the best plan of phase II under every budget.
 
     Args:
         population: plans of the warm start, and of a generation.
         evolution: share of the evaluations that evolution may spend.
     """
+
+    name = "qr_adaptor"
 
     def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
         if not 0.0 <= evolution <= 1.0:
@@ -144,24 +151,38 @@ class PaperStrategy(Strategy):
             state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
         return proposals
 
-    @abstractmethod
     def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
-        """The next proposal; None if nothing is left."""
+        proposal = None
+        if self.is_evolving(state):
+            tried = select_trials(state, state.fidelities[0])
+            complete = tried[: len(tried) // self.population * self.population]
+            proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
+        return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED)
 
-    @abstractmethod
     def breed(
         self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """int (2, G): a child."""
+        return breed_child(steps, parents, budget, rng)
 
-    @abstractmethod
     def list_candidates(
         self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
     ) -> np.ndarray:
-        """int (M, 2, G): where a budget is refined, given the model with its plans within that budget alone."""
+        """The atomic edits of the front, by posterior mean, of the plans within the budget."""
+        front = find_non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
+        return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])
+
+    def _choose_promotion(self, state: StudyState) -> Proposal | None:
+        """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
+        tried = {t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
+        losses = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
+        for budget in state.budgets:
+            fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
+            best = min(fitting, key=losses.__getitem__, default=None)
+            if best is not None and best not in tried:
+                return Proposal(best, seed=state.seed, origin=PROMOTED)
+        return None
 
     def is_evolving(self, state: StudyState) -> bool:
-        """Whether the share of evolution is not spent yet."""
         return state.spent < self.evolution * state.evaluations
 
     def evolve(self, state: StudyState, steps: GuidedSteps, losses: Mapping[Plan, float]) -> Proposal | None:
@@ -233,7 +254,6 @@ def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
 
 
 def select_trials(state: StudyState, fidelity: float) -> list[Trial]:
-    """The trials at a fidelity, whatever became of them."""
     return [t for t in state.trials if t.fidelity == fidelity]
 
 
@@ -249,48 +269,3 @@ def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) 
     both = np.maximum([damage, gain], 0.0)
     most = both.max(1, keepdims=True)
     return np.where(most > 0, both / np.where(most > 0, most, 1.0), 1.0)
-
-
-class QRAdaptorStrategy(PaperStrategy):
-    """The three phases of the paper QR-Adaptor, each derived from the log.
-
-    I. `population` plans whose bits and ranks rise with the sensitivities, jittered.
-    II. NSGA-II with layer-atomic crossover and adjacent mutation, until a share of the evaluations is spent.
-    III. A Matern-5/2 GP, and expected improvement over the atomic edits of its front, under the budgets in turn.
-
-    Phases I and II use proxy tuning: the evaluator's lowest fidelity, whose losses are only ranked among
-    themselves. Phase III is at full fidelity, and begins with the best plan of phase II under every budget.
-    """
-
-    name = "qr_adaptor"
-
-    def propose_one(self, state: StudyState, steps: GuidedSteps) -> Proposal | None:
-        proposal = None
-        if self.is_evolving(state):
-            tried = select_trials(state, state.fidelities[0])
-            complete = tried[: len(tried) // self.population * self.population]
-            proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
-        return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED)
-
-    def breed(
-        self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        return breed_child(steps, parents, budget, rng)
-
-    def list_candidates(
-        self, state: StudyState, steps: GuidedSteps, fitting: PlanGP, budget: int
-    ) -> np.ndarray:
-        """The atomic edits of the front, by posterior mean, of the plans within the budget."""
-        front = find_non_dominated(fitting.predict(fitting.codes)[0], state.memory.bytes(fitting.codes))
-        return np.concatenate([steps.list_atomic_edits(code) for code in fitting.codes[front]])
-
-    def _choose_promotion(self, state: StudyState) -> Proposal | None:
-        """A plan that is the best of phase II under some budget, and was not yet evaluated in full."""
-        tried = {t.plan for t in state.trials if t.fidelity >= 1.0 or t.status == "failed"}
-        losses = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
-        for budget in state.budgets:
-            fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
-            best = min(fitting, key=losses.__getitem__, default=None)
-            if best is not None and best not in tried:
-                return Proposal(best, seed=state.seed, origin=PROMOTED)
-        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_families import tiny_config
 
-from qra_eval.costs.cards import check_engine
+from qra_eval.costs.search import check_engine
 
 EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_proj")
 
@@ -16,9 +16,9 @@ def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) ->
     with pytest.raises(
         ValueError, match=f"granularity {granularity} chooses for each of them. Use --granularity fused"
     ):
-        check_engine("llama.cpp", config, linears=EXPERTS, granularity=granularity)
-    check_engine("llama.cpp", config, linears=EXPERTS, granularity="fused")
-    check_engine("llama.cpp", config, linears=EXPERTS[:1], granularity=granularity)
+        check_engine("llama.cpp", config, EXPERTS, granularity)
+    check_engine("llama.cpp", config, EXPERTS, granularity="fused")
+    check_engine("llama.cpp", config, EXPERTS[:1], granularity=granularity)
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:

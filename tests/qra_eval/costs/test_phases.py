@@ -16,8 +16,8 @@ from qra_backends.reference import gptq
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.activations import Activations
-from qra_eval.costs.cards import CARDS, list_cards
 from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, estimate_peaks
+from qra_eval.costs.search import CARDS, list_cards
 from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
@@ -123,11 +123,6 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     assert all(peak.device == 0 and peak.host >= EXPORT_LIBRARIES for peak in peaks.values())
     facts = evaluator.estimate_search_cost()
     assert facts["phases"] == {name: asdict(peak) for name, peak in peaks.items()}
-    linears = [m for group in evaluator.space.groups for m in group.linears]
-    storage = evaluator.quantized_model.backend.storage
-    widest = sum(storage(8).bytes(m.out_features, m.in_features) for m in linears)
-    moments = 4 * 4 * (2 * 64**2 + 128**2)  # of each layer what attention reads, gate and up, and down
-    assert facts["disk_bytes"] == widest + moments
     assert facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
 
 
@@ -172,4 +167,4 @@ def test_doctor_and_a_dry_run_say_what_a_model_takes_and_need_no_weights(tmp_pat
     of = ("--model", tmp_path / "model-4", "--task", "arithmetic", "--memory", "uniform3r8")
     shown = qra("search", *of, *brief, "--dry-run")
     assert shown.status == 0
-    assert all(words in shown.out for words in ("peak of quantize", "peak of tune", "of this", "disk"))
+    assert all(words in shown.out for words in ("peak of quantize", "peak of tune", "of this"))

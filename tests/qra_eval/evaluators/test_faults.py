@@ -112,7 +112,7 @@ def test_two_workers_that_begin_at_once_share_one_bank(files, monkeypatch):
     monkeypatch.setattr(
         multiprocessing, "get_context", {"spawn": multiprocessing.get_context("fork")}.__getitem__
     )
-    with ProcessExecutor(EvaluatorFactory(config(files)), 2, devices=["cpu"]) as executor:
+    with ProcessExecutor(EvaluatorFactory(config(files)), 2) as executor:
         remote = RemoteEvaluator(executor)
         groups = remote.space.groups
         result = search(remote, **OPTIONS, batch=2, executor=executor)

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
     with (
         pretended_gpu(room=most - 1),
-        pytest.raises(BadInput, match=f"tune takes .* are free: take {settings}"),
+        pytest.raises(BadInput, match=f"tune takes .* are free: add {settings}"),
     ):
         QuantizedLoRAEvaluator(config)
     assert not (tmp_path / "bank").exists()

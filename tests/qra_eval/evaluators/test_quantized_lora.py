@@ -173,14 +173,13 @@ def test_a_tuned_plan_that_lacks_something_is_refused_by_name(build, tmp_path):
     with pytest.raises(BadInput, match=f"lacks the tensors of {lost}"):
         load(tmp_path)
     save_file(tensors, base)
-    for wrong in ({"dtype": "bfloat17"}, {"groups": 3}, {"groups": [{}]}):
-        plan.write_text(json.dumps({**data, **wrong}))
-        with pytest.raises(BadInput, match=r"plan.json is damaged \("):
-            load(tmp_path)
+    plan.write_text(json.dumps({name: data[name] for name in data.keys() - {"dtype"}}))
+    with pytest.raises(BadInput, match="has no tuned plan"):
+        load(tmp_path)
     plan.write_text(json.dumps(data))
     torch.save({}, factors.with_suffix(".bin"))  # which is no format that is read
     factors.unlink()
-    with pytest.raises(BadInput, match="lacks adapter_model.safetensors"):
+    with pytest.raises(BadInput, match="holds no adapter of PEFT"):
         load(tmp_path)
 
 

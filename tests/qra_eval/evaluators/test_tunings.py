@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks.strategies.foretold import ForetoldRate, find_top
-from qra_eval.evaluators.tunings import TuningsLandscape
-from qra_eval.landscapes.tunings import LEARNING_RATES, PRIORS, STEPS, TuningFormula, compute_traits
+from qra_eval.landscapes.tunings import (
+    LEARNING_RATES,
+    PRIORS,
+    STEPS,
+    TuningFormula,
+    TuningsLandscape,
+    compute_traits,
+)
 from qra_search import search
 from qra_search.app.bench.run import build_task
 from qra_search.errors import BadInput

@@ -47,7 +47,7 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
     ("format", "options", "why"),
     [
         ("ggfu", {}, "did you mean gguf"),
-        ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': it takes none"),
+        ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': known are none"),
         ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
         ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be"),
     ],
@@ -76,8 +76,7 @@ def test_a_merged_model_computes_the_tuned_models_logits_in_plain_transformers(
     run: tuple[str, ...], runs: Runs, tmp_path: Path
 ) -> None:
     rounded = export(runs(*run), "merged", tmp_path / "rounded")  # to bfloat16
-    # The mean, as rounding may send a token to another expert.
-    assert 0 < rounded.mean_logit_difference < 0.01 * rounded.largest_logit
+    assert rounded.largest_logit_difference > 0 and rounded.same_next_token > 0.9
     done = export(runs(*run), "merged", tmp_path / "out", dtype="float32")
     tuned, _ = qra_eval.load(runs(*run).folder, device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(done.path, dtype=torch.float32)
@@ -103,12 +102,6 @@ def test_a_peft_export_is_exact_also_at_one_rank(runs: Runs, tmp_path: Path) -> 
         # Zero rows change how sums are blocked, so that the last bit may differ.
         assert done.largest_logit_difference <= (1e-6 * done.largest_logit if format == "vllm" else 0)
         assert f'PeftModel.from_pretrained(base, "{done.path}/adapter"' in done.notes[1]
-        card = (done.path / "README.md").read_text()
-        assert "base_model" not in card, "a folder is no model of the hub"
-        code = card.split("```python\n")[1].split("```")[0].replace(f'"{done.path.name}"', f'"{done.path}"')
-        loaded: dict[str, Any] = {}
-        exec(code, loaded)
-        assert any("lora_A" in name for name, _ in loaded["model"].named_parameters())
     assert any("more than in the plan, as vLLM needs one rank" in note for note in done.notes)
     tensors = load_file(tmp_path / "vllm" / "adapter" / "adapter_model.safetensors")
     assert {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key} == {8}

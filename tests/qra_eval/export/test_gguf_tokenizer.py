@@ -74,17 +74,16 @@ def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None
             assert list(ids[0:count]) == tokenizer(text.decode(), add_special_tokens=False)["input_ids"]
 
 
-def test_a_token_that_the_table_lacks_is_left_out_and_each_chat_template_is_written(
+def test_a_token_that_the_table_lacks_is_left_out_and_the_chat_template_is_written(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     longer, rows = copy.deepcopy(tokenizer), len(tokenizer)
     longer.add_special_tokens({"pad_token": "<image>"})
-    longer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    longer.chat_template = "{{ messages }}"
     fields = gguf.GGUFReader(written(longer, tmp_path / "tokens.gguf", rows)).fields
     assert len(fields["tokenizer.ggml.tokens"].data) == rows
     assert "tokenizer.ggml.padding_token_id" not in fields
     assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
-    assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
 
 
 def test_what_llama_cpp_would_split_otherwise_is_refused(tokenizer: Any) -> None:

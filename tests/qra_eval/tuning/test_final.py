@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -12,10 +11,9 @@ from evaluators import make_evaluator, measure_reload
 from qra_eval.models.tiny import tiny_model
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tuning import final
-from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.tuning_folder import CHECKPOINT_FILE
-from qra_search.errors import BadInput, EvaluationFailed, RunFailed
+from qra_search.errors import EvaluationFailed
 
 
 @pytest.fixture(scope="module")
@@ -85,31 +83,9 @@ def test_a_record_has_the_losses_and_answers_from_before_and_after(evaluator, tm
     assert len({sample["wanted"] for sample in tuned.samples}) == len(tuned.samples) == 3
 
 
-@pytest.mark.parametrize("scales", [False, True])
-def test_a_base_that_was_not_saved_is_made_again_from_the_bank_to_the_bit(
-    evaluator, monkeypatch, tmp_path, scales
-):
-    settings = evaluator.quantized_model.settings.model_copy(update={"scales": scales})
-    monkeypatch.setattr(evaluator.quantized_model, "settings", settings)
-    plan, (one, two) = evaluator.space.uniform(2, 4), (tmp_path / name for name in ("whole", "adapter-alone"))
-    for folder, save_base in ((one, True), (two, False)):
-        evaluator.tune(plan, steps=2, folder=folder, save_base=save_base)
-    assert (two / "scales.safetensors").is_file() == scales and not (two / "quantized.safetensors").exists()
-    with pytest.raises(BadInput, match="was saved without its base"):
-        load(two)
-    evaluator.write_base(plan, two)
-    for file in ("quantized.safetensors", "adapter/adapter_model.safetensors", "plan.json"):
-        assert (one / file).read_bytes() == (two / file).read_bytes(), file
-    data = json.loads((two / "plan.json").read_text())
-    (two / "plan.json").write_text(json.dumps(data | {"qra_base": "0" * 64}))
-    with pytest.raises(RunFailed, match="differ from those that"):
-        evaluator.write_base(plan, two)
-
-
 def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
     sixteen = evaluator.space.unquantized.uniform(16, 4)
-    record = evaluator.tune(sixteen, steps=1, folder=tmp_path, save_base=False)
-    evaluator.write_base(sixteen, tmp_path)
+    record = evaluator.tune(sixteen, steps=1, folder=tmp_path)
     assert measure_reload(evaluator, sixteen, tmp_path) == 0.0
     untuned = evaluator.measure_untuned()
     assert untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
@@ -133,7 +109,7 @@ def test_scales_that_are_trained_along_are_resumed_as_well(evaluator, monkeypatc
     for holder, name, changed in (
         (evaluator.quantized_model, "settings", {"scales": True}),
         (bench, "evaluation", {"validation_rows": 4}),
-        (bench, "finetune", {"checkpoint_every": 2, "evaluate_every": 2, "scored_rows": 0}),
+        (bench, "finetune", {"checkpoint_minutes": 0, "evaluate_every": 2, "scored_rows": 0}),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name).model_copy(update=changed))
     plan = evaluator.space.uniform(2, 4)

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
@@ -19,8 +18,8 @@ from qra_search.errors import RunFailed
 from qra_search.sections import FinetuneConfig, TrainingConfig
 
 STEPS = 8
-SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1, schedule="cosine")
-FINETUNE = {"evaluate_every": 3, "checkpoint_every": 2}
+SETTINGS = TrainingConfig(learning_rate=1e-2, accumulation=2, weight_decay=0.1)
+FINETUNE = {"evaluate_every": 3, "checkpoint_minutes": 0}
 
 
 class Killed(BaseException):
@@ -71,14 +70,14 @@ def test_killed_at_any_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_p
     assert same(state, whole[0]) and (trained.loss, trained.tokens) == (whole[1].loss, whole[1].tokens)
     assert (watch.best_value, watch.best_step) == (whole[3].best_value, whole[3].best_step)
     assert (tmp_path / CURVE_FILE).read_text() == whole[4]
-    assert [step for step, _ in heard] == list(range(1 + (kill_at - 1) // 2 * 2, STEPS + 1))
+    assert [step for step, _ in heard] == list(range(kill_at, STEPS + 1))
 
 
 @pytest.mark.parametrize("step", [1, 3, STEPS])
 def test_ctrl_c_saves_the_running_step_and_resumed_it_ends_in_the_same_numbers(whole, tmp_path, step):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"step {step} of {STEPS} is saved"):
-        tune(tmp_path, interrupt_at=step, checkpoint_every=0, checkpoint_minutes=0)
+        tune(tmp_path, interrupt_at=step, checkpoint_minutes=5)
     assert signal.getsignal(signal.SIGINT) is before
     state, trained, heard, watch = tune(tmp_path)
     assert same(state, whole[0]) and trained.loss == whole[1].loss
@@ -99,11 +98,9 @@ def test_a_checkpoint_of_another_training_is_not_resumed_and_of_an_ended_one_no_
 
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     path = tune(tmp_path)[-1].checkpoint
-    path.write_bytes(b"\x00" * 20)
-    with pytest.raises(RunFailed, match=f"{path.name} is not a complete tensor file .* delete it"):
-        tune(tmp_path)
-    for metadata in (None, {"training": "{}"}, {"other": ""}):
-        save_file({"losses": torch.ones(1)}, path, metadata=metadata)
+    whole = path.read_bytes()
+    for damaged in (b"", b"\x00" * 20, whole[:2000], whole[:-100]):
+        path.write_bytes(damaged)
         with pytest.raises(RunFailed, match=f"{path.name} is damaged .* delete it"):
             tune(tmp_path)
 
@@ -111,32 +108,30 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
 def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkeypatch, caplog):
     writes = []
 
-    def failing(*args):
+    def failing(*args, **options):
         writes.append(args)
-        raise OSError(28, "No space left on device", str(args[0]))
+        raise OSError(28, "No space left on device", str(args[1]))
 
-    monkeypatch.setattr(full, "write_checkpoint", failing)
+    monkeypatch.setattr(full, "write_tensors", failing)
     with pytest.raises(OSError, match="No space left"):
         tune(tmp_path)
-    assert len(writes) == STEPS // 2
-    assert "could not write the checkpoint at step 2; training continues" in caplog.text
+    assert len(writes) == STEPS
+    assert "could not write the checkpoint at step 1; training continues" in caplog.text
     monkeypatch.undo()
     assert same(tune(tmp_path)[0], whole[0])
 
 
-def test_the_adapters_of_the_lowest_loss_on_validation_rows_are_kept_and_patience_ends_the_tuning(tmp_path):
-    values = iter([5.0, 3.0, 4.0, 3.5, 1.0])
+def test_the_adapters_of_the_lowest_loss_on_validation_rows_are_kept(tmp_path):
+    values = iter([5.0, 3.0, 4.0, 3.5] + [6.0] * 4)
     states = []
 
     def looked(model):
         states.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n})
         return next(values)
 
-    changed = {"evaluate_every": 1, "patience": 2, "validate": looked}
+    changed = {"evaluate_every": 1, "validate": looked}
     state, trained, heard, watch = tune(tmp_path, **changed)
     assert (watch.best_step, watch.best_value) == (2, 3.0)
-    assert [told["validation_loss"] for _, told in heard] == [5.0, 3.0, 4.0, 3.5]
+    assert [told["validation_loss"] for _, told in heard[:4]] == [5.0, 3.0, 4.0, 3.5]
     best = {n.replace("model.layers", "layers"): p for n, p in states[1].items()}
     assert sorted(map(torch.Tensor.sum, best.values())) == sorted(map(torch.Tensor.sum, state.values()))
-    again, cut, more, _ = tune(tmp_path, **changed)  # ended is ended: no look is left to make
-    assert same(again, state) and cut.loss == trained.loss and more == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from token_rows import CPU, adapted, rows
@@ -14,13 +12,9 @@ from qra_eval.tuning.training import Diverged, schedule_rate, train
 from qra_search.sections import TrainingConfig
 
 
-def test_the_rate_rises_over_the_warm_up_and_then_falls_as_scheduled():
-    linear, cosine, constant = (
-        [schedule_rate(s, 20, 0.1, kind) for s in range(20)] for kind in ("linear", "cosine", "constant")
-    )
-    assert linear[:2] == cosine[:2] == constant[:2] == [0.5, 1.0] and set(constant[1:]) == {1.0}
-    assert linear[2:] == pytest.approx([n / 19 for n in range(18, 0, -1)])
-    assert cosine[10] == pytest.approx((1 + math.cos(math.pi * 9 / 19)) / 2)
+def test_the_rate_rises_over_the_warm_up_and_then_falls_in_a_line():
+    rates = [schedule_rate(s, 20, 0.1) for s in range(20)]
+    assert rates == pytest.approx([0.5, 1.0, *(n / 19 for n in range(18, 0, -1))])
 
 
 def run(model, wrapped, steps=10, seed=0, rate=1e-2, **settings):

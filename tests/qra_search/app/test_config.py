@@ -77,8 +77,8 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"search": {"evaluations": float("inf")}}, "search.evaluations is inf: must be a finite number"),
         ({"search": {"seed": -1}}, "search.seed is -1: must be greater than or equal to 0"),
         ({"space": {"bits": [4, 4]}}, "space.bits is [4, 4]: must be a list of one or more distinct values"),
-        ({"space": {"bits": [17]}}, "space.bits is [17]: bits must be from 1 to 16"),
-        ({"space": {"ranks": [-1]}}, "space.ranks is [-1]: ranks must be from 0 to 4096"),
+        ({"space": {"bits": [17]}}, "space.bits is [17]: must be 'auto' or less than or equal to 16"),
+        ({"space": {"ranks": [-1]}}, "space.ranks.0 is -1: must be greater than or equal to 0"),
         ({"space": {"granularity": "head"}}, "space.granularity is 'head': must be 'auto', 'module'"),
         ({"quantization": {"backend": 3}}, "quantization.backend is 3: must be a valid string or "),
         ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as"),
@@ -142,5 +142,3 @@ def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> 
     assert config.search.memory == (given,)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
-    with pytest.raises(ConfigError, match="memory budget 512 means 512 bytes: write its unit"):
-        make_config({"search": {"memory": "512"}})

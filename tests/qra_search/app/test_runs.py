@@ -125,13 +125,9 @@ def test_a_log_whose_first_line_is_damaged_is_not_searched_on(tmp_path: Path) ->
     with Run(tmp_path / "a", settings) as run:
         run.search()
     content = run.folder.log_file.read_bytes()
-    for damage, says in (
-        (b"spice", "has trials, and its header has no space"),
-        (b'sp"ce', "line 1 is damaged"),
-    ):
-        run.folder.log_file.write_bytes(content.replace(b"space", damage, 1))
-        with pytest.raises(BadInput, match=says), Run(tmp_path / "a", settings) as again:
-            again.search(evaluations=8)
+    run.folder.log_file.write_bytes(content.replace(b"space", b'sp"ce', 1))
+    with pytest.raises(BadInput, match="line 1 is damaged"), Run(tmp_path / "a", settings) as again:
+        again.search(evaluations=8)
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from qra_search.app.settings import change_settings, make_settings
             3,
             r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed",
         ),
-        (RunConfig, "config is the class RunConfig: a RunConfig"),
+        (RunConfig, "RunConfig.* a RunConfig, a mapping of its fields"),
         ({"serch": {}}, "serch is not a known field: did you mean search"),
     ],
     ids=repr,

@@ -10,7 +10,7 @@ from qra_search import BadInput
 from qra_search.app import evaluator
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.evaluator import EvaluatorFactory, Workers, make_executor
-from qra_search.executors import ProcessExecutor, devices
+from qra_search.executors import workers as processes
 
 
 def config(device: str) -> RunConfig:
@@ -20,8 +20,7 @@ def config(device: str) -> RunConfig:
 @pytest.fixture
 def four(monkeypatch):
     """Four GPUs are said to be visible."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "list_visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
+    monkeypatch.setattr(processes, "list_visible_gpus", lambda: [f"cuda:{i}" for i in range(4)])
 
 
 def assign(device, workers):
@@ -34,46 +33,39 @@ def assign(device, workers):
     [
         ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
         ("cuda", 2, ["cuda:0", "cuda:1"]),
-        ("cuda:2", 1, ["cuda:2"]),
-        ("cuda:1,cuda:3", 2, ["cuda:1", "cuda:3"]),
         ("cpu", 2, ["cpu", "cpu"]),
     ],
 )
-def test_each_worker_gets_a_gpu_that_its_run_names_or_leaves_open(four, device, workers, expected):
+def test_each_worker_gets_a_gpu_if_its_run_leaves_that_open(four, device, workers, expected):
     assert assign(device, workers) == expected
 
 
 @pytest.mark.parametrize(
     ("device", "workers", "message"),
     [
-        ("auto", 5, "this machine has 4 GPUs, and each of 5 workers needs one: use fewer"),
-        ("cuda:1", 2, "device 'cuda:1' has 1 GPUs, and each of 2 workers needs one"),
-        ("cuda:7", 1, "device 'cuda:7': torch sees 4 GPUs here"),
+        ("auto", Workers(5), "each of 5 workers needs a GPU, and there are 4: use fewer"),
+        (
+            "cuda:1",
+            Workers(2),
+            "--device cuda:1 names one GPU, and each worker gets its own: use --device cuda",
+        ),
+        ("cuda:1", Workers(1, "ray"), "--device cuda:1 names one GPU"),
     ],
 )
 def test_gpus_that_cannot_be_had_are_refused_in_one_line(four, device, workers, message):
     with pytest.raises(BadInput) as refused:
-        make_executor(config(device), Workers(workers))
+        make_executor(config(device), workers)
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_without_a_gpu_cuda_is_refused_and_auto_means_the_cpu(monkeypatch):
-    monkeypatch.setattr(devices, "list_visible_gpus", list)
-    with pytest.raises(BadInput, match="this machine has 0 GPUs, .* or --device cpu"):
+    monkeypatch.setattr(processes, "list_visible_gpus", list)
+    with pytest.raises(BadInput, match="there are 0: .* or --device cpu"):
         make_executor(config("cuda"), Workers(2))
     assert assign("auto", 2) == ["cpu", "cpu"]
 
 
-def test_ray_chooses_gpus_itself_so_that_numbered_ones_are_refused():
-    with pytest.raises(
-        BadInput, match="--device cuda:1 cannot be used with --executor ray, which assigns GPUs itself"
-    ):
-        make_executor(config("cuda:1"), Workers(1, "ray"))
-
-
-@pytest.mark.parametrize(
-    ("device", "built"), [("auto", "cuda"), ("cuda:3", "cuda"), ("cuda:0,cuda:1", "cuda"), ("cpu", "cpu")]
-)
+@pytest.mark.parametrize(("device", "built"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
 def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch, device, built):
     seen = []
     monkeypatch.setenv("QRA_DEVICE", "cuda")
@@ -83,22 +75,19 @@ def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch,
 
 
 def test_torch_is_not_imported_to_hear_that_it_was_built_without_gpus(monkeypatch):
-    monkeypatch.setattr(devices.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr(processes.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
-    assert devices.list_visible_gpus() == []
+    assert processes.list_visible_gpus() == []
 
 
-def test_gpus_of_a_worker_are_numbered_within_what_this_process_was_given(monkeypatch):
+@pytest.mark.parametrize(("given", "gpus"), [("5,7", ["cuda:5", "cuda:7"]), (None, ["cuda:0", "cuda:1"])])
+def test_a_worker_sees_one_of_the_gpus_that_this_process_was_given(monkeypatch, given, gpus):
+    monkeypatch.setattr(processes.importlib.metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    third = devices.make_environment("cuda:2", 2)
-    assert (third["CUDA_VISIBLE_DEVICES"], third["QRA_DEVICE"]) == ("2", "cuda")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert devices.make_environment("cuda:1", 2)["CUDA_VISIBLE_DEVICES"] == "7"
-    with pytest.raises(ValueError, match="was given 2 GPUs"):
-        devices.make_environment("cuda:2", 2)
-
-
-@pytest.mark.parametrize("device", ["gpu0", "cuda:", "cuda:0,cuda:1", ""])
-def test_a_device_of_no_known_form_is_refused(device):
-    with pytest.raises(ValueError, match="unknown device .*: use cpu, or cuda:0"):
-        ProcessExecutor(dict, devices=[device])
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert processes.list_visible_gpus() == gpus
+    variables = processes.make_environment(gpus[1], 2)
+    assert variables["CUDA_VISIBLE_DEVICES"] == gpus[1].removeprefix("cuda:")
+    assert variables["QRA_DEVICE"] == "cuda"

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # workers import the module 
 import worker_evaluators as workers  # noqa: E402
 from worker_evaluators import BAD, GOOD, WAIT, has_ended  # noqa: E402
 
-from qra_search import BadInput, Proposal, Study, TrialLog, search  # noqa: E402
+from qra_search import Proposal, Study, TrialLog, search  # noqa: E402
 from qra_search.executors import (  # noqa: E402
     InProcessExecutor,
     ProcessExecutor,
@@ -75,8 +75,9 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        (workers.unbuildable, "cannot be built: RuntimeError: the model folder is empty"),
-        (workers.doomed, "SIGKILL.* while building the evaluator: try fewer workers"),
+        (workers.unbuildable, "cannot be built: the model folder is empty"),
+        (workers.doomed, "no worker can be started .*SIGKILL.*: try fewer workers"),
+        (workers.refusing, "cannot be built: no model of the name 'x'"),
     ],
 )
 def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(
@@ -103,14 +104,6 @@ def test_an_evaluator_that_leaves_the_program_fails_its_trial_in_this_process_to
     evaluator = workers.Misbehaving("exit_python", tmp_path)
     executor = InProcessExecutor(evaluator)
     assert isinstance(executor.submit(Proposal(BAD)).exception(), SystemExit)
-
-
-def test_an_evaluator_that_refuses_what_the_user_gave_says_so_as_it_would_here():
-    with (
-        ProcessExecutor(workers.refusing, 1) as executor,
-        pytest.raises(BadInput, match="the evaluator cannot be built: no model of the name 'x'"),
-    ):
-        RemoteEvaluator(executor)
 
 
 def test_a_factory_that_cannot_be_sent_to_a_worker_is_named():

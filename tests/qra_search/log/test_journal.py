@@ -97,7 +97,7 @@ RESULT = {"loss": 1.0, "memory_bytes": 1}
 def test_a_line_of_wrong_content_is_refused_with_its_number_and_field(content, trial, says):
     line = json.dumps({"trials": [{"id": 6, "proposal": PROPOSAL, **trial}]}).encode()
     number = content.count(b"\n") + 1
-    with pytest.raises(LogError, match=f"line {number} is damaged .*restore the file from a copy") as caught:
+    with pytest.raises(LogError, match=f"line {number} is damaged.*restore the file from a copy") as caught:
         read_journal(content + line + b"\n", "the log")
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
@@ -127,11 +127,9 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 
 
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
-    with pytest.raises(LogError, match=f"has journal format 'qra-log/3', '{FORMAT}' is read"):
+    with pytest.raises(LogError, match=f"line 1 .* not of '{FORMAT}' .*use another folder"):
         read_journal(content.replace(FORMAT.encode(), b"qra-log/3"))
-    with pytest.raises(
-        LogError, match=f"line {len(content.splitlines()) + 1} is damaged .a second journal starts"
-    ):
+    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*in its first line and in no"):
         read_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import AdditiveEvaluator, make_space
+from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
@@ -28,7 +28,7 @@ def rows(path: Path) -> list[dict]:
 def test_a_log_reads_back_what_was_written(tmp_path):
     path = tmp_path / "trials.jsonl"
     with TrialLog(path) as log:
-        log.propose(Proposal(PLAN, 0.5, 3, "sweep", 1.5, 0.1))
+        log.propose(Proposal(PLAN, 0.5, 3, "sweep", 1.5))
         log.propose(Proposal(PLAN, 1.0, 3))
         log.propose(Proposal(PLAN, 1.0, 4))
         log.finish(0, Evaluation(1.25, 77, {"acc": 0.5, "top": float("inf")}, 2.0, 0.5, 3))
@@ -43,12 +43,11 @@ def test_a_log_reads_back_what_was_written(tmp_path):
         assert log.trials[1].reason == "out of memory"
 
 
-def test_a_search_writes_its_header_first_and_says_who_writes(tmp_path):
+def test_a_search_writes_its_header_first(tmp_path):
     write_log(tmp_path / "log", 3)
-    first, second, *others = rows(tmp_path / "log")
-    assert first["format"] == "qra-log/4"
-    assert {"space", "space_data", "evaluator", "budgets", "seed"} <= set(first["header"])
-    assert second["writer"].startswith(f"process {os.getpid()} on ")
+    first, *others = rows(tmp_path / "log")
+    assert first["format"] == "qra-log/5"
+    assert {"space", "evaluator", "budgets", "seed"} <= set(first["header"])
     trials = [trial for row in others for trial in row.get("trials", ())]
     assert [(t["id"], t.get("status")) for t in trials] == [
         (i, status) for i in range(3) for status in (None, "done")
@@ -81,14 +80,7 @@ def test_a_log_of_another_search_is_refused_with_both_values(tmp_path):
             log.bind(seed=1, evaluator={"model": "b", "steps": 3})
 
 
-def test_a_batch_is_logged_as_a_whole_or_not_at_all(tmp_path):
-    plans = [p for p in make_space().uniform_plans()[:3]]
-    with TrialLog(tmp_path / "log") as log:
-        assert [t.id for t in log.propose_all([Proposal(p) for p in plans])] == [0, 1, 2]
-    assert len(TrialLog(tmp_path / "log")) == 3
-
-
-def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
+def test_a_second_search_on_a_log_is_refused_until_the_first_has_ended(tmp_path):
     path = tmp_path / "log"
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
@@ -99,9 +91,7 @@ def test_a_second_search_on_a_log_is_refused_and_told_who_holds_it(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(
-            LogError, match=f"being written by process {process.pid} on .*, since .*: wait for it"
-        ):
+        with pytest.raises(LogError, match="being written by another process: wait for it"):
             Study(AdditiveEvaluator(), strategy="random", log=path)
         with TrialLog(path) as log:
             assert len(log) == 0, "reading is open to everyone"
@@ -157,27 +147,24 @@ def test_a_log_that_cannot_be_written_is_read_whole(closed):
         assert path.read_bytes() == before
     assert whole == "12 done" and len(refusals) == (2 if closed == "folder" else 1)
     assert all(
-        "cannot be written (permission denied): give an output folder that can be" in text
-        for text in refusals
+        "cannot be written (permission denied): give another output folder" in text for text in refusals
     )
 
 
 @pytest.mark.parametrize("short", [True, False])
 def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_path, monkeypatch, short):
-    path, write = tmp_path / "log", os.write
+    path, write = tmp_path / "log", os.pwrite
     log = write_log(path, 4)
     before = path.read_bytes()
 
-    def full(file: int, data: bytes) -> int:
-        written = write(file, data[: len(data) // 2])
+    def full(file: int, data: bytes, at: int) -> int:
+        written = write(file, data[: len(data) // 2], at)
         if short:
             return written
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(
-        RunFailed, match="cannot be written .*make room on its disk and resume with the same log"
-    ):
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunFailed, match="cannot be written .*mend that, and resume with the same log"):
         log.propose(Proposal(log.trials[0].plan, seed=5))
     assert path.read_bytes() == before and len(log) == 4
     monkeypatch.undo()
@@ -203,18 +190,3 @@ def test_what_a_killed_writer_had_begun_is_dropped_by_the_next_which_says_so(tmp
     unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]
     assert TrialLog(path).trials == result.trials
-
-
-@pytest.mark.parametrize(
-    ("code", "says"), [(28, "make room on its disk"), (5, "cannot be written (input/output")]
-)
-def test_room_on_the_disk_is_advised_only_if_it_is_full(tmp_path, monkeypatch, code, says):
-    log = write_log(tmp_path / "log", 4)
-
-    def fail(file: int, data: bytes) -> int:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "write", fail)
-    with pytest.raises(RunFailed) as caught:
-        log.propose(Proposal(log.trials[0].plan, seed=5))
-    assert says in str(caught.value) and ("make room" in str(caught.value)) == (code == 28)

@@ -56,25 +56,19 @@ def test_a_budget_that_no_plan_fits_is_refused_with_the_least_that_does() -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", "1e3", f"{10**400}bpw"],
+    ["", "much", "3bits", "12 parsecs", "-3MiB", "75 percent", "uniform3", "nan", f"{10**400}bpw"],
 )
 def test_what_is_no_budget_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ValueError, match="108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"):
         check_budget_text(text)
 
 
-def test_a_small_number_without_a_unit_is_refused_where_it_needs_one() -> None:
-    assert check_budget_text("108") == "108" and check_budget_text("1048576", needs_unit=True) == "1048576"
-    with pytest.raises(ValueError, match="108 means 108 bytes: write its unit, such as 108MiB or 108GiB"):
-        check_budget_text("108", needs_unit=True)
-
-
 def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
     with pytest.raises(
-        ValueError, match=r"5 bits and rank 8.*Its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
+        ValueError, match=r"no plan 'uniform5r8': its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
     ):
         resolve_budgets(space(), "uniform5r8")
-    with pytest.raises(ValueError, match="4 bits and rank 16"):
+    with pytest.raises(ValueError, match="without such a plan: give it in bytes"):
         resolve_budgets(space(bits=(2, 3)), "75%")
 
 

@@ -8,7 +8,7 @@ import pytest
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Parameter, Plan, Sensitivities, Trial
-from qra_search.space.serialization import plan_from_dict, plan_to_dict, space_from_dict, space_to_dict
+from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.space.space import SearchSpace
 from qra_search.strategies.simple import sample_plan
 
@@ -86,7 +86,7 @@ def test_a_short_evaluation_is_charged_its_length() -> None:
 
 
 def test_space_and_plan_are_read_back_from_plain_data() -> None:
-    space = space_from_dict(space_to_dict(SPACE))
+    space = SearchSpace.from_dict(SPACE.to_dict())
     assert space.signature == SPACE.signature
     plan = Plan((2, 3, 4), (4, 8, 4), (("learning_rate", 0.008), ("length", 0.25)))
     assert Plan.from_dict(plan.to_dict()) == plan

@@ -65,7 +65,9 @@ def test_sizes_are_read(text, expected):
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "12XB", "-3MiB", "0", "1e9999", "nan", "6GiBs", True])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "12XB", "-3MiB", "0", "1e9999", "nan", "6GiBs", "6GiB or so", True]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="size in bytes"):
         parse_bytes(text)

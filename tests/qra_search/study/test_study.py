@@ -226,10 +226,10 @@ def test_all_workers_are_busy_up_to_the_last_evaluations(evaluator):
     [
         (
             "tiny",
-            r"evaluator is 'tiny' \(str\): an Evaluator object is needed\. .*, use qra_search.plan or `qra search`",
+            r"evaluator is 'tiny' \(str\): an Evaluator is needed; qra_search.plan takes names",
         ),
-        (AdditiveEvaluator, "evaluator is the class AdditiveEvaluator: an Evaluator object is needed"),
-        (make_space(), "an Evaluator object is needed"),
+        (AdditiveEvaluator, r"evaluator is .*AdditiveEvaluator.* \(ABCMeta\): an Evaluator is needed"),
+        (make_space(), "an Evaluator is needed"),
     ],
     ids=["a name", "a class", "a space"],
 )
@@ -242,7 +242,7 @@ def test_an_evaluator_of_another_kind_is_refused(evaluator: Any, message: str) -
     ("options", "message"),
     [
         ({"strategy": 3}, r"strategy is 3 \(int\): the name of a strategy, or a Strategy, is needed"),
-        ({"strategy": AdditiveEvaluator}, "strategy is the class AdditiveEvaluator"),
+        ({"strategy": AdditiveEvaluator}, "strategy is .*AdditiveEvaluator"),
         ({"memory_budget": "lots"}, "'lots' is not a memory budget: write one such as 108MiB"),
         ({"memory_budget": {"MiB": 3}}, "is not a memory budget"),
     ],
@@ -317,5 +317,5 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     head = Group(name="head", linears=(replace(linear, name="h"),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
-    with pytest.raises(BadInput, match="this space has none: give it in bytes"):
+    with pytest.raises(BadInput, match="without such a plan: give it in bytes"):
         resolve_budgets(space, "75%")

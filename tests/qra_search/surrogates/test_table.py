@@ -142,14 +142,6 @@ def test_replicates_count_for_more():
     assert often[3] < once[3]
 
 
-def test_what_it_is_given_is_not_changed():
-    world = World()
-    rows = world.rows(15)
-    for array in vars(rows).values():
-        array.setflags(write=False)  # writing raises
-    refine(TableFit(world.basis, rows, Widths())).sample_tables(np.random.default_rng(0), np.ones(3))
-
-
 def test_damage_near_zero_by_luck_is_not_zero():
     space = make_toy_space(4)
     damage = np.tile([1.0, 0.3, 0.1, 0.01], (4, 1))

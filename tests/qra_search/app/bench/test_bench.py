@@ -79,7 +79,7 @@ class LowFidelity(Strategy):
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         last = state.trials[-1].proposal
         if last.fidelity < 1:
-            return [replace(last, fidelity=1.0, predicted_loss=1.0, predicted_std=100.0)]
+            return [replace(last, fidelity=1.0, predicted_loss=1.0)]
         return [replace(p, fidelity=0.25) for p in RandomStrategy().propose(state, 1)]
 
 

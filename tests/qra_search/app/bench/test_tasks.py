@@ -49,7 +49,7 @@ def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:
     assert bench.parse_strategy("nsga2?population=8").population == 8
-    with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: it takes none"):
+    with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: known are none"):
         bench.parse_strategy("random?depth=3")
     with pytest.raises(ValueError, match="is not OPTION=VALUE"):
         bench.parse_strategy("random?depth")

@@ -69,9 +69,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["built"] += 1
         seen["devices"].append(config.model.device)
 
-        def tune(
-            plan: Plan, *, seed: int, folder: Path, save_base: bool, progress: Any, on_step: Any
-        ) -> TuningRecord:
+        def tune(plan: Plan, *, seed: int, folder: Path, progress: Any, on_step: Any) -> TuningRecord:
             if len(seen["tuned"]) >= seen["stops_after"]:
                 raise KeyboardInterrupt
             seen["tuned"].append((plan, seed, config.finetune.steps))

@@ -62,7 +62,7 @@ def test_a_misspelt_model_or_task_is_refused_before_the_libraries_of_a_command_a
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},  # asks no hub
     )
     assert done.stdout.splitlines() == [str([2] * len(MISSPELT)), "[]"], done.stderr
-    assert "did you mean arithmetic?" in done.stderr and "did you mean smollm2?" in done.stderr
+    assert "did you mean arithmetic?" in done.stderr and "not one of smollm2, tiny" in done.stderr
 
 
 def test_what_is_refused_at_once_loads_no_model_library(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_runner import LANDSCAPE, Outcome, Qra
 
-from qra_search.executors import devices
+from qra_search.executors import workers
 
 SEARCH = ("search", *LANDSCAPE, "--out", "new")
 REAL, TASK = ("search", "--out", "new", "--model"), ("--task", "arithmetic")
@@ -53,7 +53,7 @@ CASES = [
     ((*SEARCH, "--set", "options.lairs=4"), "unknown option of the landscape evaluator: 'lairs': did you"),
     # budgets
     ((*SEARCH, "--memory", "1KiB"), "memory budget 1.0 KiB (1024 bytes) is below the smallest plan"),
-    ((*SEARCH, "--memory", "108"), "memory budget 108 means 108 bytes: write its unit, such as 108MiB or"),
+    ((*SEARCH, "--memory", "108"), "memory budget 108 B (108 bytes) is below the smallest plan"),
     (("plan", "--model", "tiny", "--memory", "75%", "--out", "new", "--dry-run"), NO_TASK),
     (("search", "bare-task.yaml", "--out", "new"), NO_TASK),
     (
@@ -62,7 +62,7 @@ CASES = [
     ),
     (("plan", *LANDSCAPE, "--out", "new"), "say with --memory how many bytes the plan may take"),
     (("plan", *LANDSCAPE, "--memory", "uniform3r8", "--out", "/proc/x"), "/proc/x cannot be written"),
-    ((*SEARCH, "--memory", "uniform5r8"), "needs the uniform plan of 5 bits and rank 8"),
+    ((*SEARCH, "--memory", "uniform5r8"), "the space has no plan 'uniform5r8': its bits are"),
     # values
     ((*SEARCH, "--bits", "two"), "--bits is 'two': expected numbers separated by commas"),
     (
@@ -88,7 +88,7 @@ CASES = [
     (("search", "unyaml.yaml"), "unyaml.yaml cannot be read as YAML: line 1, column 6: expected ',' or ']'"),
     (("search", "typo.yaml"), "typo.yaml: evaluation.stepz is not a known field"),
     (("search", *LANDSCAPE, "--out", "/proc/x"), "the run's folder /proc/x cannot be written"),
-    (("finetune", "a", "--plan", "uniform5r8"), "plan 'uniform5r8' needs the uniform plan of 5 bits and"),
+    (("finetune", "a", "--plan", "uniform5r8"), "the space has no plan 'uniform5r8': its bits are"),
     (("search", "empty"), "config 'empty' is a folder: give the YAML file, such as empty/config.yaml"),
     (("search",), "say what to search: --model and --task, a config, or the folder of a run to resume"),
     (("search", "a", "--out", "elsewhere"), "a is a run and is resumed in place: remove --out"),
@@ -118,7 +118,7 @@ CASES = [
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
     (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at"),
     # what workers cannot have
-    ((*SEARCH, "--workers", "2", "--device", "cuda"), "this machine has 0 GPUs, and each of 2 workers"),
+    ((*SEARCH, "--workers", "2", "--device", "cuda"), "each of 2 workers needs a GPU, and there are 0"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown"),
     ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor"),
@@ -135,7 +135,6 @@ CASES = [
     ((*REAL, "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
     ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
     ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: the backend has no 7 bits: it has 1, trellis-1.5"),
-    ((*REAL, "in-memory:Llama", *TASK), "in-memory model: give it as model="),
     ((*REAL, "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 
@@ -156,7 +155,7 @@ def test_wrong_input_is_one_line_with_status_2(
     qra: Qra, folder: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(devices, "list_visible_gpus", list)
+    monkeypatch.setattr(workers, "list_visible_gpus", list)
     outcome = qra(*command)
     assert_one_line(outcome)
     assert message in outcome.err.splitlines()[-1]

@@ -91,8 +91,8 @@ def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
         ((*mixed, "--seeds", 2), 2),
         ((*mixed, "--steps", 9), 2),
         ((*mixed, "--set", "finetune.steps=9"), 0),
-        ((*mixed, "--set", "training.schedule=cosine"), 2),
-        ((*mixed, "--set", "finetune.checkpoint_every=7"), 0),
+        ((*mixed, "--set", "training.warmup=0.2"), 2),
+        ((*mixed, "--set", "finetune.checkpoint_minutes=7"), 0),
     ):
         tuner["tuned"].clear()
         assert qra(*words).status == 0

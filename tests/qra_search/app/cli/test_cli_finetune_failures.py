@@ -64,14 +64,13 @@ def test_what_cannot_be_set_to_tune_a_plan_is_refused_before_anything_is_built(
     built = tuner["built"]
     for options, why in (
         (("--steps", 3, "--epochs", 1), "--steps and --epochs both say how long to tune"),
-        (("--set", "finetune.patience=2"), "finetune.patience is 2: it needs validation measurements"),
         (
             ("--set", "space.bits=[2]"),
             "space.bits is 'auto' in this run and cannot be changed",
         ),
         (
-            ("--set", "training.schedule=step"),
-            "training.schedule is 'step': must be 'linear', 'cosine' or 'constant'",
+            ("--set", "training.warmup=1"),
+            "training.warmup is 1",
         ),
         (("--against", "rivals"), "'rivals' is not one of 'best', 'all', 'shuffled', 'none'"),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -73,8 +72,3 @@ def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Pat
     assert shown.splitlines()[1].startswith(f"{runs / 'b'}: Validation loss ")
     assert all(name in shown for name in expected) and f"{len(expected)} of 21 groups differ." in shown
     assert "0 of 21 groups differ." in qra("show", runs / "a", runs / "a" / "plan.json").out
-    broken = json.loads((runs / "a" / "plan.json").read_text())
-    broken["groups"].append(dict(broken["groups"][0]))
-    (tmp_path / "p.json").write_text(json.dumps(broken))
-    refused = qra("show", runs / "a", tmp_path / "p.json")
-    assert refused.status == 2 and "twice: leave one out" in refused.err

@@ -135,4 +135,4 @@ def test_a_budget_may_name_any_width_that_its_run_has(qra: Qra, tmp_path: Path) 
     assert 1 in facts["levels"] and facts["smallest_bytes"] <= facts["budgets"][0] < facts["largest_bytes"]
     assert "trellis-1.5" in qra(*words, "--memory", "uniform1.5r8", "--json").json["levels"]
     refused = qra(*words, "--memory", "uniform7r8")
-    assert refused.status == 2 and "Its bits are 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, its ranks" in refused.err
+    assert refused.status == 2 and "its bits are 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, its ranks" in refused.err
