@@ -92,7 +92,7 @@ class QuantizationConfig(Section):
 
     backend: str | dict[str | Width, Any] = "mixed-calibrated"
     """a backend (see `qra backends`), by name or as `{name: trellis, L: 14}`; or one for each bit-width,
-    `{2: reference, 4: bitsandbytes-nf4}`, where a list makes it a searched choice"""
+    `{2: reference, 4: bitsandbytes-nf4}`"""
     embeddings: Literal["auto"] | tuple[Width, ...] = "auto"
     """bits to choose from for the token embeddings and the head; one number: of every plan; 16: left as they are; auto:
     every half bit from 1 to 4, 5 and 16, as far as the backend can store them"""

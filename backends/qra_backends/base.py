@@ -273,14 +273,6 @@ class Backend(ABC):
         width: float = bits
         return width
 
-    def level_name(self, bits: Level) -> str:
-        """What a level is called beside those of other backends: `reference-4`, `nf4`."""
-        return bits if isinstance(bits, str) else f"{self.name}-{bits}"
-
-    def describe(self, bits: Level) -> str:
-        """What stores a level, in words."""
-        return self.name
-
     @property
     def spec(self) -> dict[str, Any]:
         """Plain data that `make_backend` builds an equal backend from."""

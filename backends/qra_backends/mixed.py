@@ -1,9 +1,8 @@
-"""Backend `mixed`: another backend for each bit-width, or several for one, to be chosen from like the bits."""
+"""Backend `mixed`: another backend for each bit-width."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -27,21 +26,12 @@ CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS, "trellis")
 CALIBRATED_CHOICE |= {6: "reference-gptq", 8: "bitsandbytes-int8"}
 
 
-@dataclass(frozen=True)
-class _BackendLevel:
-    """A backend, the level of its own that is used of it, and both in words."""
-
-    backend: Backend
-    level: Level
-    words: str
-
-
 def _delegate_by_level(method: str) -> Any:
     """A method that asks the backend of a level about its own level."""
 
     def call_backend(self: MixedBackend, bits: Level, *args: Any, **named: Any) -> Any:
-        part = self._get_backend_level(bits)
-        return getattr(part.backend, method)(part.level, *args, **named)
+        backend, level = self._get_part(bits)
+        return getattr(backend, method)(level, *args, **named)
 
     return call_backend
 
@@ -58,56 +48,47 @@ def _delegate_by_module(method: str) -> Any:
 class MixedBackend(Backend):
     """Hands each level to the backend chosen for it.
 
-    A whole width that is stored in one way is a level itself. Others have the names that their backends give them:
-    `{4: ["bitsandbytes-nf4", "reference"]}` has the levels `nf4` and `reference-4`. A name that is taken gets a number:
-    `reference-4-2`.
+    A whole width is a level itself. Others are called as in their backends, such as `trellis-1.5`.
 
     Args:
-        choice: bits to a backend's spec, as `make_backend` takes it, or to a list of them; text keys are read as
-            numbers.
+        choice: bits to a backend's spec, as `make_backend` takes it; text keys are read as numbers.
     """
 
     name: ClassVar[str] = "mixed"
     layer = nn.Module
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
-    def __init__(self, *, choice: Mapping[float | str, Spec | Sequence[Spec]] | None = None):
-        self._backend_levels: dict[Level, _BackendLevel] = {}
+    def __init__(self, *, choice: Mapping[float | str, Spec] | None = None):
         if choice is not None and not isinstance(choice, Mapping):
             raise ValueError(f"choice must be a mapping of bit-widths to backends, got {choice!r}")
-        several: dict[str, Any] = {}
-        chosen: dict[float, Any] = {}
-        for key, given in (choice or DEFAULT_CHOICE).items():
+        chosen: dict[float, Spec] = {}
+        for key, spec in (choice or DEFAULT_CHOICE).items():
             width = read_width(key)
             if width is None:
                 raise ValueError(f"a mapping of backends must have bit-widths as keys, got {key!r}")
-            chosen[width] = given
-        for bits, given in sorted(chosen.items(), key=lambda item: item[0]):
-            specs: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
-            if not specs:
-                raise ValueError(f"the choice for {bits} bits is empty: name a backend")
-            backends = [self._reuse_backend(make_backend(spec)) for spec in specs]
-            parts = [
-                part
-                for spec, backend in zip(specs, backends, strict=True)
-                for part in _list_backend_levels(spec, backend, bits)
-            ]
-            whole = len(parts) == 1 and isinstance(bits, int)
-            for part in parts:
-                name = bits if whole else self._make_name(part.backend.level_name(part.level))
-                self._backend_levels[name] = part
-            options = [backend.spec for backend in backends]
-            twice = next((spec for i, spec in enumerate(specs) if options[i] in options[:i]), None)
-            if twice is not None:
-                raise ValueError(f"the choice for {bits} bits has the backend {twice!r} twice")
-            several[str(bits)] = options if len(options) > 1 else options[0]
-        self.bits = tuple(self._backend_levels)
-        parts = list(self._backend_levels.values())
-        devices = [part.backend.devices for part in parts]
-        self.devices = tuple(device for device in devices[0] if all(device in own for own in devices))
-        self.calibrated = any(part.backend.calibrated for part in parts)
-        self.side_by_side = all(part.backend.side_by_side for part in parts)
-        self.options = {"choice": several}
+            chosen[width] = spec
+        self._parts: dict[Level, tuple[Backend, Level]] = {}
+        for bits in sorted(chosen):
+            backend = self._reuse_backend(make_backend(chosen[bits]))
+            levels = [level for level in backend.bits if backend.width(level) == bits]
+            if not levels:
+                reason = backend.unsupported_reason(bits, 0, 0)
+                raise ValueError(f"unsupported backend for {bits} bits: {reason}")
+            if len(levels) > 1:
+                names = ", ".join(map(str, levels))
+                raise ValueError(
+                    f"{backend.name} has several levels of {bits} bits ({names}): choose one by its options"
+                )
+            self._parts[bits if isinstance(bits, int) else levels[0]] = backend, levels[0]
+        self.bits = tuple(self._parts)
+        backends = [backend for backend, _ in self._parts.values()]
+        self.devices = tuple(
+            device for device in backends[0].devices if all(device in backend.devices for backend in backends)
+        )
+        self.calibrated = any(backend.calibrated for backend in backends)
+        self.side_by_side = all(backend.side_by_side for backend in backends)
+        specs = zip(sorted(chosen), backends, strict=True)
+        self.options = {"choice": {str(bits): backend.spec for bits, backend in specs}}
 
     def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
         reasons = {
@@ -125,14 +106,11 @@ class MixedBackend(Backend):
     to_tensors, get_scales = map(_delegate_by_module, ("to_tensors", "get_scales"))
     replace_scales = _delegate_by_module("replace_scales")
 
-    def describe(self, bits: Level) -> str:
-        return self._get_backend_level(bits).words
-
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
         if bits not in self.bits:
             return super().unsupported_reason(bits, out_features, in_features)
-        part = self._backend_levels[bits]
-        return part.backend.unsupported_reason(part.level, out_features, in_features)
+        backend, level = self._parts[bits]
+        return backend.unsupported_reason(level, out_features, in_features)
 
     def quantize_levels(
         self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
@@ -162,48 +140,31 @@ class MixedBackend(Backend):
         )
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> nn.Module:
-        part = self._get_backend_level(bits)
-        return part.backend.make_module(tensors, part.level, **form)
+        backend, level = self._get_part(bits)
+        return backend.make_module(tensors, level, **form)
 
     def _reuse_backend(self, backend: Backend) -> Backend:
         """An equal backend that a part has already, so that its levels share their work; else the one given."""
-        parts = (part.backend for part in self._backend_levels.values())
-        return next((b for b in parts if type(b) is type(backend) and b.spec == backend.spec), backend)
+        known = (part for part, _ in self._parts.values())
+        return next((b for b in known if type(b) is type(backend) and b.spec == backend.spec), backend)
 
     def _group_by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
         """The backends of some levels, each with what its own levels are called there."""
         found: dict[int, tuple[Backend, dict[Level, Level]]] = {}
         for bits in levels:
-            part = self._get_backend_level(bits)
-            found.setdefault(id(part.backend), (part.backend, {}))[1][bits] = part.level
+            backend, level = self._get_part(bits)
+            found.setdefault(id(backend), (backend, {}))[1][bits] = level
         return list(found.values())
 
-    def _get_backend_level(self, bits: Level) -> _BackendLevel:
+    def _get_part(self, bits: Level) -> tuple[Backend, Level]:
         self.check_bits(bits)
-        return self._backend_levels[bits]
-
-    def _make_name(self, name: str) -> str:
-        """The name, or the first of `name-2`, `name-3`, ... that no level has yet."""
-        names = (name, *(f"{name}-{number}" for number in range(2, len(self._backend_levels) + 3)))
-        return next(free for free in names if free not in self._backend_levels)
+        return self._parts[bits]
 
     def _find_backend(self, module: nn.Module) -> Backend:
         """A backend of the module's class: all that have it read it in the same way."""
-        backends = [part.backend for part in self._backend_levels.values()]
+        backends = [backend for backend, _ in self._parts.values()]
         exact = [backend for backend in backends if type(module) is backend.layer]
         found = exact or [backend for backend in backends if isinstance(module, backend.layer)]
         if not found:
             raise ValueError(f"no level of the backend 'mixed' made this {type(module).__name__}")
         return found[0]
-
-
-def _list_backend_levels(spec: Any, backend: Backend, bits: float) -> list[_BackendLevel]:
-    """The ways in which a backend stores so many bits."""
-    words = spec if isinstance(spec, str) else backend.name
-    if isinstance(spec, Mapping):
-        options = [f"{option} {value}" for option, value in spec.items() if option != "name"]
-        words = ", ".join([words, *options])
-    found = [_BackendLevel(backend, level, words) for level in backend.bits if backend.width(level) == bits]
-    if not found:
-        raise ValueError(f"unsupported backend for {bits} bits: {backend.unsupported_reason(bits, 0, 0)}")
-    return found

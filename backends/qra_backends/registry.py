@@ -20,8 +20,7 @@ def make_backend(spec: Spec) -> Backend:
     """A backend from its spec.
 
     `"trellis"` is a name; `"bitsandbytes-nf4"` a name and one of its variants; `{"name": "trellis", "L": 14}` a name
-    with options; `{2: "trellis", 4: {"name": "reference", "group_size": 32}}` another backend for each bit-width, and
-    a list of them in place of one a choice.
+    with options; `{2: "trellis", 4: {"name": "reference", "group_size": 32}}` another backend for each bit-width.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest), an unknown or wrong option, a malformed spec.

@@ -77,7 +77,9 @@ def make_model_space(
         bits=[
             Level(name, UNQUANTIZED_BITS)
             if name == UNQUANTIZED_BITS
-            else Level(name, backend.width(name), backend.describe(name), backend.storage(name))
+            else Level(
+                name, backend.width(name), backend.identity(name)["spec"]["name"], backend.storage(name)
+            )
             for name in levels
         ],
         ranks=ranks,

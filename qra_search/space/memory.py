@@ -139,7 +139,7 @@ class Level:
     """One way to store a weight.
 
     Attributes:
-        name: its bits if a width has one level only, else a text such as `nf4`, `gptq-3` or `Q4_K`.
+        name: its bits if a width has one level only, else a text such as `trellis-1.5` or `Q4_K`.
         width: nominal bits, whole or and a half; 16 is the unquantized weight.
         backend: what stores it, in words; only shown.
         format: exact bytes of a weight; default: group-wise with 32 bits of scale and zero for every 64 weights.

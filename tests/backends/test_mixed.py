@@ -43,33 +43,9 @@ def test_the_calibrated_variant_is_a_trellis_up_to_five_bits():
     assert names == ["trellis"] * 8 + ["reference-gptq", "bitsandbytes"]
 
 
-def test_several_backends_at_one_width_are_levels_of_their_own():
-    backend = make_backend(
-        {2: "reference", 4: ["bitsandbytes-nf4", {"name": "reference", "group_size": 32}, ROUNDED]}
-    )
-    assert backend.bits == (2, "nf4", "reference-4", "reference-4-2")
-    assert [backend.width(level) for level in backend.bits] == [2, 4, 4, 4]
-    assert [backend.describe(level) for level in backend.bits] == [
-        "reference",
-        "bitsandbytes-nf4",
-        "reference, group_size 32",
-        "reference, ranges mse",
-    ]
-    assert make_backend(backend.spec).spec == backend.spec and make_backend(backend.spec).bits == backend.bits
-    linear = nn.Linear(64, 64, bias=False)
-    grouped = {"name": "reference", "group_size": 32}
-    for level, name in (("nf4", "bitsandbytes-nf4"), ("reference-4", grouped), ("reference-4-2", ROUNDED)):
-        alone, module = make_backend(name), backend.quantize(linear, level)
-        assert backend.storage(level).bytes(64, 64) == alone.storage(4).bytes(64, 64)
-        assert torch.equal(backend.dequantize(module), alone.dequantize(alone.quantize(linear, 4)))
-    for level, message in (("fp4", "does not store fp4: choose from 2, nf4,"), (4, "does not store 4 bits")):
-        with pytest.raises(ValueError, match=message):
-            backend.storage(level)
-
-
 def test_an_identity_is_that_of_the_part_alone():
     one = make_backend({4: "reference", 8: "bitsandbytes-int8"})
-    other = make_backend({4: ["reference", "bitsandbytes-nf4"], 8: "reference-gptq"})
-    assert one.identity(4) == other.identity("reference-4") == make_backend("reference").identity(4)
+    other = make_backend({2: "trellis", 4: "reference", 8: "reference-gptq"})
+    assert one.identity(4) == other.identity(4) == make_backend("reference").identity(4)
     assert one.identity(8) != other.identity(8)
     assert one.identity(8)["library"] == {"bitsandbytes": version("bitsandbytes")}

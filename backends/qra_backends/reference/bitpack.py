@@ -1,4 +1,4 @@
-"""Codes of 2 to 6 or 8 bits packed into bytes without a gap, and unpacked quickly.
+"""Codes of 2 to 6 or 8 bits packed into bytes without a gap, and unpacked.
 
 The codes form one little-endian stream of bits: code i lies in bits [i·b, (i+1)·b). n codes take ceil(n·b/8) bytes.
 """
@@ -31,33 +31,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes, uint8 (count,), of bytes made by `pack`.
-
-    Whole words are spread at once: shifts and masks move the codes of an integer to the bytes of a wider one.
-    """
+    """The first `count` codes, uint8 (count,), of bytes made by `pack`."""
     if bits == 8:
         return packed[:count]
     if bits == 4:
         word = packed.to(torch.int16)  # ba -> 0b0a
-        word = word.bitwise_or_(word << 4).bitwise_and_(0x0F0F)
-    elif bits == 2:
+        return word.bitwise_or_(word << 4).bitwise_and_(0x0F0F).view(torch.uint8)[:count]
+    if bits == 2:
         # dcba -> 00dc00ba -> 0d0c0b0a; the copies that a factor adds do not overlap.
         word = packed.to(torch.int32)
         word = word.mul_(0x1001).bitwise_and_(0x000F000F).mul_(0x41).bitwise_and_(0x03030303)
-    elif bits in (5, 6):
-        return _unpack_eights(packed, bits).view(-1)[:count]
-    else:
-        triples = F.pad(packed, (0, -len(packed) % 3)).view(-1, 3).T
-        low, middle, high = triples.to(torch.int16, memory_format=torch.contiguous_format)  # eight codes
-        pairs = [low, (low >> 6).add_(middle, alpha=4), (middle >> 4).add_(high, alpha=16), high >> 2]
-        word = torch.stack(pairs, dim=1)
-        word = word.bitwise_and_(0x3F)  # of two codes each
-        word = word.bitwise_or_(word << 5).bitwise_and_(0x0707)
-    return word.view(torch.uint8).view(-1)[:count]
-
-
-def _unpack_eights(packed: Tensor, bits: int) -> Tensor:
-    """Codes uint8 (eights, 8) of bytes, which are filled up to whole eights: each lies within two bytes."""
+        return word.view(torch.uint8)[:count]
+    # Eight codes fill whole bytes, and each lies within two.
     stream = F.pad(packed, (0, -len(packed) % bits)).view(-1, bits).to(torch.int16)
     codes = torch.empty(len(stream), 8, dtype=torch.uint8, device=packed.device)
     for i in range(8):
@@ -66,4 +51,4 @@ def _unpack_eights(packed: Tensor, bits: int) -> Tensor:
         if shift + bits > 8:
             code.add_(stream[:, byte + 1], alpha=2 ** (8 - shift))  # their bits do not overlap
         torch.bitwise_and(code, 2**bits - 1, out=codes[:, i])
-    return codes
+    return codes.view(-1)[:count]

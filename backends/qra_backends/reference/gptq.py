@@ -119,9 +119,6 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
         self.damping = damping
         self.options = {"group_size": group_size, "damping": damping}
 
-    def level_name(self, bits: int) -> str:
-        return f"gptq-{bits}"
-
     def choose_group_size(self, in_features: int) -> int:
         return self.group_size
 

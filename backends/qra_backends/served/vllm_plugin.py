@@ -2,15 +2,13 @@
 
 vLLM finds it by the entry point `vllm.general_plugins`. Fused matrices (q, k and v; gate and up) hold one quantized
 weight for each shard, so shards may have any levels. Up to 16 tokens at once are multiplied straight from trellis
-codes; other weights are decoded at each use. With QRA_VLLM_DECODED=1 in the environment, weights are decoded once, when
-they are loaded, in the memory and at the speed of an unquantized model.
+codes; other weights are decoded at each use.
 
 Needs vllm at import.
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,9 +23,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards, make_linear
+from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards
 
-DECODED = "QRA_VLLM_DECODED"
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of some shards; others have numbers."""
 _layers: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -126,11 +123,6 @@ class QRAMethod(LinearMethodBase):
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.make_modules(buffers))
-            if os.environ.get(DECODED, "0") != "0":
-                decoded = torch.cat([_get_weight(layer.qra_shards, module) for module in layer.qra_modules])
-                layer.qra_modules = (make_linear(decoded),)
-                for key in buffers:
-                    layer.get_parameter(key).data = buffers[key].new_empty(0)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
@@ -154,10 +146,6 @@ def _load(
     """vLLM's loader of a parameter; it tells the shard by the tensor, or by an argument in releases before."""
     told: Any = getattr(tensor, "shard_id", shard)
     shards.copy_shard(buffer.data, key, QKV.get(told, told) or 0, tensor)
-
-
-def _get_weight(shards: Shards, module: Any) -> Tensor:
-    return module.weight if type(module) is nn.Linear else shards.layout.backend.dequantize(module)
 
 
 @torch.library.custom_op("qra::linear", mutates_args=())

@@ -83,7 +83,7 @@ SETTINGS: dict[str, Any] = {
     "ranks": _setting("ranks", str, "--ranks 2,4,8,16,32"),
     "granularity": _setting("granularity", str, "--granularity module|expert|layer|fused"),
     "engine": _setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
-    "backend": _setting("backend", str, "--backend NAME|2=NAME,4=NAME+NAME"),
+    "backend": _setting("backend", str, "--backend NAME|2=NAME,4=NAME"),
     "evaluations": _setting("evaluations", float, "--evaluations -n N", HOW),
     "strategy": _setting("strategy", str, "--strategy S", HOW),
     "seed": _setting("seed", int, "--seed N", HOW),
@@ -198,7 +198,5 @@ def _read(name: str, value: Any) -> Any:
         columns = read_pairs(parts, "--columns", "prompt=question,answer=reply")
         return {field: list(c) if isinstance(c, dict) else str(c) for field, c in columns.items()}
     if name == "backend" and "=" in value:
-        backends = read_pairs(value.split(","), "--backend", "2=reference,4=bitsandbytes")
-        several = {bits: str(names).split("+") for bits, names in backends.items()}
-        return {bits: names if len(names) > 1 else names[0] for bits, names in several.items()}
+        return read_pairs(value.split(","), "--backend", "2=reference,4=bitsandbytes")
     return value

@@ -133,7 +133,6 @@ def test_levels_between_whole_bits_have_names_and_widths_of_their_own_and_a_part
     backend = make_backend("trellis")
     assert backend.bits == (1, "trellis-1.5", 2, "trellis-2.5", 3, "trellis-3.5", 4, "trellis-4.5", 5)
     assert [backend.width(bits) for bits in backend.bits] == [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
-    assert backend.level_name(2) == "trellis-2" and backend.level_name("trellis-2.5") == "trellis-2.5"
     mixed = make_backend({2: "trellis", "2.5": "trellis", 8: "reference"})
     assert mixed.bits == (2, "trellis-2.5", 8) and mixed.width("trellis-2.5") == 2.5
     assert make_backend(mixed.spec).bits == mixed.bits

@@ -27,7 +27,6 @@ from qra_search.app.config import (
             "space": {"bits": [8, 2], "ranks": [0, 16]},
         },
         {"quantization": {"backend": {2: "hqq", 4: {"name": "hqq", "group_size": 128}}}},
-        {"quantization": {"backend": {4: ["bitsandbytes-nf4", {"name": "reference", "ranges": "mse"}]}}},
         {"engine": "llama.cpp", "model": {"name": "tiny"}},
     ],
     ids=lambda data: next(iter(data)),
