@@ -11,7 +11,6 @@ from pydantic import (
     PositiveFloat,
     StrictFloat,
     StrictInt,
-    ValidationInfo,
     field_validator,
 )
 

@@ -243,7 +243,10 @@ class Backend(ABC):
         return changed
 
     def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
-        """Why some levels (None: all) cannot be used here (a missing library or device), or None if they can."""
+        """Why some levels (None: all) cannot be used here (a missing library or device), or None if they can.
+
+        A backend all of whose levels need the same library has the same answer for any of them.
+        """
         return None
 
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
