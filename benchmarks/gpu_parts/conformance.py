@@ -16,7 +16,7 @@ from qra_backends import backend_names
 
 KIT = Path(__file__).with_name("kit_on_device.py")
 VARIANTS = (
-    {"name": "bitsandbytes", "quant_type": "nf4"},
+    {"name": "bitsandbytes", "quant_type": "nf4", "double_quant": True},
     "mixed-calibrated",
     {"name": "gguf", "types": ["IQ4_NL", "Q4_1", "Q8_0"]},
     {"name": "gguf", "types": ["Q2_K", "IQ3_XXS", "Q4_K"]},

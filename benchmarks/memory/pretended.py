@@ -69,6 +69,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "dropout": changed(REFERENCE, training={"dropout": 0.1}),
     "accumulation": changed(REFERENCE, training={"accumulation": 2}, finetune={"evaluate_every": 1}),
     "float32": changed(REFERENCE, dtype="float32"),
+    "double quantization": changed(
+        BITSANDBYTES, quantization={"backend": {"name": "bitsandbytes", "double_quant": True}}
+    ),
     "mixed": changed(REFERENCE, quantization={"backend": "mixed", "embeddings": 16}, space={"bits": (4, 8)}),
     "gguf": changed(
         REFERENCE,

@@ -24,7 +24,7 @@ from qra_search.sections import QuantizationConfig
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
-NF4 = "bitsandbytes-nf4"
+NF4 = {"name": "bitsandbytes-nf4", "double_quant": True}
 ANSWERS_TOGETHER = 64
 """Prompts in a batch of generation."""
 TEXT_ROWS = 128

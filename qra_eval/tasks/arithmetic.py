@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import add, floordiv, mul, sub
@@ -19,8 +19,9 @@ OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
 SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
 """Part of the seed of each split; recorded figures are of problems from these."""
 
-OPERANDS = ((2, 9), (10, 99), (100, 999))
-"""The smallest and the largest operand of one, two and three digits."""
+PATIENCE = 20_000
+"""Draws in a row without a new problem, after which there are taken to be no more."""
+
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
 SIGNS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
@@ -95,7 +96,12 @@ KINDS: Mapping[str, Kind] = {
 
 
 class ArithmeticTask(Task):
-    """Word problems of one and two steps with worked answers."""
+    """Word problems of one and two steps with worked answers.
+
+    Args:
+        kinds: of problems, each with the same chance; default: all of `KINDS`.
+        digits: of the operands, each with the same chance.
+    """
 
     name = "arithmetic"
     judged_by = "exact_match"
@@ -104,33 +110,75 @@ class ArithmeticTask(Task):
     }
     stop = ("Question:",)
 
+    def __init__(
+        self,
+        data: str | None = None,
+        seed: int = 0,
+        *,
+        kinds: Sequence[str] | None = None,
+        digits: Sequence[int] = (1, 2, 3),
+        chat: bool = False,
+    ):
+        super().__init__(data, seed, chat=chat)
+        if data is not None:
+            raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
+        self.kinds = tuple(kinds or KINDS)
+        self.digits = tuple(digits)
+        if not self.digits or min(self.digits) < 1:
+            raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
+        if not set(self.kinds) <= set(KINDS):
+            raise BadInput(f"kinds must be among {', '.join(KINDS)}, got {', '.join(self.kinds)}")
+
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
-        if self.data is not None:
-            raise BadInput(f"the arithmetic task is generated and takes no data, got {self.data!r}")
-        return {name: _generate_split(self.seed, name) for name in SPLITS}
+        return {name: _generate_split(self.seed, name, self.kinds, self.digits) for name in SPLITS}
 
 
 @lru_cache(maxsize=16)
-def _generate_split(seed: int, split: SplitName) -> tuple[Example, ...]:
+def _generate_split(
+    seed: int, split: SplitName, kinds: tuple[str, ...], digits: tuple[int, ...]
+) -> tuple[Example, ...]:
     """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
     draw = random.Random(hash_parts("arithmetic", seed, SEEDS[split]))
     found: dict[str, Example] = {}
-    while len(found) < SIZES[split]:
-        kind = KINDS[draw.choice(tuple(KINDS))]
-        a, b, c = (draw.randint(*draw.choice(OPERANDS)) for _ in range(3))
+    barren = 0
+    for problem in _generate_problems(draw, kinds, digits):
+        barren += 1
+        if problem is not None:
+            place = int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)
+            if OWNERS[place] == split and problem.key not in found:
+                found[problem.key] = problem
+                barren = 0
+        if len(found) == SIZES[split]:
+            break
+        if barren == PATIENCE:
+            raise BadInput(f"only {len(found)} different {split} problems exist: choose more kinds or digits")
+    return tuple(found.values())
+
+
+def _generate_problems(
+    draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]
+) -> Iterator[Example | None]:
+    """Problems without end; None in place of one whose operands do not fit its kind."""
+    while True:
+        name = draw.choice(kinds)
+        kind = KINDS[name]
+        a, b, c = (_draw_operand(draw, draw.choice(digits)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):
+            yield None
             continue
         words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
         text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
         steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
         result = steps[-1][-1]
         lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
-        operands = tuple(sorted((a, b, c)[: len(steps) + 1]))
-        if OWNERS[int(hash_parts("operands", *operands)[:8], 16) % len(OWNERS)] == split:
-            answer = " " + "\n".join([*lines, f"#### {result}"])
-            meta = {"result": result, "operands": operands}
-            problem = Example(f"Question: {text}\nAnswer:", answer, meta=meta)
-            found.setdefault(problem.key, problem)
-    return tuple(found.values())
+        yield Example(
+            f"Question: {text}\nAnswer:",
+            " " + "\n".join([*lines, f"#### {result}"]),
+            meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
+        )
+
+
+def _draw_operand(draw: random.Random, digits: int) -> int:
+    return draw.randint(2 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)

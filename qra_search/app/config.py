@@ -54,15 +54,12 @@ class RunConfig(Section):
     options: dict[str, Any] = {}
     """keyword options of the evaluator"""
 
-    def with_objects(
-        self, *, model: Any = None, task: Any = None, metrics: Mapping[str, Any] | None = None
-    ) -> RunConfig:
-        """The settings of a run whose model, task or metrics were given as objects, with names that say so."""
+    def with_objects(self, *, task: Any = None, metrics: Mapping[str, Any] | None = None) -> RunConfig:
+        """The settings of a run whose task or metrics were given as objects, with names that say so."""
         named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
-        of_model = {} if model is None else {"name": make_in_memory_name(model)}
         of_task = {} if task is None else {"name": make_in_memory_name(task)}
         changed_task = self.task.model_copy(update=of_task | {"metrics": tuple(named)})
-        return self.model_copy(update={"model": self.model.model_copy(update=of_model), "task": changed_task})
+        return self.model_copy(update={"task": changed_task})
 
     @model_validator(mode="before")
     @classmethod

@@ -38,7 +38,7 @@ def build_evaluator(
 
     Args:
         weights: False: it will only be asked for its space and estimates; one that can then does without weights.
-        objects: model, tokenizer, task and metrics in memory, by these names.
+        objects: task and metrics in memory, by these names.
     """
     with convert_to_bad_input():
         search, objects = config.search, objects or {}

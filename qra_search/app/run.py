@@ -54,7 +54,7 @@ class Run(AbstractContextManager["Run"]):
     Args:
         folder: of the run; it may be yet to be made.
         config: its settings.
-        objects: model, tokenizer, task and metrics in memory, by these names.
+        objects: task and metrics in memory, by these names.
     """
 
     def __init__(self, folder: str | Path, config: RunConfig, *, objects: Mapping[str, Any] | None = None):
@@ -285,14 +285,14 @@ class Run(AbstractContextManager["Run"]):
             exporter = plugins.load("exporters", name).with_options(given)
             if untuned:
                 return self._export_untuned(exporter, path)
-            return exporter.export(found.path, path, **self._loaded_objects)
+            return exporter.export(found.path, path)
 
     def _export_untuned(self, exporter: Any, path: Path) -> Any:
         plan = self.folder.read().require_plan()
         with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
             check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
             self.close()
-            return exporter.export(holder, path, **self._loaded_objects)
+            return exporter.export(holder, path)
 
     def load(self, tuning: str | None = None, *, device: str = "auto") -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).
@@ -305,7 +305,7 @@ class Run(AbstractContextManager["Run"]):
         """
         found = self._find_tuning(tuning)
         with convert_to_bad_input():
-            return self._find_loader("load")(found.path, **self._loaded_objects, device=device)
+            return self._find_loader("load")(found.path, device=device)
 
     def generate(
         self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any
@@ -337,7 +337,7 @@ class Run(AbstractContextManager["Run"]):
                 return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
         with convert_to_bad_input():
             generate = self._find_loader("generate")
-            return generate(found.path, prompt, **self._loaded_objects, **options)
+            return generate(found.path, prompt, **options)
 
     def _find_tuning(self, name: str | None) -> TuningFolder:
         """The folder of a tuning; if none is named, a line on standard error says which one is used."""
@@ -355,11 +355,6 @@ class Run(AbstractContextManager["Run"]):
         if found is None:
             raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
         return found
-
-    @property
-    def _loaded_objects(self) -> dict[str, Any]:
-        """The objects in memory that a tuned model is loaded with."""
-        return {name: value for name, value in self._objects.items() if name in ("model", "tokenizer")}
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:
         """The evaluator of the run, built when it is first asked for; it belongs to the run, which closes it."""

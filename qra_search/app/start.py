@@ -15,12 +15,11 @@ from qra_search.errors import BadInput
 
 
 def plan(
-    model: Any = None,
+    model: str | Path | None = None,
     task: Any = None,
     *,
     memory: int | str | Sequence[int | str] | None = None,
     out: str | Path | None = None,
-    tokenizer: Any = None,
     metrics: Mapping[str, Callable[..., float]] | None = None,
     config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     progress: ProgressArgument = None,
@@ -30,12 +29,11 @@ def plan(
     Does what `qra plan` does, and leaves the same folder.
 
     Args:
-        model: a name, a folder, a GGUF file, a hub id; or a `PreTrainedModel` in memory, which is left as it is.
+        model: a name, a folder, a GGUF file, a hub id.
         task: a name, a file of rows, a data set on the hub; or a `datasets.Dataset` or `DatasetDict`, a list of
             dictionaries, an object of the `Task` kind.
         memory: `6GiB`, `3.5bpw`, `75%` of uniform 4-bit, bytes; or several.
         out: folder of the run; default: a new one below `runs/`. A run that is there is resumed.
-        tokenizer: of a model in memory.
         metrics: functions of (answer, example) that score generated answers, by name; higher is better.
         config: all other settings: sections of the config as a mapping, such as `{"space": {"bits": [2, 3]}}`, a
             `RunConfig`, or the path of a YAML file.
@@ -44,13 +42,13 @@ def plan(
     Raises:
         BadInput: what was given cannot be used; nothing was spent.
     """
-    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
+    objects = _select_objects(task=task, metrics=metrics)
     given = {"model.name": model, "task.name": task, "search.memory": memory}
     named = {
         field: v for field, v in given.items() if v is not None and field.partition(".")[0] not in objects
     }
     made = make_settings(config, named)
-    made = made.with_objects(model=objects.get("model"), task=objects.get("task"), metrics=metrics)
+    made = made.with_objects(task=objects.get("task"), metrics=metrics)
     run = Run(out or make_folder_name(made), made, objects=objects)
     try:
         run.choose_plan(progress=progress)
@@ -63,22 +61,22 @@ def plan(
 def open_run(
     folder: str | Path,
     *,
-    model: Any = None,
-    tokenizer: Any = None,
+    model: str | Path | None = None,
     task: Any = None,
     metrics: Mapping[str, Callable[..., float]] | None = None,
 ) -> Run:
     """A run that `plan`, `qra plan` or `qra search` made.
 
     Args:
-        model, tokenizer, task, metrics: the objects in memory that it was made with, if it was.
+        model: that it must be a run of.
+        task, metrics: the objects in memory that it was made with, if it was.
 
     Raises:
         NoRun: there is none in the folder.
     """
     there = RunFolder(folder).check()
     config = there.config()
-    objects = _select_objects(model=model, tokenizer=tokenizer, task=task, metrics=metrics)
+    objects = _select_objects(task=task, metrics=metrics)
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and known not in (str(name), make_absolute(str(name))):

@@ -54,6 +54,8 @@ def test_rows_that_no_block_divides_are_refused_with_the_ways_on():
 def test_bytes_are_the_formula_of_blocks_and_tables():
     count, blocks = 576 * 192, 576 * 3
     assert make_backend("bitsandbytes").storage(4).bytes(576, 192) == count // 2 + 4 * blocks + 64
+    double = make_backend({"name": "bitsandbytes", "double_quant": True}).storage(4)
+    assert double.bytes(576, 192) == count // 2 + blocks + 4 * 7 + 64 + 1024 + 4
     assert make_backend("bitsandbytes-int8").storage(8).bytes(576, 192) == count + 4 * 576
 
 
@@ -92,8 +94,9 @@ def test_four_bits_are_what_the_library_dequantizes():
     assert torch.equal(ours, bnb.functional.dequantize_4bit(packed, state))
 
 
-def test_rows_of_a_table_are_decoded_alone(monkeypatch: pytest.MonkeyPatch):
-    backend = make_backend("bitsandbytes")
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_rows_of_a_table_are_decoded_alone(double_quant: bool, monkeypatch: pytest.MonkeyPatch):
+    backend = make_backend({"name": "bitsandbytes", "double_quant": double_quant})
     module, at = backend.quantize(source(300, 576), 4), torch.tensor([299, 0, 7, 7])
     whole = backend.dequantize(module)
     monkeypatch.setattr(bitsandbytes.NF4Linear, "dequantize", None)

@@ -16,7 +16,7 @@ class TestUsualShapes(BackendConformance):
             {"name": "reference", "group_size": 48},
             "reference-gptq",
             "bitsandbytes",
-            {"name": "bitsandbytes-nf4", "blocksize": 32},
+            {"name": "bitsandbytes-nf4", "blocksize": 32, "double_quant": True},
             "mixed",
             {3: "reference", 4: "reference-gptq"},
             "compressed-tensors",

@@ -50,6 +50,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
+        ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
         (
             {"name": "mixed", "choice": "gguf"},
             "choice must be a mapping of bit-widths to backends, got 'gguf'",

@@ -19,6 +19,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 FOUR_BIT_TYPE = "nf4"
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LEVELS = 16  # entries of the table of 4-bit levels, float32
+_NESTED_BLOCK = 256  # block scales that share a scale under double quantization
+_NESTED_LEVELS = 256  # entries of the table of 8-bit levels, float32
 NUMBERS_AT_ONCE = 1 << 20
 """Numbers of an int8 weight that a CPU dequantizes at once: it copies them twice in float32, a GPU does not."""
 _FOUR_BIT_COPIES, _INT8_COPIES = 2.42, 2.25
@@ -35,13 +37,13 @@ class NF4Linear(DequantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) as the library computes it in the layer's own dtype, cast to `dtype`."""
-        weight = self._dequantize_codes(self.tensors()["codes"], self.tensors()["absmax"])
+        weight = self._dequantize_codes(self.tensors()["codes"], self._dequantize_scales())
         return weight.to(dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
         """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         codes = self.tensors()["codes"].view(self.out_features, -1)[at]
-        scales = self.tensors()["absmax"].view(self.out_features, -1)[at]
+        scales = self._dequantize_scales().view(self.out_features, -1)[at]
         return self._dequantize_codes(codes.view(-1, 1), scales.flatten())
 
     def _dequantize_codes(self, codes: Tensor, scales: Tensor) -> Tensor:
@@ -56,6 +58,20 @@ class NF4Linear(DequantizedLinear):
             dtype=self.dtype,
         )
         return dequantize_4bit(codes, state)
+
+    def _dequantize_scales(self) -> Tensor:
+        from bitsandbytes.functional import QuantState, dequantize_blockwise
+
+        stored = self.tensors()
+        if "nested_absmax" not in stored:
+            return stored["absmax"]
+        state = QuantState(
+            stored["nested_absmax"],
+            code=stored["nested_quant_map"],
+            blocksize=_NESTED_BLOCK,
+            dtype=torch.float32,
+        )
+        return dequantize_blockwise(stored["absmax"], state) + stored["nested_offset"]
 
 
 class Int8Linear(DequantizedLinear):
@@ -83,12 +99,13 @@ class Int8Linear(DequantizedLinear):
 
 
 class BitsAndBytesBackend(Backend):
-    """4 bits by blocks of a row with a float32 scale each; 8 bits with one a row.
+    """4 bits by blocks of a row with a float32 scale each (or doubly quantized scales); 8 bits with one a row.
 
     Args:
         quant_type: `nf4` for 4 bits only, `int8` for 8 bits only, None for both.
         blocksize: most weights of a row that share a scale at 4 bits. Where it does not divide the row, the largest
             of its halves that does is used; bitsandbytes dequantizes other sizes wrongly on a CPU.
+        double_quant: quantize the block scales to 8 bits (smaller by 32 - 8 - 1/8 bits a block, 1 KiB a layer more).
     """
 
     name: ClassVar[str] = "bitsandbytes"
@@ -100,16 +117,18 @@ class BitsAndBytesBackend(Backend):
         kind: {"quant_type": kind} for kind in (FOUR_BIT_TYPE, "int8")
     }
 
-    def __init__(self, *, quant_type: str | None = None, blocksize: int = 64):
+    def __init__(self, *, quant_type: str | None = None, blocksize: int = 64, double_quant: bool = False):
         if quant_type not in (None, FOUR_BIT_TYPE, "int8"):
             raise ValueError(f"quant_type must be nf4, int8 or None, got {quant_type!r}")
         if blocksize not in BLOCK_SIZES:
             raise ValueError(
                 f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}"
             )
+        if not isinstance(double_quant, bool):
+            raise ValueError(f"double_quant must be true or false, got {double_quant!r}")
         self.bits = {None: (4, 8), "int8": (8,)}.get(quant_type, (4,))
-        self.blocksize = blocksize
-        self.options = {"quant_type": quant_type, "blocksize": blocksize}
+        self.blocksize, self.double_quant = blocksize, double_quant
+        self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}
 
     def unavailable_reason(self, levels: Sequence[Level] | None = None) -> str | None:
         return explain_missing_library("bitsandbytes")
@@ -123,6 +142,10 @@ class BitsAndBytesBackend(Backend):
                 f"{in_features}: use 8 bits, keep this linear at 16 bits or use the backend reference"
             )
         return reason
+
+    def level_name(self, bits: int) -> str:
+        self.check_bits(bits)
+        return "int8" if bits == 8 else FOUR_BIT_TYPE
 
     def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
@@ -154,9 +177,13 @@ class BitsAndBytesBackend(Backend):
         packed, state = quantize_4bit(
             weight.contiguous(),
             blocksize=self._choose_block_size(weight.shape[1]),
+            compress_statistics=self.double_quant,
             quant_type=FOUR_BIT_TYPE,
         )
         tensors = {"codes": packed, "absmax": state.absmax, "quant_map": state.code}
+        if state.nested:
+            tensors |= {"nested_absmax": state.state2.absmax, "nested_quant_map": state.state2.code}
+            tensors["nested_offset"] = state.offset
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
@@ -165,11 +192,16 @@ class BitsAndBytesBackend(Backend):
             return {"codes": codes, "scale": ((out_features,), torch.float32)}
         count = out_features * in_features
         blocks = ceil_div(count, self._choose_block_size(in_features))
-        return {
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "codes": ((ceil_div(count, 2), 1), torch.uint8),
-            "absmax": ((blocks,), torch.float32),
+            "absmax": ((blocks,), torch.uint8 if self.double_quant else torch.float32),
             "quant_map": ((_LEVELS,), torch.float32),
         }
+        if self.double_quant:
+            expected["nested_absmax"] = ((ceil_div(blocks, _NESTED_BLOCK),), torch.float32)
+            expected["nested_quant_map"] = ((_NESTED_LEVELS,), torch.float32)
+            expected["nested_offset"] = ((), torch.float32)
+        return expected
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> DequantizedLinear:
         from bitsandbytes.functional import get_4bit_type

@@ -90,7 +90,7 @@ def test_data_that_changed_since_the_run_began_are_refused_with_both_hashes(file
 def test_a_setting_that_losses_follow_from_cannot_change_while_a_study_is_resumed(
     files, field, before, changed
 ):
-    Study(build(files), **FEWER, log=files / "log").close()
+    Study(build(files), **FEWER, log=files / "log")
     with pytest.raises(LogError, match=f"evaluator {field} = {before!r}, but now it is {changed!r}"):
         Study(build(files, **{field: changed}), **FEWER, log=files / "log")
 

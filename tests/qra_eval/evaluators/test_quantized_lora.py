@@ -179,7 +179,7 @@ def test_a_tuned_plan_that_lacks_something_is_refused_by_name(build, tmp_path):
     plan.write_text(json.dumps(data))
     torch.save({}, factors.with_suffix(".bin"))  # which is no format that is read
     factors.unlink()
-    with pytest.raises(BadInput, match="holds no adapter of PEFT"):
+    with pytest.raises(BadInput, match="lacks adapter_model.safetensors"):
         load(tmp_path)
 
 

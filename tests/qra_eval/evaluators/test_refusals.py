@@ -33,10 +33,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"name": "gsm8k", "data": "none"}}, "none has no gsm8k_test.jsonl: give a folder"),
     ({"task": {"name": "text.gguf"}}, "unknown task 'text.gguf'"),
     ({"task": {"name": "arithmatic"}}, "unknown task 'arithmatic': did you mean arithmetic?"),
-    ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "'digitz': known are chat"),
+    ({"task": {"name": "arithmetic", "options": {"digitz": 3}}}, "'digitz': did you mean digits"),
     ({"task": {"name": "rows.jsonl"}}, "rows.jsonl, line 2"),
     ({"task": {"name": "none.jsonl"}}, "none.jsonl"),
-    ({"quantization": {"backend": {2: "reference", 4: ["ggup", "gguf"]}}}, "unknown backend 'ggup'"),
+    ({"quantization": {"backend": {2: "reference", 4: "ggup"}}}, "unknown backend 'ggup'"),
     ({"quantization": {"backend": "reference"}, "space": {"bits": (7,)}}, "has no 7 bits"),
     ({"quantization": {"backend": "ggup"}}, "unknown backend 'ggup': did you mean gguf?"),
 ]

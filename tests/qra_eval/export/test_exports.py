@@ -65,7 +65,7 @@ def test_an_export_is_written_into_an_empty_place_alone(runs: Runs, tmp_path: Pa
     assert export(runs("llama"), "peft", tmp_path / "link").path == tmp_path / "empty"
     with pytest.raises(BadInput, match="exists already"):
         export(runs("llama"), "peft", tmp_path / "empty")
-    with pytest.raises(BadInput, match="missing are plan.json"):
+    with pytest.raises(BadInput, match="plan.json does not exist"):
         export(tmp_path, "peft", tmp_path / "out")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import gguf
 import pytest
 import torch
@@ -92,6 +94,13 @@ def test_a_file_that_is_cut_off_is_refused(content, tmp_path, own_cache, length)
     cut.write_bytes(content[:length])
     with pytest.raises(BadInput, match="is broken"):
         convert_gguf(cut, torch.float32)
+
+
+@pytest.mark.parametrize(("tensors", "pairs"), [(2**63, 0), (0, 2**63)])
+def test_a_file_whose_counts_are_damaged_is_refused(tmp_path, own_cache, tensors, pairs):
+    (tmp_path / "broken.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, tensors, pairs))
+    with pytest.raises(BadInput, match="broken"):
+        convert_gguf(tmp_path / "broken.gguf", torch.float32)
 
 
 SMOLLM2 = "ab41ae2f971da3e2"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qra_eval.tasks import SPLITS
+from qra_eval.tasks import SPLITS, arithmetic
 from qra_eval.tasks.arithmetic import ArithmeticTask
 from qra_eval.tasks.published import extract_answer
 from qra_search.errors import BadInput
@@ -44,9 +44,30 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
             assert not a & b, (one, two)
 
 
-def test_data_are_refused():
-    with pytest.raises(BadInput, match="takes no data"):
-        ArithmeticTask(data="somewhere").split("train")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"data": "somewhere"}, "takes no data"),
+        ({"kinds": ["totals"]}, "kinds must be among total, left, .* got totals"),
+        ({"digits": []}, r"one or more positive integers, got \[\]"),
+        ({"digits": [0]}, "positive integers"),
+        ({"kinds": ["product"], "digits": [3]}, "only 0 different train problems exist: choose more kinds"),
+        (
+            {"kinds": ["product"], "digits": [1]},
+            "only [0-9]+ different (train|test) problems exist: choose more kinds",
+        ),
+    ],
+)
+def test_options_that_nothing_can_be_drawn_by_are_refused(options, why, monkeypatch):
+    monkeypatch.setattr(arithmetic, "PATIENCE", 500)
+    with pytest.raises(BadInput, match=why):
+        ArithmeticTask(**options).split("train")
+
+
+def test_problems_are_of_the_kinds_and_digits_that_were_chosen():
+    task = ArithmeticTask(kinds=["total", "left"], digits=[1, 2])
+    assert {e.meta["kind"] for e in task.split("test")} == {"total", "left"}
+    assert max(max(e.meta["operands"]) for e in task.split("test")) < 100
 
 
 @pytest.mark.parametrize(
