@@ -61,7 +61,8 @@ def tune(
     rows = tuner.evaluation.validation_rows
     task = tuner.rows.task
     samples = select_samples(tuner, finetune.sample_answers if folder is not None else 0)
-    options: dict[str, Any] = {"max_length": tuner.compute_max_length(SAMPLE_TOKENS)}
+    room = min(SAMPLE_TOKENS, tuner.count_answer_tokens(samples))
+    options: dict[str, Any] = {"max_length": tuner.compute_max_length(room)}
 
     def validate() -> float:
         loss = tuner.measure_loss("validation", rows)
@@ -71,7 +72,7 @@ def tune(
     def answer_samples() -> list[str]:
         if not samples:
             return []
-        return task.answer_examples(tuner.model, tuner.tokenizer, samples, SAMPLE_TOKENS, **options)
+        return task.answer_examples(tuner.model, tuner.tokenizer, samples, room, **options)
 
     def work() -> TuningRecord:
         tuner.switcher.put_plan(plan, seed)

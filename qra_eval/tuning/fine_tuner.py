@@ -28,7 +28,7 @@ from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 
 Result = TypeVar("Result")
 
-SCORED_TOGETHER = 4
+SCORED_TOGETHER = 8
 """Times as many rows as train together are scored together."""
 TRIAL_PARTS = 10
 """Parts of a trial whose mean training losses are kept."""

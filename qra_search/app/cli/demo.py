@@ -25,9 +25,9 @@ DEMO: dict[str, Any] = {
         "calibration_tokens": 4096,
     },
     "space": {"granularity": "module", "bits": [1, 1.5, 2], "ranks": [4, 8, 16]},
-    "training": {"batch_size": 8, "learning_rate": 2e-3},
-    "evaluation": {"steps": 12, "validation_rows": 64},
-    "finetune": {"steps": 36, "test_rows": 96},
+    "training": {"batch_size": 8, "learning_rate": 2.5e-3},
+    "evaluation": {"steps": 12, "validation_rows": 32},
+    "finetune": {"steps": 24, "test_rows": 64},
     "search": {"evaluations": 16, "memory": ["25MiB"]},
 }
 """Settings of the demo: sums that a model of 135M learns in a minute or two, in bytes midway between uniform plans of 1
