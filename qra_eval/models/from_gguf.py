@@ -32,8 +32,9 @@ class Header(gguf.GGUFReader):
     """
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
-        plain: Any = self.data.view(np.ndarray)  # slices of a memmap take ten times as long
-        self.data = plain
+        if isinstance(self.data, np.memmap):
+            plain: Any = self.data.view(np.ndarray)  # slices of a memmap take ten times as long
+            self.data = plain
         found = super()._get(offset, dtype, count, *args, **options)
         if len(found) < int(count):
             raise ValueError(f"truncated or broken at byte {int(offset)}")
