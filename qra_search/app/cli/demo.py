@@ -49,7 +49,7 @@ def demo(
 ) -> None:
     """Plan, tune and compare on SmolLM2-135M and made-up word problems.
 
-    Takes about six minutes on two cores. Chooses a plan of 25 MiB, tunes it, and compares it on test data with the
+    Takes about four minutes on two cores. Chooses a plan of 25 MiB, tunes it, and compares it on test data with the
     best uniform plan that fits, with the plan itself shuffled over linears of the same shape, and with 16-bit LoRA. A
     demo that was interrupted is resumed.
 
