@@ -22,7 +22,7 @@ LEAST_DEVIATION = 0.012
 DEFAULT_WINS = 1e-9
 """Nats that an extra parameter's other values count more than its default, of which the sensitivities say nothing."""
 Z_90 = 1.645
-"""Deviations that hold 90% of a normal distribution. With the three numbers all of 98 differences measured before tuning
+"""Deviations that hold 90% of a normal distribution. With the three numbers all 98 differences measured before tuning
 lie within (`benchmarks/results/predictions.jsonl`), and 95% of 1,035 after a dozen steps on GSM8K, in seventeen
 searches (`benchmarks/results/study/details.md`). Longer tunings leave far less (docs/study.md)."""
 

@@ -21,8 +21,8 @@ MOST_LENGTHSCALES = 160
 losses of 0.91 instead of 0.93 after 100 trials."""
 MIN_LENGTHSCALE = 0.025
 BATCH = 250
-"""Plans that are predicted at a time: the posterior of so many has a covariance matrix of them. With 422 inputs, a third
-of the time of 1,000."""
+"""Plans that are predicted at a time: the posterior of so many has a covariance matrix of them. With 422 inputs, a
+third of the time of 1,000."""
 LEAST_STD = 1e-6
 MIN_FIT = 4
 """Distinct plans that a fit needs."""
