@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import add, floordiv, mul, sub
@@ -121,7 +121,7 @@ class ArithmeticTask(Task):
     ):
         super().__init__(data, seed, chat=chat)
         if data is not None:
-            raise BadInput(f"the arithmetic task is generated and takes no data, got {data!r}")
+            raise BadInput(f"the arithmetic task generates its problems and takes no data, got {data!r}")
         self.kinds = tuple(kinds or KINDS)
         self.digits = tuple(digits)
         if not self.digits or min(self.digits) < 1:
@@ -141,43 +141,33 @@ def _generate_split(
     draw = random.Random(hash_parts("arithmetic", seed, SEEDS[split]))
     found: dict[str, Example] = {}
     barren = 0
-    for problem in _generate_problems(draw, kinds, digits):
-        barren += 1
-        if problem is not None:
-            place = int(hash_parts("operands", *problem.meta["operands"])[:8], 16) % len(OWNERS)
-            if OWNERS[place] == split and problem.key not in found:
-                found[problem.key] = problem
-                barren = 0
-        if len(found) == SIZES[split]:
-            break
+    while len(found) < SIZES[split]:
         if barren == PATIENCE:
-            raise BadInput(f"only {len(found)} different {split} problems exist: choose more kinds or digits")
-    return tuple(found.values())
-
-
-def _generate_problems(
-    draw: random.Random, kinds: tuple[str, ...], digits: tuple[int, ...]
-) -> Iterator[Example | None]:
-    """Problems without end; None in place of one whose operands do not fit its kind."""
-    while True:
+            problem = f"only {len(found)} different {split} problems exist of these kinds and digits"
+            raise BadInput(f"{problem}: choose more kinds or digits")
+        barren += 1
         name = draw.choice(kinds)
         kind = KINDS[name]
         a, b, c = (_draw_operand(draw, draw.choice(digits)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
         if not kind.fits(a, b, c):
-            yield None
             continue
         words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
         text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
         steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
         result = steps[-1][-1]
         lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
-        yield Example(
-            f"Question: {text}\nAnswer:",
-            " " + "\n".join([*lines, f"#### {result}"]),
-            meta={"result": result, "kind": name, "operands": tuple(sorted((a, b, c)[: len(steps) + 1]))},
-        )
+        operands = tuple(sorted((a, b, c)[: len(steps) + 1]))
+        if OWNERS[int(hash_parts("operands", *operands)[:8], 16) % len(OWNERS)] != split:
+            continue
+        answer = " " + "\n".join([*lines, f"#### {result}"])
+        meta = {"result": result, "kind": name, "operands": operands}
+        example = Example(f"Question: {text}\nAnswer:", answer, meta=meta)
+        if example.key not in found:
+            found[example.key] = example
+            barren = 0
+    return tuple(found.values())
 
 
 def _draw_operand(draw: random.Random, digits: int) -> int:
