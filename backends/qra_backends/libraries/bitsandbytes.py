@@ -143,10 +143,6 @@ class BitsAndBytesBackend(Backend):
             )
         return reason
 
-    def level_name(self, bits: int) -> str:
-        self.check_bits(bits)
-        return "int8" if bits == 8 else FOUR_BIT_TYPE
-
     def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
