@@ -25,10 +25,10 @@ CONVERSION = 2
 """Raised whenever the folder that `convert_gguf` writes changes, so that cached ones are made again."""
 
 
-class Header(gguf.GGUFReader):
+class BoundedReader(gguf.GGUFReader):
     """Metadata and table of tensors, read no further than the file goes.
 
-    gguf 0.19 reads beyond the end as nothing: where a count is damaged it would loop for ever.
+    gguf 0.19 reads beyond the end as nothing: where the length of an array is damaged it would loop for ever.
     """
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, *args: Any, **options: Any) -> Any:
@@ -37,14 +37,14 @@ class Header(gguf.GGUFReader):
             self.data = plain
         found = super()._get(offset, dtype, count, *args, **options)
         if len(found) < int(count):
-            raise ValueError(f"truncated or broken at byte {int(offset)}")
+            raise ValueError(f"what stands at byte {int(offset)} reaches beyond the end of the file")
         return found
 
 
 def read_value(path: str | Path, key: str) -> Any:
     """A field of a file's metadata, None if it has none; raises BadInput if the file is broken."""
     with _convert_errors(path):
-        field = Header(path).get_field(key)
+        field = BoundedReader(path).get_field(key)
     return None if field is None else field.contents()
 
 
@@ -67,7 +67,7 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
         if not folder.is_dir():
             with _convert_errors(path):
-                header = Header(path)
+                header = BoundedReader(path)
                 if any("rope.scaling.type" in name for name in header.fields):
                     warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
                 with _share_reader(header):
@@ -99,7 +99,7 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _share_reader(header: Header) -> Iterator[None]:
+def _share_reader(header: BoundedReader) -> Iterator[None]:
     """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
     tensors for each module, which takes 20 seconds for SmolLM2."""
     names = cache(gguf.get_tensor_name_map)
