@@ -84,7 +84,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
                 f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
                 "settings are the sections model, task, quantization, space, training, evaluation and finetune"
             )
-        self.config = config.with_objects(task=task, metrics=metrics)
+        self.config = config.name_objects(task=task, metrics=metrics)
         device = resolve_device(config.model.device)
         self.task = self._make_task(task, metrics or {})  # before a model is loaded for nothing
         backend = make_backend(config.quantization.backend)

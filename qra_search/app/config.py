@@ -54,8 +54,8 @@ class RunConfig(Section):
     options: dict[str, Any] = {}
     """keyword options of the evaluator"""
 
-    def with_objects(self, *, task: Any = None, metrics: Mapping[str, Any] | None = None) -> RunConfig:
-        """The settings of a run whose task or metrics were given as objects, with names that say so."""
+    def name_objects(self, *, task: Any = None, metrics: Mapping[str, Any] | None = None) -> RunConfig:
+        """A copy of the settings that names a task or metrics given as Python objects."""
         named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
         of_task = {} if task is None else {"name": make_in_memory_name(task)}
         changed_task = self.task.model_copy(update=of_task | {"metrics": tuple(named)})

@@ -48,7 +48,7 @@ def plan(
         field: v for field, v in given.items() if v is not None and field.partition(".")[0] not in objects
     }
     made = make_settings(config, named)
-    made = made.with_objects(task=objects.get("task"), metrics=metrics)
+    made = made.name_objects(task=objects.get("task"), metrics=metrics)
     run = Run(out or make_folder_name(made), made, objects=objects)
     try:
         run.choose_plan(progress=progress)
