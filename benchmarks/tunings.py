@@ -27,7 +27,7 @@ from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name,
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.landscapes.tunings import DATA
 from qra_search.allocate.solve import build_additive_table, solve_table
-from qra_search.schemas import Plan
+from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import read_sensitivities, write_sensitivities
 from qra_search.space.space import SearchSpace
@@ -201,6 +201,18 @@ def pack(options: Namespace) -> None:
     append_lines(DATA / "tunings.jsonl", *rows)
 
 
+def read_or_measure(evaluator: QuantizedLoRAEvaluator, file: Path) -> Sensitivities:
+    """The sensitivities by which the first plans were made, so that all are made by the same; kept in a file."""
+    if not file.is_file():
+        write_sensitivities(file, evaluator.space, evaluator.sensitivities(), evaluator.describe())
+    space, sensitivities, _ = read_sensitivities(file)
+    if space.signature != evaluator.space.signature:
+        raise SystemExit(
+            f"{file} is of another space: remove it and the rows made by it, or use another --out"
+        )
+    return sensitivities
+
+
 def make_rows(options: Namespace) -> None:
     """Tune what the design has and the results lack, in the design's order."""
     torch.set_num_threads(options.threads)
@@ -216,9 +228,7 @@ def make_rows(options: Namespace) -> None:
         task = line["task"]
         if task not in evaluators:
             evaluator = make_evaluator(task, options.data)
-            sensitivities = evaluator.sensitivities()
-            file = options.out.parent / f"sensitivities-{task}.json"
-            write_sensitivities(file, evaluator.space, sensitivities, evaluator.describe())
+            sensitivities = read_or_measure(evaluator, options.out.parent / f"sensitivities-{task}.json")
             evaluators[task] = evaluator, build_additive_table(evaluator.space, sensitivities)
         evaluator, table = evaluators[task]
         plan = make_plan(evaluator.space, table, line)

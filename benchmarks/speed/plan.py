@@ -1,5 +1,7 @@
 """How long `qra plan` takes with an empty cache, start to end: by the clock, of the processor, and each of its stages.
 
+Of a stage that says how long it still takes, the first forecast after a tenth of its steps is kept, over what it took.
+
 python -m benchmarks.speed.plan --data DIR [--model NAME] [--task NAME] [--memory 34.6MiB] [--threads N]
 """
 
@@ -13,11 +15,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
 
-DONE = re.compile(r"^(.+): done in (.+)$", re.MULTILINE)
+DONE = re.compile(r"(?P<stage>.+): done in (?P<time>.+)")
+STEP = re.compile(r"(?P<stage>.+): (?P<done>\d+) of (?P<total>\d+)(?:, about (?P<left>.+) left)?")
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def read_stages(lines: Iterable[str]) -> tuple[dict[str, str], dict[str, float]]:
+    """What a command says of its stages as it goes: the time of each, and its first forecast over what it took."""
+    begun: dict[str, float] = {}
+    foretold: dict[str, float] = {}
+    times: dict[str, str] = {}
+    ratios: dict[str, float] = {}
+    for line in lines:
+        now = time.perf_counter()
+        if step := STEP.fullmatch(line.strip()):
+            stage = step["stage"]
+            since = now - begun.setdefault(stage, now)
+            if step["left"] and 10 * int(step["done"]) >= int(step["total"]):
+                foretold.setdefault(stage, since + parse_seconds(step["left"]))
+        elif done := DONE.fullmatch(line.strip()):
+            stage = done["stage"]
+            times[stage] = done["time"]
+            if stage in foretold:
+                ratios[stage] = round(foretold[stage] / (now - begun[stage]), 2)
+    return times, ratios
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a time as the command writes it: `6 min 12 s`."""
+    words = text.split()
+    return sum(float(number) * SECONDS[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
 
 
 def main() -> None:
@@ -39,7 +71,13 @@ def main() -> None:
         command = [sys.executable, "-m", "qra_search", "plan", *given, f"--out={folder}/run"]
         environment = os.environ | {"QRA_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": str(options.threads)}
         begun = time.perf_counter()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            stages, forecasts = read_stages(process.stderr)
+        if process.returncode:
+            raise SystemExit(f"qra plan ended with status {process.returncode}")
         clock = time.perf_counter() - begun
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     row = {
@@ -50,7 +88,8 @@ def main() -> None:
         "clock_seconds": round(clock, 1),
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_mib": used.ru_maxrss >> 10,
-        "stages": dict(DONE.findall(done.stderr)),
+        "stages": stages,
+        "forecasts": forecasts,
         "load": load,
         "cpu": find_cpu_name(),
         "commit": find_commit(),

@@ -7,12 +7,16 @@ import os
 import re
 import sys
 
+import psutil
 import torch
 
 from qra_search.errors import BadInput, shorten
 
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
 """glibc's function; None elsewhere."""
+RELEASE_FROM = 512 << 20
+_released_at = [0]
+"""Resident bytes after the last release, or the fewest since."""
 
 _FORM = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 
@@ -57,9 +61,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def release_freed_memory(device: torch.device) -> None:
-    """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it.
+    """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it, once the process
+    has grown by `RELEASE_FROM`.
 
-    A tuning of 1.5B otherwise grew from 7.8 to 10.9 GiB in 36 steps (`benchmarks/memory/scale.py`).
+    A tuning of 1.5B otherwise grew from 7.8 to 10.9 GiB in 36 steps (`benchmarks/memory/scale.py`). After every step it
+    would cost more than it gives: pages that come back take an eighth of a step of SmolLM2.
     """
-    if device.type == "cpu" and MALLOC_TRIM is not None:
+    if device.type != "cpu" or MALLOC_TRIM is None:
+        return
+    resident = psutil.Process().memory_info().rss
+    _released_at[0] = min(_released_at[0], resident)
+    if resident > _released_at[0] + RELEASE_FROM:
         MALLOC_TRIM(0)
+        _released_at[0] = psutil.Process().memory_info().rss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -47,11 +48,18 @@ class TrainedScales(nn.Module):
         return self.first.offset is None and self.first.scale.shape[1] == 1
 
     def compute_ratio(self) -> Tensor:
-        """Float32 (out,): what the outputs of the first weight are multiplied by, if `has_one_scale_per_row`."""
-        first = self.first.scale.float()
-        return torch.where(
-            first == 0, 1.0, self._compute_scales().scale / torch.where(first == 0, 1.0, first)
-        )[:, 0]
+        """Float32 (out,): what the outputs of the first weight are multiplied by, if `has_one_scale_per_row`.
+
+        Its gradient is that of `scale_change`.
+        """
+        found = self._row_scales * (1 + self.scale_change[:, 0])
+        return self._round(found) / self._row_scales
+
+    @cached_property
+    def _row_scales(self) -> Tensor:
+        """The first scales, float32 (out,); 1 in place of 0, whose outputs are zero whatever they are multiplied by."""
+        first = self.first.scale[:, 0].float()
+        return first.masked_fill(first == 0, 1.0)
 
     @torch.no_grad()
     def get_scales(self) -> Scales:
@@ -66,7 +74,8 @@ class TrainedScales(nn.Module):
         return Scales(self._round(scale * (1 + self.scale_change)), offset, self.first.size)
 
     def _round(self, found: Tensor) -> Tensor:
-        return found + (found.to(self.first.scale.dtype).float() - found).detach()
+        rounded = found.detach().to(self.first.scale.dtype).float()
+        return found + (rounded - found.detach()) if found.requires_grad else rounded
 
     def _cast_to_stored(self, scales: Scales) -> Scales:
         dtype, offset = self.first.scale.dtype, scales.offset
@@ -109,11 +118,14 @@ class AdaptedLinear(nn.Module):
         self.scaling, self.dropout = scaling, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
         is_trained = self.training and torch.is_grad_enabled() and not self.dropout
         if is_trained and self.frozen is not None and self.lora_A is not None and self.lora_B is not None:
-            A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-            return FusedAdapter.apply(x, self.frozen, self.frozen_bias, A, B, self.scaling, ratio)
+            change = None if self.trained is None else self.trained.scale_change
+            factors = self.lora_A, self.lora_B
+            return FusedAdapter.apply(
+                x, self.frozen, self.frozen_bias, *factors, self.scaling, change, self.trained
+            )
+        ratio = None if self.trained is None or self.frozen is None else self.trained.compute_ratio()
         if self.trained is not None and self.base is not None:
             y = self.trained(x, self.base)
         else:
@@ -157,7 +169,7 @@ class FusedAdapter(torch.autograd.Function):
     """`x W' ratio + bias + scaling (x A') B'` with every product added in place to the one before.
 
     Composed of single operations, scaling and adding pass over the wide output and the wide gradient four times more,
-    which on a CPU takes a fifth of a training step of a small model.
+    and what is done to the small factors and scales is a dozen operations and as many nodes of autograd.
     """
 
     @staticmethod
@@ -169,15 +181,21 @@ class FusedAdapter(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         scaling: float,
-        ratio: Tensor | None = None,
+        scale_change: Tensor | None = None,
+        trained: TrainedScales | None = None,
     ) -> Tensor:
-        """x (..., in), weight (out, in), A (rank, in), B (out, rank), ratio float32 (out,) to (..., out)."""
+        """x (..., in), weight (out, in), A (rank, in) and B (out, rank) in float32 to (..., out).
+
+        If scales are `trained`, their `scale_change` float32 (out, 1) gets its gradient here.
+        """
         flat = x.reshape(-1, x.shape[-1])
+        A, B = A.to(x.dtype), B.to(x.dtype)
         low = (flat @ A.t()).mul_(scaling)
-        if ratio is None:
+        if trained is None:
             plain, by, y = None, None, F.linear(flat, weight, bias)
         else:
-            plain, by = F.linear(flat, weight), make_scale_factor(ratio, flat.dtype)
+            plain = F.linear(flat, weight)
+            by = make_scale_factor(trained.compute_ratio(), flat.dtype)
             y = scale_outputs(plain, by)
             if bias is not None:
                 y += bias
@@ -197,8 +215,8 @@ class FusedAdapter(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             through = g if by is None else scale_outputs(g, by)
             dx = (through @ weight).addmm_(low_grad, A).view(ctx.shape)
-        by_ratio = None if by is None else (g * plain).sum(0, dtype=torch.float32)
-        return dx, None, None, low_grad.t() @ flat, g.t() @ low, None, by_ratio
+        by_change = None if by is None else (g * plain).sum(0, dtype=torch.float32)[:, None]
+        return dx, None, None, low_grad.t() @ flat, g.t() @ low, None, by_change, None
 
 
 def wrap_linears(model: nn.Module, names: Sequence[str]) -> dict[str, AdaptedLinear]:

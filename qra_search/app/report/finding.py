@@ -217,22 +217,22 @@ def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
 
 def _describe(found: Finding, space: SearchSpace) -> str:
     data, within, change = found.data, f"within {format_bytes(found.budget_bytes)}", found.change
+    loss = f"The plan's {data} loss is {format_loss(found.chosen.loss)}"
     if found.baseline is None:
-        loss = f"{data.capitalize()} loss {format_loss(found.chosen.loss)}"
         is_missing = data == "test" and space.uniform_plans(found.budget_bytes)
         text = "was tuned alike (--against best tunes one)" if is_missing else "fits to compare it with"
         return f"{loss} {within}; no uniform plan {text}."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
     name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
-    own, other = format_loss(found.chosen.loss), format_loss(found.baseline.loss)
+    other = format_loss(found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
-        return f"{data.capitalize()} loss {own}, and {other} of {name}, {within}: {explain_inconclusive(change)}."
+        return f"{loss}, and that of {name} {other}, {within}: {explain_inconclusive(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
         return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
-    return f"{data.capitalize()} loss {own} instead of {other} ({name}), {within}: {format_change(change)}."
+    return f"{loss} instead of {other} ({name}), {within}: {format_change(change)}."
 
 
 def explain_inconclusive(change: LossChange) -> str:

@@ -50,13 +50,30 @@ def test_the_schedule_follows_the_seed_and_repeats_rows_when_they_run_out():
     assert len(schedule_batches(some, 6, 4, seed=1)) == 6
 
 
+def test_batches_have_four_lengths_from_one_power_of_two_to_the_next():
+    lengths = {
+        n: collate([Encoded(torch.arange(n), torch.arange(n))]).input_ids.shape[1] for n in range(1, 129)
+    }
+    assert all(n <= padded < 1.25 * n + 1 for n, padded in lengths.items())
+    assert sorted({padded for padded in lengths.values() if padded > 32}) == [
+        40,
+        48,
+        56,
+        64,
+        80,
+        96,
+        112,
+        128,
+    ]
+
+
 def test_layer_wise_passes_take_few_lengths_and_say_how_far_their_rows_reach():
     lengths = [5, 9, 33, 40, 41, 64, 65, 70, 90]
     rows = [Encoded(torch.arange(n), torch.arange(n)) for n in lengths]
     batches = make_pass_batches(rows)
     assert [tuple(b.input_ids.shape) for b in batches] == [(8, 96), (1, 96)]
     assert [b.width for b in batches] == [70, 90] and sum(b.tokens for b in batches) == sum(lengths)
-    plain = collate(rows[:8])
+    plain = collate(rows[:8], multiple=1)
     assert plain.width == 0 and torch.equal(plain.targets, batches[0].targets)
     at = [divmod(int(p), 96) for p in batches[0].positions]
     assert at == [divmod(int(p), 70) for p in plain.positions]

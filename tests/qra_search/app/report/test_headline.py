@@ -49,7 +49,8 @@ def compared(
 def test_the_headline_gives_both_losses_the_budget_the_baselines_size_and_one_signed_change() -> None:
     sentence = summarize_comparison(compared())
     assert sentence.startswith(
-        "Test loss 1.432 instead of 1.710 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), within 108.0 MiB: "
+        "The plan's test loss is 1.432 instead of 1.710 (uniform 3 bits, rank 8, 100.0 MiB, 8.0 MiB smaller), "
+        "within 108.0 MiB: "
     )
     assert sentence.endswith(").") and "+" not in sentence
 
