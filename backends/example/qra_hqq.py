@@ -95,7 +95,7 @@ class HQQBackend(Backend):
         tensors = {"W_q": codes, "scale": scale, "zero": zero}
         return {name: tensor.to(weight.device) for name, tensor in tensors.items()}
 
-    def list_tensor_specs(self, bits, out_features, in_features):
+    def describe_tensors(self, bits, out_features, in_features):
         group, groups = self._count_groups(out_features, in_features)
         packed = ((ceil_div(groups, PACKED[bits]), group), torch.int32 if bits == 3 else torch.uint8)
         return {"W_q": packed, "scale": ((groups, 1), SCALE_DTYPE), "zero": ((groups, 1), SCALE_DTYPE)}

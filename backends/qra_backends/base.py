@@ -25,7 +25,7 @@ Level = Any
 class Backend(ABC):
     """Quantizes the weights of linear layers, at one of several levels.
 
-    A subclass gives `list_tensor_specs`, `make_module`, `layer`, and `encode`, or `encode_levels`.
+    A subclass gives `describe_tensors`, `make_module`, `layer`, and `encode`, or `encode_levels`.
 
     A backend is built with keyword options only, and building one imports no optional library: one that cannot work
     here says why in `unavailable_reason()`. 16 bits mean an unquantized weight; the caller keeps the linear for that.
@@ -71,7 +71,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: Level, out_features: int, in_features: int) -> Expected:
         """Shape and dtype of each tensor of `to_tensors`, by name; shapes that cannot be stored are rounded up."""
 
     def to_tensors(self, module: nn.Module) -> dict[str, Tensor]:
@@ -206,7 +206,7 @@ class Backend(ABC):
         """
         self.check_shape(bits, out_features, in_features)
         owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
-        check_tensors(tensors, self.list_tensor_specs(bits, out_features, in_features), owner)
+        check_tensors(tensors, self.describe_tensors(bits, out_features, in_features), owner)
         frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
         return self.make_module(tensors, bits, **form)
@@ -232,7 +232,7 @@ class Backend(ABC):
     def count_trainable(self, bits: Level, out_features: int, in_features: int) -> int:
         """Number of scales and offsets that `get_scales` returns for a weight; 0 if it returns None."""
         self.check_bits(bits)
-        expected = self.list_tensor_specs(bits, out_features, in_features)
+        expected = self.describe_tensors(bits, out_features, in_features)
         return sum(prod(expected[name][0]) for name in self.trained)
 
     def replace_scales(self, module: nn.Module, scales: Scales) -> nn.Module:
@@ -341,7 +341,7 @@ class StorageFormat:
 
     def bytes(self, out_features: int, in_features: int) -> int:
         """Exact bytes of every tensor kept for a weight (out, in), bias not counted."""
-        tensors = self.backend.list_tensor_specs(self.bits, out_features, in_features).values()
+        tensors = self.backend.describe_tensors(self.bits, out_features, in_features).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
     def bits_per_weight(self, out_features: int, in_features: int) -> float:

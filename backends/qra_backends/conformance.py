@@ -63,7 +63,7 @@ class BackendConformance:
                 assert count_bytes(module) == expected, f"{bits} bits, {shape}, {dtype}"
                 tensors = backend.to_tensors(module)
                 assert sum(t.nbytes for t in tensors.values()) == expected, "as saved"
-                known = backend.list_tensor_specs(bits, *shape)
+                known = backend.describe_tensors(bits, *shape)
                 assert known == {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
                 module(make_inputs(3, shape, dtype))
                 assert count_bytes(module) == expected, f"after a forward: {bits} bits, {shape}, {dtype}"

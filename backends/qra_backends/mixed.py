@@ -98,7 +98,7 @@ class MixedBackend(Backend):
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason) or None
 
     # What is chosen for one level does not touch another: all is as the part's backend has it.
-    storage, width, list_tensor_specs = map(_delegate_by_level, ("storage", "width", "list_tensor_specs"))
+    storage, width, describe_tensors = map(_delegate_by_level, ("storage", "width", "describe_tensors"))
     is_calibrated, identity, count_trainable = map(
         _delegate_by_level, ("is_calibrated", "identity", "count_trainable")
     )

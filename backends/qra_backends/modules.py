@@ -125,7 +125,7 @@ def apply_dequantized(x: Tensor, dequantize: Dequantize, bias: Tensor | None = N
 
     Gradients flow to x (..., in). `dequantize` is called once forward and once backward; the bias (out,) is frozen.
     """
-    return _Product.apply(x, None, None, 0, dequantize, bias, False)
+    return _DequantizedProduct.apply(x, None, None, 0, dequantize, bias, False)
 
 
 class Scales(NamedTuple):
@@ -159,10 +159,10 @@ def multiply_scaled(
         bias: (out,), frozen; cast to x's dtype.
         keep: hold W until the backward pass; else it is made anew there.
     """
-    return _Product.apply(x, *scales, lambda _: dequantize(scales), bias, keep)
+    return _DequantizedProduct.apply(x, *scales, lambda _: dequantize(scales), bias, keep)
 
 
-class _Product(torch.autograd.Function):
+class _DequantizedProduct(torch.autograd.Function):
     """x Wᵀ + bias, with gradients by x, and by scale and offset unless they are None."""
 
     @staticmethod

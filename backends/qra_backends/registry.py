@@ -30,7 +30,9 @@ def make_backend(spec: Spec) -> Backend:
     if isinstance(spec, str):
         return _build_backend(spec, {})
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(f"a backend must be a name, or a mapping with `name` or of bits, got {spec!r}")
+        raise ValueError(
+            f"a backend must be a name, a mapping with the key 'name', or one of bits to backends, got {spec!r}"
+        )
     if "name" in spec:
         return _build_backend(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     if None not in map(read_width, spec):

@@ -98,7 +98,7 @@ def module_of(backend: Any, bits: Level, dtype: torch.dtype = torch.bfloat16) ->
         made = backend.quantize(nn.Linear(HIDDEN, HIDDEN, bias=False, dtype=dtype), bits)
         tensors = {name: tensor.to("cuda") for name, tensor in backend.to_tensors(made).items()}
     else:
-        form = backend.list_tensor_specs(bits, HIDDEN, HIDDEN)
+        form = backend.describe_tensors(bits, HIDDEN, HIDDEN)
         tensors = {
             name: torch.zeros(shape, dtype=kind, device="cuda") for name, (shape, kind) in form.items()
         }

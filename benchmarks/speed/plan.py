@@ -1,8 +1,9 @@
 """How long `qra plan` takes with an empty cache, start to end: by the clock, of the processor, and each of its stages.
 
 Of a stage that says how long it still takes, the first forecast after a tenth of its steps is kept, over what it took.
+With `--steps` the plan is then encoded and tuned for so many steps of 8 rows by `qra finetune`, which is a row of its own.
 
-python -m benchmarks.speed.plan --data DIR [--model NAME] [--task NAME] [--memory 34.6MiB] [--threads N]
+python -m benchmarks.speed.plan --data DIR [--model NAME] [--task NAME] [--memory 34.6MiB] [--threads N] [--steps 60]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name
 
@@ -62,40 +64,61 @@ def main() -> None:
     parser.add_argument("--memory", default="34.6MiB")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS / "plan.jsonl")
+    parser.add_argument("--steps", type=int, help="tune the plan for so many steps as well")
     options = parser.parse_args()
     given = [f"--{name}={getattr(options, name)}" for name in ("model", "task", "memory")]
     if options.data:
         given.append(f"--data={options.data}")
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "qra_search", "plan", *given, f"--out={folder}/run"]
-        environment = os.environ | {"QRA_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": str(options.threads)}
-        begun = time.perf_counter()
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stderr is not None
-            stages, forecasts = read_stages(process.stderr)
-        if process.returncode:
-            raise SystemExit(f"qra plan ended with status {process.returncode}")
-        clock = time.perf_counter() - begun
+        commands = [["plan", *given, f"--out={folder}/run"]]
+        if options.steps:
+            more = ["--set=training.learning_rate=0.002", "--set=training.batch_size=8"]
+            commands.append(
+                ["finetune", f"{folder}/run", "--against=none", f"--steps={options.steps}", *more]
+            )
+        for words in commands:
+            row = {
+                "command": words[0],
+                **({"steps": options.steps} if words[0] == "finetune" else {}),
+                "model": Path(options.model).name,
+                "task": options.task,
+                "memory": options.memory,
+                "threads": options.threads,
+                **measure(words, f"{folder}/cache", options.threads),
+                "cpu": find_cpu_name(),
+                "commit": find_commit(),
+            }
+            append_lines(options.out, row)
+            print(row, flush=True)
+
+
+def measure(words: list[str], cache: str, threads: int) -> dict[str, Any]:
+    """Seconds, peak and stages of a command."""
+    load = os.getloadavg()[0]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "qra_search", *words],
+        env=os.environ | {"QRA_CACHE": cache, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        stages, forecasts = read_stages(process.stderr)
+    clock = time.perf_counter() - begun
+    if process.returncode:
+        raise SystemExit(f"qra {words[0]} ended with status {process.returncode}")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    row = {
-        "model": Path(options.model).name,
-        "task": options.task,
-        "memory": options.memory,
-        "threads": options.threads,
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {
         "clock_seconds": round(clock, 1),
-        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "processor_seconds": round(processor, 1),
         "peak_mib": used.ru_maxrss >> 10,
         "stages": stages,
         "forecasts": forecasts,
         "load": load,
-        "cpu": find_cpu_name(),
-        "commit": find_commit(),
     }
-    append_lines(options.out, row)
-    print(row)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ float32 (6 for each of a pair), and its copy as it is stored (2)."""
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakMemory:
     """Bytes at the height of a phase."""
 
     device: int
@@ -53,7 +53,7 @@ class Peak:
 
 def estimate_peaks(
     tuner: FineTuner, budget: int | None = None, *, gpu: bool | None = None
-) -> dict[str, Peak]:
+) -> dict[str, PeakMemory]:
     """The peak of every phase.
 
     Args:
@@ -79,7 +79,7 @@ def estimate_peaks(
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
         "tune": run.make_peak(max(tuning, run.count_untuned_bytes("test", tested))),
-        "export": Peak(0, run.count_export_bytes()),
+        "export": PeakMemory(0, run.count_export_bytes()),
     }
 
 
@@ -183,14 +183,16 @@ class _Run:
         return max([self.layer_weights * self.stored, *tables]) if self.gpu else 0
 
     # -- phases --------------------------------------------------------------------------------
-    def make_peak(self, device: int = 0, host: int = 0) -> Peak:
+    def make_peak(self, device: int = 0, host: int = 0) -> PeakMemory:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
-            return Peak(CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host)
+            return PeakMemory(
+                CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host
+            )
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
         tokenizer = self.tuner.tokenizer
         tokens = self.vocabulary if tokenizer is None else len(tokenizer)
-        return Peak(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
+        return PeakMemory(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]

@@ -12,7 +12,7 @@ import torch
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.costs.phases import CUDA_CONTEXT, Peak, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT, PeakMemory, estimate_peaks
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.gguf_families import list_family_issues
 from qra_eval.models.linears import EXPERT, Granularity, normalise
@@ -221,7 +221,7 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         )
 
 
-def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, Peak]]:
+def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, PeakMemory]]:
     """Options that change the settings, the phase that takes most with them and its peak; the least changed first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_search.errors import BadInput, first_line
 
 UNREADABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError)
@@ -45,7 +45,7 @@ def load_model(
     dtype = dtype or STORAGE_DTYPE
     name = str(model)
     if name == "tiny":
-        return tiny_model(dtype=dtype, device=device)
+        return make_tiny_model(dtype=dtype, device=device)
     path = find_path(name)
     read = partial(_read, dtype=dtype, weights=weights)
     if path is None:

@@ -35,7 +35,7 @@ class MappedFiles:
         ranges = [line.split()[0].split("-") for line in lines if line.endswith(SUFFIX)]
         self.ranges = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
 
-    def release(self, tensor: Tensor) -> None:
+    def drop_pages(self, tensor: Tensor) -> None:
         """Let go of the pages of a tensor on the host that nobody has written to; they are read again at its use."""
         address = tensor.data_ptr()
         if _libc is None or not any(first <= address < last for first, last in self.ranges):
@@ -147,7 +147,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
         for part in words.view(torch.int64).split(SUMMED):
             total += int(part.sum())
             if files is not None:
-                files.release(part)
+                files.drop_pages(part)
         digest.update((total % 2**64).to_bytes(8, "little"))
     return digest.hexdigest()[:16]
 

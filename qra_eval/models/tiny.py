@@ -13,7 +13,7 @@ from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def tiny_model(*, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+def make_tiny_model(*, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LoadedModel:
     """A random Llama of four layers with a tokenizer of single bytes, always the same."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 

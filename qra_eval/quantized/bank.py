@@ -167,7 +167,7 @@ class Bank:
                 return None
             try:
                 file = open_tensors(path)
-                expected = self.backend.list_tensor_specs(bits, linear.out_features, linear.in_features)
+                expected = self.backend.describe_tensors(bits, linear.out_features, linear.in_features)
                 if set(file.keys()) != set(expected):
                     raise DamagedFile(f"{path} holds other tensors")
             except DamagedFile as error:
@@ -181,7 +181,7 @@ class Bank:
         """What `Backend.to_tensors` gave of a linear at a level, mapped from the file."""
         file = self._open(name, bits)
         if file is None:
-            raise RuntimeError(f"the bank has no whole file {self.get_path(name, bits)}")
+            raise RuntimeError(f"quantized weights are missing or damaged: {self.get_path(name, bits)}")
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
     def get_device(self, name: str) -> torch.device:

@@ -74,7 +74,7 @@ class KeptMoments:
     def write(self, names: Sequence[str], moments: LayerMoments) -> None:
         readers: dict[str, list[str]] = {}
         for name in names:
-            readers.setdefault(moments.find_owner(name), []).append(name)
+            readers.setdefault(moments.find_moments_owner(name), []).append(name)
         for owner, some in readers.items():
             tensors = {"hessian": pack_symmetric(moments.compute_hessian(owner))}
             for name in some:
@@ -88,7 +88,7 @@ class KeptMoments:
     def write_index(self) -> None:
         write_json(self._index, self._owners)
 
-    def find_owner(self, name: str) -> str:
+    def find_moments_owner(self, name: str) -> str:
         return self._owners[name]
 
     def compute_hessian(self, name: str) -> Tensor:
@@ -188,7 +188,7 @@ def visit_linears(
     """
     units: dict[str, list[str]] = {}
     for name in linears:
-        units.setdefault(name if moments is None else moments.find_owner(name), []).append(name)
+        units.setdefault(name if moments is None else moments.find_moments_owner(name), []).append(name)
 
     def visit(names: Sequence[str]) -> None:
         hessian = None if moments is None else moments.compute_hessian(names[0])

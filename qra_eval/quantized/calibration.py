@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ class LayerMoments:
         squares = gradient.reshape(-1, gradient.shape[-1]).float().square()
         of_tokens, norms = squares.sum(1), x.reshape(-1, x.shape[-1]).float().square().sum(1)
         self.gradient_squares[name] = self.gradient_squares.get(name, 0.0) + of_tokens @ norms
-        self._read[self.find_owner(name)][2].add_(of_tokens)
+        self._read[self.find_moments_owner(name)][2].add_(of_tokens)
         self._squares[name] = squares.sum(0).add_(self._squares.get(name, 0.0))
 
     def update(self, owner: str, x: Tensor, cost: Tensor) -> None:
@@ -126,16 +127,16 @@ class LayerMoments:
         self._token_weights[name] = mean.sqrt() + TOKEN_FLOOR
 
     # -- what was gathered ---------------------------------------------------------------------
-    def find_owner(self, name: str) -> str:
+    def find_moments_owner(self, name: str) -> str:
         return self._shared.get(name, name)
 
     def count_tokens(self, name: str) -> int:
-        moment = self._moments.get(self.find_owner(name))
+        moment = self._moments.get(self.find_moments_owner(name))
         return 0 if moment is None else moment.count
 
     def compute_hessian(self, name: str) -> Tensor:
         """Mean of x xᵀ, (in, in), float32; the same tensor for linears that read the same, until `release_hessian`."""
-        owner = self.find_owner(name)
+        owner = self.find_moments_owner(name)
         if owner not in self._hessians:
             mean = self._shrink_to_mean(owner, self._get_second_moment)
             # Inputs that are all zero say nothing of what rounding costs, as for a linear that no token reached.
@@ -145,7 +146,7 @@ class LayerMoments:
         return self._hessians[owner]
 
     def release_hessian(self, name: str) -> None:
-        self._hessians.pop(self.find_owner(name), None)
+        self._hessians.pop(self.find_moments_owner(name), None)
 
     def compute_output_weights(self, name: str) -> Tensor | None:
         """What a squared error of each output costs, (out,), up to a factor; None if all count the same."""
@@ -166,7 +167,7 @@ class LayerMoments:
         """
         if name not in self._squares:
             return 0.0
-        moment, squares = self._moments[self.find_owner(name)], self._squares[name]
+        moment, squares = self._moments[self.find_moments_owner(name)], self._squares[name]
         change = change.to(squares.device)
         share = 1.0
         errors = (change @ self.compute_hessian(name).to(change.device)).mul_(change).sum(1)
@@ -218,8 +219,8 @@ SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
 WAITING_BYTES = 2 << 30
 """If the inputs of all layers take at most so much, all of them wait: no layer runs again, a fifth of the work."""
-BACKWARD_WORK = 4
-"""Forward passes that a batch takes in a layer backward: run again twice, its gradients, and the moments."""
+FORWARD_STAGE, BACKWARD_STAGE = "pass rows forward", "pass rows backward"
+"""Stages of a pass, which differ in what a layer takes."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""
 
@@ -253,21 +254,22 @@ def pass_layers(
     labelled = max(1, sum(len(batch.targets) for batch in batches))
     first, depth = min(layers), len(blocks)
     inputs: dict[int, list[Tensor]] = {}
-    done, total = 0, len(batches) * (depth + BACKWARD_WORK * (1 + depth - first))
+    totals = {FORWARD_STAGE: len(batches) * depth, BACKWARD_STAGE: len(batches) * (1 + depth - first)}
+    done = Counter[str]()
 
-    def report(work: int) -> None:
-        nonlocal done
-        done += work
+    def report(stage: str) -> None:
+        done[stage] += 1
         if progress is not None:
-            progress("pass calibration rows", done, total)
+            progress(stage, done[stage], totals[stage])
 
-    def advance(layer: int, keep: bool, work: int = 0) -> None:
+    def advance(layer: int, keep: bool, stage: str = "") -> None:
         if keep:
             inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
         with blocks.place_layer(layer):
             for flow in flows:
                 blocks.advance_flow(layer, flow)
-                report(work)
+                if stage:
+                    report(stage)
 
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
@@ -275,7 +277,7 @@ def pass_layers(
         depth * sum(flow.hidden.numel() for flow in flows) * blocks.stored.itemsize
     )
     for layer in range(depth):
-        advance(layer, layer % segment == 0 and layer + segment > first, work=1)
+        advance(layer, layer % segment == 0 and layer + segment > first, FORWARD_STAGE)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
@@ -285,7 +287,7 @@ def pass_layers(
             gradient, own = _compute_head_gradients(blocks, flow, weighting, generator)
             gradients.append(gradient)
             squares.append(own)
-            report(BACKWARD_WORK)
+            report(BACKWARD_STAGE)
         if depth in layers:
             _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack(squares).sum(0).cpu())
     if depth in layers:
@@ -306,7 +308,7 @@ def pass_layers(
                     output = blocks.run_layer(layer, flow, given)
                     (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
                 gradients[n] = gradient.cpu()
-                report(BACKWARD_WORK)
+                report(BACKWARD_STAGE)
         del inputs[layer]
         if layer in layers:
             yield layer, moments

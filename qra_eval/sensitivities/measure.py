@@ -30,7 +30,13 @@ from qra_eval.models.linears import make_linear
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks, Flow
 from qra_eval.quantized.build import KeptMoments, find_modules, visit_linears
-from qra_eval.quantized.calibration import LayerMoments, get_expert_kind, pass_layers
+from qra_eval.quantized.calibration import (
+    BACKWARD_STAGE,
+    FORWARD_STAGE,
+    LayerMoments,
+    get_expert_kind,
+    pass_layers,
+)
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
@@ -133,13 +139,17 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         m.name: model.levels[k] for g, k in choose_probes(tuner.space) for m in tuner.space.groups[g].linears
     }
     layers, done = sorted({*bank.layer_of.values()}), itertools.count(1)
-    shares = {"pass": 0.0, "probe": 0.0}
+    shares = {BACKWARD_STAGE: 0.0, "probe": 0.0}
 
     def report(part: str, part_done: int, total: int) -> None:
-        """The pass and the probes, which take about as long as it on a CPU, are told as one phase."""
+        """The pass backward and the probes, which alternate layer by layer, are told as one phase."""
+        if tuner.progress is None:
+            return
+        if part == FORWARD_STAGE:
+            tuner.progress(part, part_done, total)
+            return
         shares[part] = part_done / total
-        if tuner.progress is not None:
-            tuner.progress("probe linears", round(50 * sum(shares.values())), 100)
+        tuner.progress("probe linears", round(50 * sum(shares.values())), 100)
 
     probes: dict[str, list[LevelProbe]] = {}
     squares: dict[str, float] = {}
@@ -188,7 +198,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         model.weighting,
         layers,
         next(reversed(model.tables), None),
-        lambda _, passed, total: report("pass", passed, total),
+        report,
     )
     kept = KeptMoments(bank)
     keeps = model.is_pass_shared and not kept.is_whole() and kept.has_room()

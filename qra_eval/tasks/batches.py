@@ -119,7 +119,7 @@ def schedule_batches(
 
 
 # -- losses ------------------------------------------------------------------------------------
-class LabelledHead(nn.Module):
+class LabelledPositionsHead(nn.Module):
     """The output head, applied to the labelled positions of a batch alone.
 
     Set `positions` before a forward pass; the model's logits are then (1, M, vocabulary). Whatever the model does to
@@ -143,12 +143,12 @@ class LabelledHead(nn.Module):
 
 @contextmanager
 def wrap_head(model: Any):
-    """The model with its head wrapped by `LabelledHead`, which is given to the caller."""
+    """The model with its head wrapped by `LabelledPositionsHead`, which is given to the caller."""
     head = model.get_output_embeddings()
-    if isinstance(head, LabelledHead):
+    if isinstance(head, LabelledPositionsHead):
         yield head
         return
-    wrapper = LabelledHead(head)
+    wrapper = LabelledPositionsHead(head)
     name = next(name for name, module in model.named_modules() if module is head)
     model.set_submodule(name, wrapper)
     try:
@@ -187,7 +187,7 @@ class CrossEntropy(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), None
 
 
-def compute_logits(model: Any, head: LabelledHead, batch: Batch) -> Tensor:
+def compute_logits(model: Any, head: LabelledPositionsHead, batch: Batch) -> Tensor:
     """Logits (M, vocabulary) at the labelled positions of a batch."""
     head.positions = batch.positions
     try:
@@ -197,7 +197,9 @@ def compute_logits(model: Any, head: LabelledHead, batch: Batch) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
 
-def compute_batch_loss(model: Any, head: LabelledHead, batch: Batch, reduction: str = "mean") -> Tensor:
+def compute_batch_loss(
+    model: Any, head: LabelledPositionsHead, batch: Batch, reduction: str = "mean"
+) -> Tensor:
     """Cross-entropy in nats over the labelled tokens of a batch."""
     total = CrossEntropy.apply(compute_logits(model, head, batch), batch.targets)
     return total / len(batch.targets) if reduction == "mean" else total

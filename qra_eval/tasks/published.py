@@ -54,7 +54,7 @@ class _PublishedTask(Task):
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         if self.data is None and self.hub is None:
             raise BadInput(
-                f"the {self.name} task is on no hub: give --data, a folder with {self.name}_train.jsonl"
+                f"the {self.name} task cannot be downloaded: give --data, a folder with {self.name}_train.jsonl"
             )
         if self.data is None:
             found = read_splits(self._load_hub_splits())

@@ -66,7 +66,9 @@ def read_splits(
         return {"train": _label_rows(data, "row")}
     chosen = dict(splits or {})
     if not (chosen.keys() <= set(SPLITS) and set(chosen.values()) <= data.keys()):
-        raise BadInput(f"splits must name some of {', '.join(data)} for {', '.join(SPLITS)}, got {chosen}")
+        raise BadInput(
+            f"splits must map {', '.join(SPLITS)} to splits of the data ({', '.join(data)}), got {chosen}"
+        )
     found: dict[SplitName, list[Row]] = {}
     for split in SPLITS:
         names = [chosen[split]] if split in chosen else STEMS[split]
@@ -179,7 +181,9 @@ def _label_rows(rows: Any, what: str) -> list[Row]:
     found: list[Row] = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise BadInput(f"{what} {number} is {shorten(row, 60)}: an object with fields is needed")
+            raise BadInput(
+                f"{what} {number} is {shorten(row, 60)}. A JSON object with named fields is needed"
+            )
         found.append((f"{what} {number}", dict(row)))
     return found
 

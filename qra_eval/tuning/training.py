@@ -13,7 +13,7 @@ from torch import nn
 
 from qra_eval.models.device import release_freed_memory
 from qra_eval.quantized.adapters import ParameterGroup
-from qra_eval.tasks.batches import Batch, LabelledHead, compute_batch_loss, wrap_head
+from qra_eval.tasks.batches import Batch, LabelledPositionsHead, compute_batch_loss, wrap_head
 from qra_search.sections import TrainingConfig
 
 MAX_GRADIENT_NORM = 1.0
@@ -74,7 +74,7 @@ class Training:
     def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self._begun
 
-    def make_step(self, model: Any, head: LabelledHead, batches: Sequence[Batch]) -> None:
+    def make_step(self, model: Any, head: LabelledPositionsHead, batches: Sequence[Batch]) -> None:
         """One step of the optimizer on the mean loss of all labelled tokens of some batches.
 
         Raises Diverged if the loss is not finite.
@@ -86,7 +86,9 @@ class Training:
             loss.backward()
             value += float(loss.detach())
         if not math.isfinite(value):
-            raise Diverged(f"training loss is {value} at step {self.step + 1} of {self.steps}")
+            raise Diverged(
+                f"training loss is {value} at step {self.step + 1} of {self.steps}: lower the learning rate"
+            )
         settings = self.settings
         share = schedule_rate(self.step, self.steps, settings.warmup)
         self.last_rate = settings.rate * share

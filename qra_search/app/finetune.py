@@ -221,7 +221,7 @@ def _tune_rungs(job: _Job) -> None:
             rungs.remove(plan)
             continue
         tried.add(plan)
-        job.listener.say(f"next rung: {format_plan(plan, job.evaluator.space)}")
+        job.listener.say(f"next plan of the ladder: {format_plan(plan, job.evaluator.space)}")
         for seed in job.tunings.seeds:
             job.tune(plan, seed, wait=True)
 

@@ -115,7 +115,7 @@ class RunFolder:
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise BadInput(
                     f"{self.path} holds another run: {field} is {old!r} there and {new!r} here{more}; "
-                    f"give another --out, or resume that run with `qra search {self.path}`, in Python open_run()"
+                    f"give another --out, or resume that run with `qra search {self.path}` (in Python: open_run)"
                 )
             spent = self._read_state()[0].spent if "search.evaluations" in found else 0.0
             if config.search.evaluations < spent:
@@ -125,7 +125,7 @@ class RunFolder:
                 )
         if has_run and not resume:
             raise BadInput(
-                f"{self.path} already holds this run: resume it with `qra search {self.path}`, in Python open_run()"
+                f"{self.path} already holds this run: resume it with `qra search {self.path}` (in Python: open_run)"
             )
 
     def begin(self, config: RunConfig, *, resume: bool = False) -> bool:

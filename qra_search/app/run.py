@@ -27,7 +27,7 @@ from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import begin_run, plan_run, search_run, write_report
-from qra_search.app.settings import change_settings, check_budget, check_task, make_settings
+from qra_search.app.settings import change_settings, check_budget, make_settings, require_task
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -121,7 +121,7 @@ class Run(AbstractContextManager["Run"]):
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
         check_budget(self.config)
-        check_task(self.config)
+        require_task(self.config)
         exists = self.folder.has_run
         is_asked = "evaluations" in self.config.search.model_fields_set
         if exists and self.folder.config_file.is_file() and not is_asked:  # as its search has them
@@ -152,7 +152,7 @@ class Run(AbstractContextManager["Run"]):
             BadInput: what was given cannot be used; nothing was spent.
             StudyFailed: the search cannot go on, or nothing came of it.
         """
-        check_task(self.config)
+        require_task(self.config)
         config = self.config if evaluations is None else self._change_evaluations(evaluations)
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths")

@@ -113,7 +113,7 @@ def make_absolute(name: Any) -> Any:
     return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
 
 
-def check_task(config: RunConfig) -> None:
+def require_task(config: RunConfig) -> None:
     """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
     chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
     if config.evaluator == DEFAULT_EVALUATOR and not chosen:

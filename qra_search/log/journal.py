@@ -87,7 +87,7 @@ class JournalContents:
     trials: list[Trial] = field(default_factory=list)
     end: int = 0
 
-    def add(self, line: Line) -> None:
+    def apply_line(self, line: Line) -> None:
         """Add what a line says; raises ValueError if it contradicts those before it."""
         if line == Line():
             raise ValueError("it says nothing")
@@ -118,7 +118,7 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
     *lines, torn = content.split(b"\n")
     for number, raw in enumerate(lines, start=1):
         try:
-            contents.add(Line.from_json(raw))
+            contents.apply_line(Line.from_json(raw))
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
                 f"{name}, line {number} is damaged, or not of {FORMAT!r} ({describe_problem(error)}): "

@@ -45,7 +45,7 @@ class StudyState:
         return self.space.memory
 
     @property
-    def memory_limit(self) -> int:
+    def largest_budget(self) -> int:
         """The largest budget: no proposal may take more bytes."""
         return self.memory_budgets[-1] if self.memory_budgets else self.memory.maximum
 

@@ -37,7 +37,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        """At most `n` proposals, none over `state.memory_limit`, none a repeat of a logged (plan, fidelity,
+        """At most `n` proposals, none over `state.largest_budget`, none a repeat of a logged (plan, fidelity,
         seed); fewer or none when the strategy has nothing left to ask. `propose(state, 0)` is []."""
 
     def estimate(self, state: StudyState) -> Estimates:

@@ -53,7 +53,7 @@ def propose_optima(
 
 def _list_budgets(state: StudyState) -> Iterator[int]:
     yield from state.budgets
-    low, high = state.memory.minimum, state.memory_limit
+    low, high = state.memory.minimum, state.largest_budget
     if state.memory_budgets:
         for step in range(1, SWEEP):
             yield from (int(low + (b - low) * (1.0 - step / SWEEP)) for b in state.memory_budgets)

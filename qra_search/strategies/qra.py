@@ -112,7 +112,7 @@ class QRAStrategy(Strategy):
         mean, cov = fit.predict(codes)
         mean[:n] = believed[known]
         excess = np.maximum(mean - fit.best, 0.0)
-        own = fit.misfit_variance(excess)
+        own = fit.compute_own_variance(excess)
         luck = fit.observation_variance(fit.widths, 1.0, excess) - own
         own[:n] *= luck[:n] / (own[:n] + luck[:n])
         cov[np.diag_indices(len(cov))] += own
@@ -129,7 +129,7 @@ class QRAStrategy(Strategy):
         budgets = rotate_budgets(state, k)
         rng = state.rng(k)
         allocated = ((solve(state.space, state.sensitivities, budget).plan, PRIOR) for budget in budgets)
-        limits = [budgets[0]] * ATTEMPTS + [state.memory_limit] * ATTEMPTS
+        limits = [budgets[0]] * ATTEMPTS + [state.largest_budget] * ATTEMPTS
         drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
         new = ((plan, origin) for plan, origin in chain(allocated, drawn) if plan not in asked)
         return next((Proposal(plan, seed=state.seed, origin=origin) for plan, origin in new), None)

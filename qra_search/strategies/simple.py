@@ -21,7 +21,7 @@ class UniformStrategy(Strategy):
     name = "uniform"
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        plans = [p for p in reversed(state.space.uniform_plans(state.memory_limit)) if p not in state.seen]
+        plans = [p for p in reversed(state.space.uniform_plans(state.largest_budget)) if p not in state.seen]
         return [Proposal(plan, seed=state.seed, origin="uniform") for plan in plans[:n]]
 
 
@@ -62,7 +62,7 @@ def propose_new(
             plan, origin = (
                 draw(offset, rng)
                 if attempt < ATTEMPTS
-                else (sample_plan(state, rng, state.memory_limit), "random")
+                else (sample_plan(state, rng, state.largest_budget), "random")
             )
             if plan not in seen:
                 seen.add(plan)

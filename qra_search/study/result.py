@@ -234,7 +234,7 @@ class SearchResult(StudyState):
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
     def _resolve(self, memory_budget: int | str | None) -> int:
-        return self.memory_limit if memory_budget is None else resolve_budget(self.space, memory_budget)
+        return self.largest_budget if memory_budget is None else resolve_budget(self.space, memory_budget)
 
 
 def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:

@@ -263,8 +263,8 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)
         fault = ""
-        if size > state.memory_limit:
-            fault = f"a plan of {size} bytes, and state.memory_limit is {state.memory_limit}"
+        if size > state.largest_budget:
+            fault = f"a plan of {size} bytes, and state.largest_budget is {state.largest_budget}"
         elif proposal.key in known:
             fault = f"{proposal.plan} with seed {proposal.seed} again: see state.seen, or give another seed"
         elif proposal.fidelity not in state.fidelities:

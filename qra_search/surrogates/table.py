@@ -91,7 +91,7 @@ class TableFit:
         misfit = (w.misfit * excess) ** 2
         return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
 
-    def misfit_variance(self, excess: np.ndarray | float) -> np.ndarray:
+    def compute_own_variance(self, excess: np.ndarray | float) -> np.ndarray:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
@@ -217,7 +217,7 @@ class TableFit:
 
     def predict_evaluated(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (N,) of the true losses of the rows' plans: the table's, and each plan's own misfit."""
-        luck = np.diag(self.V - self.misfit_variance(self.excess))
+        luck = np.diag(self.V - self.compute_own_variance(self.excess))
         half = solve_triangular(self.L, luck, lower=True)
         variance = np.diag(luck) - (half * half).sum(0)
         return self.rows.loss - luck @ self.alpha, np.sqrt(np.maximum(variance, 0.0))

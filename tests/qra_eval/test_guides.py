@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import qra_eval
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_search import search
 from qra_search.app.config import make_config
 from qra_search.testing import EvaluatorContract
@@ -54,7 +54,7 @@ def test_the_printed_task_splits_encodes_and_scores(tmp_path, monkeypatch):
     keys = [{example.key for example in task.split(name)} for name in ("train", "validation", "test")]
     assert all(keys) and not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     assert task.split("test") == module.Backwards(count=200).split("test")
-    loaded = tiny_model(dtype=torch.float32)
+    loaded = make_tiny_model(dtype=torch.float32)
     rows = list(task.encode(task.split("test")[:4], loaded.tokenizer, 64))
     assert len(rows) == 4 and all(any(label != -100 for label in row.labels) for row in rows)
     assert len(task.score_rows(loaded.model, loaded.tokenizer, task.split("test")[:4])["exact_match"]) == 4

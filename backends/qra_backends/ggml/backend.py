@@ -130,7 +130,7 @@ class GGUFBackend(Backend):
         changed = replace_block_scales(blocks, own.kind, scales.scale.to(torch.float32).view(-1, 1))
         return own.replace_tensors(blocks=changed.view_as(own.blocks))
 
-    def list_tensor_specs(self, bits: str, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: str, out_features: int, in_features: int) -> Expected:
         return {"blocks": ((out_features, TYPES[bits].bytes(1, in_features)), torch.uint8)}
 
     def make_module(self, tensors: dict[str, Tensor], bits: str, **form: Any) -> GGMLLinear:

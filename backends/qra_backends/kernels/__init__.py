@@ -31,7 +31,8 @@ def _can_compile() -> bool:
             reason = f"Triton cannot compile here ({type(error).__name__}: {error})"
     if reason is not None:
         log.warning(
-            "weights are dequantized by several kernels each instead of one: %s", " ".join(reason.split())
+            "dequantizing is slower than it could be, as there is no fused kernel for it: %s",
+            " ".join(reason.split()),
         )
     return reason is None
 

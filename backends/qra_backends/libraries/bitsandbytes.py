@@ -182,7 +182,7 @@ class BitsAndBytesBackend(Backend):
             tensors["nested_offset"] = state.offset
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: int, out_features: int, in_features: int) -> Expected:
         if bits == 8:
             codes = ((out_features, in_features), torch.int8)
             return {"codes": codes, "scale": ((out_features,), torch.float32)}

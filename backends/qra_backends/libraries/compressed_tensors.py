@@ -96,7 +96,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
         return {**tensors, "weight_shape": shape}
 
-    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = in_features // self.choose_group_size(in_features)
         return {
             "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),

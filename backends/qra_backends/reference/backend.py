@@ -61,7 +61,7 @@ class ReferenceBackend(Backend):
             blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
         return join_blocks(blocks)
 
-    def list_tensor_specs(self, bits: int, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
         return {
             "codes": ((ceil_div(out_features * in_features * bits, 8),), torch.uint8),

@@ -74,7 +74,7 @@ class Shards:
     def __init__(self, layout: Layout, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype):
         self.layout, self.shapes, self.dtype = layout, shapes, dtype
         self.parts: list[Expected] = [
-            layout.backend.list_tensor_specs(layout.levels[name], *shape)
+            layout.backend.describe_tensors(layout.levels[name], *shape)
             if name in layout.levels
             else {"weight": (shape, dtype)}
             for name, shape in shapes.items()

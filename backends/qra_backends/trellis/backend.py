@@ -79,7 +79,7 @@ class TrellisBackend(Backend):
     def get_code(self, bits: Level) -> TrellisCode:
         return TrellisCode(HALF_BITS[bits], self.L)
 
-    def list_tensor_specs(self, bits: Level, out_features: int, in_features: int) -> Expected:
+    def describe_tensors(self, bits: Level, out_features: int, in_features: int) -> Expected:
         return {
             "codes": ((self.get_code(bits).stream_bytes(out_features), in_features), torch.uint8),
             "scale": ((out_features, 1), SCALE_DTYPE),

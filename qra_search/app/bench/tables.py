@@ -128,7 +128,7 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
     yield _format_table(columns, [_summarize_strategy(name, shares) for name in names])
     judged = {name: shares[last][name] for name in names if name in shares[last]}
-    if pairs := compare_pairs(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
+    if pairs := compare_strategies(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
         yield (
             f"Win/tie/loss of the row against the column after {last:g} evaluations, over the tasks and seeds that "
             f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
@@ -229,7 +229,7 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     return Interval(float(np.nanmedian(values)), float(low), float(high))
 
 
-def compare_pairs(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
+def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
     """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
     shares = np.minimum(shares, LARGEST_SHARE)
     pairs = []

@@ -16,7 +16,7 @@ from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.dry_run import describe_rows, format_cost
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.report.formatting import format_engine, format_resident_memory, format_time
-from qra_search.app.settings import check_task
+from qra_search.app.settings import require_task
 from qra_search.app.tunable import TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input
 from qra_search.evaluator import Evaluator
@@ -39,7 +39,7 @@ def print_dry_run(
     as_json: bool = False,
 ) -> None:
     """Build the evaluator, spend nothing, and print what a command would do."""
-    check_task(config)
+    require_task(config)
     with view:
         built = build_evaluator(config, view.progress, weights=False)
     with closing(built) as evaluator:

@@ -77,7 +77,7 @@ def list_findings(result: SearchResult, comparison: Comparison | None = None) ->
     allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
         return [NOTHING]
-    return [describe_allocation(allocation, space), f"{_describe_missing(result).capitalize()}."]
+    return [describe_allocation(allocation, space), f"{_explain_unmeasured(result).capitalize()}."]
 
 
 def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
@@ -93,12 +93,12 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
         return NOTHING
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
     if best is None or not best.is_certain:
-        return f"A plan of {size}; {_describe_missing(result)}"
+        return f"A plan of {size}; {_explain_unmeasured(result)}"
     lead = f"{best.gain:.3f} nats closer to 16 bits than the best uniform plan"
     return f"A plan of {size}, before tuning predicted {lead}"
 
 
-def _describe_missing(result: SearchResult) -> str:
+def _explain_unmeasured(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 
 

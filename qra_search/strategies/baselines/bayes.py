@@ -50,7 +50,7 @@ class BayesStrategy(Strategy):
             score = score_improvement(state, model)
             known = state.space.encode_many(seen)
             starts = _list_starts(state, model, state.rng(len(proposals)))
-            starts = rank_codes(state.space, score, starts, known, state.memory_limit)[:RESTARTS]
+            starts = rank_codes(state.space, score, starts, known, state.largest_budget)[:RESTARTS]
             if not len(starts):
                 break
             code = search_locally(score, starts, AdjacentSteps(state.space).allowed, known)

@@ -56,7 +56,7 @@ class NSGA2Strategy(Strategy):
             chosen = parents[generation]
             if chosen is None:
                 return self._sample_initial_plan(state, offset, rng)
-            budget = rotate_budgets(state, offset)[0] if state.memory_budgets else state.memory_limit
+            budget = rotate_budgets(state, offset)[0] if state.memory_budgets else state.largest_budget
             child = breed_child(steps, chosen, budget, rng)
             return state.space.decode(child), "offspring"
 
@@ -71,7 +71,7 @@ class NSGA2Strategy(Strategy):
             share = rng.random()
             within = int(state.memory.minimum + share * (budget - state.memory.minimum))
             return solve(state.space, state.sensitivities, within).plan, "additive"
-        uniform = state.space.uniform_plans(state.memory_limit)
+        uniform = state.space.uniform_plans(state.largest_budget)
         if uniform and kind > 1.0 - UNIFORM_SHARE:
             return uniform[rng.integers(len(uniform))], "uniform"
         return sample_plan(state, rng, budget), "random"

@@ -145,7 +145,7 @@ class QRAdaptorStrategy(Strategy):
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         """Each is asked for as if the earlier ones were running trials already."""
         proposals: list[Proposal] = []
-        steps = GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+        steps = GuidedSteps(state.space, derive_importance(state.space, state.sensitivities))
         while len(proposals) < n and (proposal := self.propose_one(state, steps)) is not None:
             proposals.append(proposal)
             state = replace(state, trials=(*state.trials, Trial(len(state.trials), proposal)))
@@ -257,7 +257,7 @@ def select_trials(state: StudyState, fidelity: float) -> list[Trial]:
     return [t for t in state.trials if t.fidelity == fidelity]
 
 
-def measure_importance(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
+def derive_importance(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
     """float (2, G), within [0, 1]: the importance of the bits and the rank of every group, 1 for the most important.
 
     Bits by the damage of the smallest bit-width, ranks by the gain of the largest; all equal if that is 0.

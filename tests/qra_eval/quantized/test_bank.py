@@ -12,7 +12,7 @@ from qra_backends import make_backend
 from safetensors.torch import save
 
 from qra_eval.models.linears import find_linears
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_eval.quantized import bank as bank_module
 from qra_eval.quantized import build as build_module
 from qra_eval.quantized.bank import Bank
@@ -48,7 +48,7 @@ def backend():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model().model
+    return make_tiny_model().model
 
 
 def batches():
@@ -102,7 +102,7 @@ def test_what_is_not_asked_for_is_not_quantized(model, tmp_path, backend):
     bank = make_and_build(model, tmp_path, backend, bits=(3,), names=[FIRST])
     assert backend.levels == [(3,)]
     assert bank.find_missing([(FIRST, 3), (FIRST, 4), (SECOND, 3)]) == {FIRST: [4], SECOND: [3]}
-    with pytest.raises(RuntimeError, match="no whole file"):
+    with pytest.raises(RuntimeError, match="missing or damaged"):
         bank.load_tensors(FIRST, 4)
     make_and_build(model, tmp_path, backend, bits=(3, 4), names=[FIRST])
     assert backend.levels == [(3,), (4,)]
@@ -192,7 +192,7 @@ def test_linears_are_the_same_by_one_thread_and_by_several(model, whole, tmp_pat
     listen = lambda *figures: told.append(figures)  # noqa: E731
     bank = make_and_build(model, tmp_path, make_backend("reference-gptq"), told=listen)
     assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
-    for stage in ("quantize", "pass calibration rows"):
+    for stage in ("quantize", "pass rows forward", "pass rows backward"):
         done = [done for own, done, _ in told if own == stage]
         assert done == sorted(done)
     assert_same_tensors(bank, whole)
@@ -224,7 +224,7 @@ def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(
 
 def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model, whole, tmp_path):
     def kill(stage, done, total):
-        if stage == "pass calibration rows" and done > 0.8 * total:
+        if stage == "pass rows backward" and done > 0.8 * total:
             raise Killed
 
     with pytest.raises(Killed):

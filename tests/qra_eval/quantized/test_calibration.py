@@ -10,7 +10,7 @@ from torch import nn
 
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_eval.quantized import build as kept_moments
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.calibration import (
@@ -52,7 +52,7 @@ def gathered(model, batches):
 
 
 def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(batches):
-    model = tiny_model(dtype=torch.float32).model
+    model = make_tiny_model(dtype=torch.float32).model
     found = {f.name: f.module for f in find_linears(model)}
     seen = {name: [] for name in found}
     for name, linear in found.items():
@@ -65,7 +65,7 @@ def test_they_are_the_mean_squares_of_what_each_linear_reads_in_a_whole_pass(bat
 
 
 def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_costs():
-    model = tiny_model(dtype=torch.float32).model
+    model = make_tiny_model(dtype=torch.float32).model
     found = {f.name: f for f in find_linears(model)}
     generator = torch.Generator().manual_seed(0)
     ids, at = torch.randint(3, 90, (2, 12), generator=generator), torch.tensor([4, 5, 9, 15, 20])
@@ -91,7 +91,7 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
         cost = sum(
             square.sum(1)
             for n, square in squares.items()
-            if moments.find_owner(n) == moments.find_owner(name)
+            if moments.find_moments_owner(n) == moments.find_moments_owner(name)
         )
         norms = x.square().sum(1)
         weights = 0.25 + 0.75 * cost * norms.sum() / (norms * cost).sum()
@@ -116,7 +116,7 @@ def test_gradients_weigh_tokens_and_outputs_and_say_what_a_change_of_a_weight_co
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_tables_count_by_how_often_their_token_is_read_and_by_its_logits_gradients(tied):
-    model = tiny_model(dtype=torch.float32).model
+    model = make_tiny_model(dtype=torch.float32).model
     if not tied:
         model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     tables = find_embeddings(model)
@@ -139,7 +139,7 @@ def test_rows_of_tables_count_by_how_often_their_token_is_read_and_by_its_logits
 
 
 def test_a_linear_that_reads_nothing_but_zeros_is_as_one_that_reads_nothing(batches):
-    model = tiny_model(dtype=torch.float32).model
+    model = make_tiny_model(dtype=torch.float32).model
     name = "model.layers.0.mlp.down_proj"
     torch.nn.init.zeros_(model.get_submodule("model.layers.0.mlp.up_proj").weight)
     assert torch.equal(gathered(model, batches)[name], torch.eye(model.get_submodule(name).in_features))
@@ -165,7 +165,7 @@ def test_an_expert_that_the_router_rarely_chose_leans_on_all_experts_of_its_laye
 
 
 def test_what_rows_are_padded_with_beyond_the_longest_does_not_count(batches):
-    model = tiny_model(dtype=torch.float32).model
+    model = make_tiny_model(dtype=torch.float32).model
     expected = gathered(model, batches)
     padded = [
         Batch(

@@ -61,7 +61,7 @@ def test_every_task_is_found_by_its_name(name):
         (make_task("arithmetic"), {"chat": True}, "is an object: pass data and options to its constructor"),
         ("in-memory:list", {}, r"in-memory task: pass it to open_run\(\), or save it and plan again"),
         (3, {}, r"task is 3 \(int\): a name, a file, a Dataset"),
-        ([{"prompt": "a"}, "b"], {}, "row 2 is 'b': an object with fields is needed"),
+        ([{"prompt": "a"}, "b"], {}, "row 2 is 'b'. A JSON object with named fields is needed"),
         ({"dev": []}, {}, "the data has no train split: it has dev"),
     ],
 )

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_eval.tasks.published import STRICT, GSM8KTask, extract_answer
 from qra_eval.tasks.scoring import generate_answers
 
@@ -27,7 +27,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def loaded():
-    return tiny_model(dtype=torch.float32)
+    return make_tiny_model(dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

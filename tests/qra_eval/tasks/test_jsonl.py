@@ -150,7 +150,9 @@ def test_the_splits_of_a_dataset_dict_are_kept_and_named_by_the_usual_names_or_t
     numbers = {split: {int(e.prompt.split()[1]) for e in task.split(split)} for split in SPLITS}
     assert numbers == {"train": {*range(30)}, "validation": {*range(30, 40)}, "test": {*range(40, 50)}}
     for wrong in ({"test": "none"}, {"tset": "held"}):
-        with pytest.raises(BadInput, match="must name some of train, dev, held for train, validation, test"):
+        with pytest.raises(
+            BadInput, match="must map train, validation, test to splits of the data .train, dev, held."
+        ):
             make_task(data, splits=wrong).split("test")
 
 

@@ -70,7 +70,9 @@ def test_a_hub_data_set_gives_its_splits_by_their_names_or_those_given(tmp_path,
     turned = make_task("someone/questions", splits={"train": "test", "test": "train"})
     assert {e.prompt for e in turned.split("test")} == {row["prompt"] for row in ROWS[:8]}
     assert turned.name == "jsonl"
-    with pytest.raises(BadInput, match="must name some of train, test for train"):
+    with pytest.raises(
+        BadInput, match="must map train, validation, test to splits of the data .train, test."
+    ):
         make_task("someone/questions", splits={"train": "sft"}).split("test")
 
 
@@ -100,7 +102,7 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.jsonl", "", "x.jsonl has no rows: it is empty"),
         ("x.json", "", "x.json has no rows: it is empty"),
         ("x.json", SAY, "x.json holds a dict: a list of objects is needed"),
-        ("x.json", "[1]", "x.json, row 1 is 1: an object with fields is needed"),
+        ("x.json", "[1]", "x.json, row 1 is 1. A JSON object with named fields is needed"),
         ("x.json", "[", "x.json is not JSON"),
         ("x.json", b'["\xe9"]', "x.json is not UTF-8"),
         ("x.csv", "prompt,answer\n", "x.csv has no rows: it is empty"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from evaluators import make_evaluator, measure_reload
 
-from qra_eval.models.tiny import tiny_model
+from qra_eval.models.tiny import make_tiny_model
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.tuning import final
 from qra_eval.tuning.training import Diverged
@@ -88,7 +88,7 @@ def test_16_bit_lora_and_the_untuned_model_are_records_too(evaluator, tmp_path):
     record = evaluator.tune(sixteen, steps=1, folder=tmp_path)
     assert measure_reload(evaluator, sixteen, tmp_path) == 0.0
     untuned = evaluator.measure_untuned()
-    assert untuned.memory_bytes == count_tensor_bytes(tiny_model().model) < record.memory_bytes
+    assert untuned.memory_bytes == count_tensor_bytes(make_tiny_model().model) < record.memory_bytes
     assert untuned.is_untuned
     assert record.metrics.keys() == {"exact_match"} and len(untuned.row_nats) == len(record.row_nats) == 4
 

@@ -63,7 +63,7 @@ def test_the_strategy_on_top_of_the_posterior_table_works_from_the_first_proposa
     strategy, state = load_printed("Greedy", tmp_path, monkeypatch), scenario(study)
     proposals = strategy.propose(state, 2)
     assert len(proposals) == 2 and all(
-        state.space.memory_bytes(p.plan) <= state.memory_limit for p in proposals
+        state.space.memory_bytes(p.plan) <= state.largest_budget for p in proposals
     )
     assert strategy.propose(state, 0) == []
 

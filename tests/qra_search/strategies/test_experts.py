@@ -37,4 +37,4 @@ def test_a_proposal_for_every_expert_fits_and_takes_no_matrix_of_groups_by_group
     finally:
         tracemalloc.stop()
     assert peak < 8 * groups**2 / 2
-    assert proposal.plan == solve(state.space, state.sensitivities, state.memory_limit).plan
+    assert proposal.plan == solve(state.space, state.sensitivities, state.largest_budget).plan

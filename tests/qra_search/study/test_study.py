@@ -157,7 +157,7 @@ def test_whether_a_batch_stops_the_study_does_not_depend_on_the_order_of_its_res
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"), [((8, 16), "state.memory_limit is"), ((2, 4), "again: see state.seen")]
+    ("choice", "message"), [((8, 16), "state.largest_budget is"), ((2, 4), "again: see state.seen")]
 )
 def test_a_strategy_that_breaks_the_budget_or_repeats_itself_is_stopped(evaluator, choice, message):
     class Stuck(Strategy):

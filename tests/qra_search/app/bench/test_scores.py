@@ -36,9 +36,9 @@ def test_wins_ties_and_losses_are_counted_over_the_blocks_that_both_have() -> No
     shares = np.array(
         [[0.1, 0.2, np.nan], [0.2, 0.2, 0.0], [0.3, 0.1, 0.0], [0.1, 0.5, 0.5], [0.3, np.nan, 0.5]]
     )
-    pairs = {(pair.first, pair.second): pair for pair in scores.compare_pairs(shares, ("a", "b", "c"))}
+    pairs = {(pair.first, pair.second): pair for pair in scores.compare_strategies(shares, ("a", "b", "c"))}
     assert pairs["a", "b"][2:5] == (2, 1, 1) and pairs["a", "c"][2:5] == (2, 0, 2)
-    (alone,) = scores.compare_pairs(shares[:4, :2], ("a", "b"))
+    (alone,) = scores.compare_strategies(shares[:4, :2], ("a", "b"))
     assert alone.p == pytest.approx(stats.wilcoxon(shares[:4, 0], shares[:4, 1], zero_method="zsplit").pvalue)
 
 

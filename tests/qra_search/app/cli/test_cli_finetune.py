@@ -233,7 +233,10 @@ def test_a_ladder_ends_when_the_smallest_plan_that_is_as_good_is_known(
     ) and len(set(sizes)) == len(sizes)
     smallest = RunFolder(planned).read().find_tuning().record()
     assert smallest is not None and smallest.memory_bytes == min(sizes)
-    assert done.out.count("next rung") == 0 and done.err.count("next rung") == len(sizes) - 1
+    assert (
+        done.out.count("next plan of the ladder") == 0
+        and done.err.count("next plan of the ladder") == len(sizes) - 1
+    )
     count = len(tuner["tuned"])
     assert qra("finetune", planned, "--against", "ladder").status == 0 and len(tuner["tuned"]) == count
     tuner["tuned"].clear()

@@ -22,7 +22,7 @@ from qra_search.strategies.baselines.autoqra import (
     predict_losses,
     sample_trust_region,
 )
-from qra_search.strategies.baselines.qr_adaptor import WARM_START, GuidedSteps, measure_importance
+from qra_search.strategies.baselines.qr_adaptor import WARM_START, GuidedSteps, derive_importance
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 STRATEGY = AutoQRAStrategy(population=6)
@@ -103,7 +103,7 @@ def screened_state(pairs: int) -> StudyState:
 def predict(state: StudyState):
     """Predicted, cheap and true losses of the plans that were screened alone."""
     predicted = predict_losses(
-        state, GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+        state, GuidedSteps(state.space, derive_importance(state.space, state.sensitivities))
     )
     full = {t.plan: t.loss for t in state.full}
     assert all(predicted[plan] == loss for plan, loss in full.items())

@@ -19,8 +19,8 @@ from qra_search.strategies.baselines.qr_adaptor import (
     WARM_START,
     GuidedSteps,
     QRAdaptorStrategy,
+    derive_importance,
     fit_matern,
-    measure_importance,
 )
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
@@ -33,7 +33,7 @@ def run(evaluations=40, fidelities=(1.0,)):
 
 
 def guide(state) -> GuidedSteps:
-    return GuidedSteps(state.space, measure_importance(state.space, state.sensitivities))
+    return GuidedSteps(state.space, derive_importance(state.space, state.sensitivities))
 
 
 def phase(trial) -> str:
@@ -122,14 +122,14 @@ def test_refinement_takes_the_edit_of_the_front_with_the_largest_expected_improv
 SPACE = make_toy_space(6)
 DAMAGE = np.array([0.1, 0.8, 0.2, 1.6, 0.4, 0.05])
 SENSITIVITIES = Sensitivities(DAMAGE[:, None] * 0.25 ** np.arange(4), np.outer(DAMAGE[::-1], [0.1, 0.2, 0.3]))
-IMPORTANCE = measure_importance(SPACE, SENSITIVITIES)
+IMPORTANCE = derive_importance(SPACE, SENSITIVITIES)
 STEPS = GuidedSteps(SPACE, IMPORTANCE)
 count_bytes = SPACE.memory.bytes
 
 
 def test_importance_is_damage_at_the_fewest_bits_and_gain_at_the_largest_rank():
     np.testing.assert_allclose(IMPORTANCE, [DAMAGE / 1.6, DAMAGE[::-1] / 1.6])
-    assert (measure_importance(SPACE, Sensitivities(np.zeros((6, 4)), np.zeros((6, 3)))) == 1).all()
+    assert (derive_importance(SPACE, Sensitivities(np.zeros((6, 4)), np.zeros((6, 3)))) == 1).all()
 
 
 @given(st.floats(0.0, 1.0))
