@@ -1,7 +1,7 @@
 """How long `qra plan` takes with an empty cache, start to end: by the clock, of the processor, and each of its stages.
 
 Of a stage that says how long it still takes, the first forecast after a tenth of its steps is kept, over what it took.
-With `--steps` the plan is then encoded and tuned for so many steps of 8 rows by `qra finetune`, which is a row of its own.
+With `--steps` the plan is then encoded and tuned for so many steps of 8 rows by `qra finetune`, a row of its own.
 
 python -m benchmarks.speed.plan --data DIR [--model NAME] [--task NAME] [--memory 34.6MiB] [--threads N] [--steps 60]
 """

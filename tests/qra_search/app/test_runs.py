@@ -71,7 +71,7 @@ def test_the_plan_of_a_run_is_that_of_its_file_and_without_one_what_the_log_lead
             r"resume it with `qra search .*/a` .in Python: open_run.",
         ),
         (config(), config(), True, ""),
-        (config(), config(evaluations=12), False, r"is 8.0 there and 12.0 here; .* in Python open_run\(\)"),
+        (config(), config(evaluations=12), False, r"is 8.0 there and 12.0 here; .* .in Python: open_run."),
         (config(), config(evaluations=12), True, ""),
         (config("module"), config("layer"), True, "space.granularity is 'module' there and 'layer' here"),
     ],
