@@ -106,6 +106,9 @@ class KeptMoments:
         return self._bank.folder / f"{self._stem}-moments-{owner}.safetensors"
 
 
+LARGE = 20
+"""A unit of more than one of so many parts of all weights takes long."""
+SPREAD = 8
 Item = TypeVar("Item")
 
 
@@ -184,7 +187,7 @@ def visit_linears(
 ) -> None:
     """Do the work on every linear, put on the device, with its Hessian and output weights; several at once on a CPU.
 
-    Those that share a Hessian, which is factorized once for them, follow one another; what takes longest comes first.
+    Those that share a Hessian, which is factorized once for them, follow one another. `order_units` says which when.
     """
     units: dict[str, list[str]] = {}
     for name in linears:
@@ -200,14 +203,25 @@ def visit_linears(
             moments.release_hessian(names[0])
         release_freed_memory(device)
 
-    def count_operations(names: Sequence[str]) -> int:
-        return sum(linears[name].out_features * linears[name].in_features ** 2 for name in names)
-
-    items = sorted(units.values(), key=count_operations, reverse=True)
+    weights = {tuple(names): sum(linears[name].weight.numel() for name in names) for names in units.values()}
+    items = order_units(weights)
     with closing(run_in_threads(visit, items, count_workers(backend, len(items), device))) as done:
         for names in done:
             for _ in names:
                 report()
+
+
+def order_units(weights: Mapping[tuple[str, ...], int]) -> list[tuple[str, ...]]:
+    """The order in which to work on units of so many weights: the first eighth is like the whole, so that its pace
+    foretells the time of all. Those that take long come next, since one that is begun late may keep all others waiting.
+    """
+    total = sum(weights.values())
+    units = sorted(weights, key=weights.__getitem__, reverse=True)
+    large = [unit for unit in units if LARGE * weights[unit] > total]
+    rest = units[len(large) :]
+    spread = [unit for start in range(SPREAD) for unit in rest[start::SPREAD]]
+    first = len(rest) // SPREAD
+    return [*spread[:first], *large, *spread[first:]]
 
 
 def find_modules(bank: Bank, blocks: Blocks, layer: int) -> Mapping[str, nn.Module]:

@@ -149,7 +149,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             tuner.progress(part, part_done, total)
             return
         shares[part] = part_done / total
-        tuner.progress("probe linears", round(50 * sum(shares.values())), 100)
+        tuner.progress("probe linears", int(50 * sum(shares.values())), 100)
 
     probes: dict[str, list[LevelProbe]] = {}
     squares: dict[str, float] = {}

@@ -283,3 +283,10 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
     thread.join(60)
     assert not thread.is_alive() and sorted(second.levels) == [(3, 4), (4,)]
     assert not holder.exists()
+
+
+def test_the_first_eighth_of_the_units_is_like_all_and_those_that_take_long_come_next():
+    weights = {(f"linear {i}",): 10 + i % 4 for i in range(80)} | {("table",): 400}
+    order = build_module.order_units(weights)
+    assert sorted(order) == sorted(weights) and order[10] == ("table",)
+    assert sorted(weights[unit] for unit in order[:10]) == [10, 10, 11, 11, 11, 12, 12, 13, 13, 13]
