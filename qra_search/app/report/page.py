@@ -155,16 +155,19 @@ def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
 
 
 def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -> list[tuple[str, str, str]]:
-    """The figures that everyone asks for first: name, figure, and what it is of."""
+    """The figures that everyone asks for first, of what is to be deployed: name, figure, and what it is of."""
     result = run.result
     items = []
     if isinstance(found, Comparison):
-        tuned, uniform = found.chosen, found.baseline
+        tuned, uniform = found.deployed or found.chosen, found.baseline
+        plan = tuned.plan
         for name in found.metric_names:
             rows = len(tuned.row_scores[name])
             figure = format_metric(name, tuned.metrics[name], tuned.metric_interval(name))
             more = f"on {rows} test row{'s' * (rows != 1)}"
-            if uniform is not None and uniform is not tuned:
+            if tuned is not found.chosen:
+                more += f"; the plan: {format_metric(name, found.chosen.metrics[name])}"
+            elif uniform is not None and uniform is not tuned:
                 more += f"; best uniform plan: {format_metric(name, uniform.metrics[name])}"
             items.append((format_metric_name(name).capitalize(), figure, more))
     if plan is not None:
@@ -177,7 +180,7 @@ def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -
         items.append(("Size", format_bytes(size), more.rstrip(". ")))
     if found is not None and found.baseline is not None and found.change is not None:
         name = format_plan(found.baseline.plan, result.space)
-        items.append(("Against uniform", format_change(found.change), f"{found.data} loss; {name}"))
+        items.append(("The plan against uniform", format_change(found.change), f"{found.data} loss; {name}"))
     if result.trials:
         more = f"{len(result.candidates)} plans; strategy {result.strategy}"
         items.append(("Evaluations", format_evaluations(result.spent), more))

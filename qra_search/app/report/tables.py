@@ -55,7 +55,7 @@ class TextTable:
 
     Attributes:
         heads: of the columns; the first is aligned left, and the others right but for those in `left`.
-        marked: rows that stand out, such as that of the plan found.
+        marked: rows that stand out, such as that of what is to be deployed.
         notes: sentences that explain what is in the cells.
     """
 
@@ -118,7 +118,8 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         notes.append(CHANCE_NOTE)
     unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
     notes += [f"{reason.capitalize()}." for reason in unscored]
-    heads, marked = ("plan", *titles, "size", "test loss", "change"), [comparison.tunings.index(chosen)]
+    heads = ("plan", *titles, "size", "test loss", "change")
+    marked = [comparison.tunings.index(comparison.deployed or chosen)]
     return TextTable(caption, heads, rows, marked=marked, notes=notes)
 
 

@@ -15,6 +15,7 @@ from qra_search import Study, search
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report import tables
 from qra_search.app.report.page import render_page
+from qra_search.space.memory import format_bytes
 from qra_search.strategies.simple import UniformStrategy
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -132,6 +133,25 @@ def test_the_heading_is_the_verdict_and_the_finding_with_its_losses_stands_below
     assert re.search(
         r"of the model in 16 bits\. While it generates, transformers holds about [\d.]+ [KM]iB", text
     )
+
+
+def test_the_first_figures_and_the_marked_row_are_of_what_is_to_be_deployed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "s", evaluations=8)
+    add_tunings(run, seeds=1)
+    selected = run.read().selected
+    assert selected is not None
+    run.select(
+        selected, max(run.read().result.memory_budgets), tolerance=100.0
+    )  # the smallest is good enough
+    comparison = run.read().comparison()
+    assert (
+        comparison is not None and comparison.deployed is not None and comparison.deployed.role == "uniform"
+    )
+    facts = render_page(run.read()).partition('<dl class="facts">')[2].partition("</dl>")[0]
+    size = format_bytes(comparison.deployed.memory_bytes)
+    assert "40.0%" in facts and "the plan: 50.0%" in facts and size in facts
+    table = tables.make_tuned_table(comparison)
+    assert [table.rows[i][2] for i in table.marked] == [size]
 
 
 def test_an_empty_answer_is_told_once_in_the_heading_and_shown_in_the_table(tmp_path: Path) -> None:
