@@ -219,7 +219,7 @@ SEGMENT = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
 WAITING_BYTES = 2 << 30
 """If the inputs of all layers take at most so much, all of them wait: no layer runs again, a fifth of the work."""
-FORWARD_STAGE, BACKWARD_STAGE = "pass rows forward", "pass rows backward"
+FORWARD_STAGE, BACKWARD_STAGE = "calibrate, forward", "calibrate, backward"
 """Stages of a pass, which differ in what a layer takes."""
 LABELS = 256
 """Labelled positions whose logits are made at a time."""

@@ -246,6 +246,11 @@ class Comparison:
         return self.chosen if self.is_named else choose_deployed(self.tunings, self.judged_by, self.tolerance)
 
     @property
+    def deployed_ids(self) -> list[str]:
+        """Tunings of what to deploy, one a seed; none if nothing can be."""
+        return [] if self.deployed is None else [record.id for record in self.deployed.records]
+
+    @property
     def judged_by(self) -> str:
         """The first metric by which something tuned beats a constant answer; empty if none is: the loss judges."""
         names = (name for name in self.metric_names if not name.endswith("_loss"))

@@ -34,6 +34,14 @@ def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool
     return format_cost(evaluations, charge, evaluator.evaluation_seconds())
 
 
+def describe_tuning_time(evaluator: TunableEvaluator, count: int) -> str:
+    """How long so many tunings take, in words; answers are not among it."""
+    estimate = evaluator.estimate_search_cost()
+    setup, each = estimate.get("setup_seconds", 0.0), estimate.get("tuning_seconds", 0.0)
+    text = f"{formatting.format_time(count * each)} to tune and test, without writing answers"
+    return f"{formatting.format_time(setup)} to quantize the plan, then {text}" if setup else text
+
+
 def describe_rows(evaluator: Evaluator) -> list[str]:
     """Lines about the rows of a run: how many there are, then warnings."""
     counts = count_rows(evaluator)

@@ -15,7 +15,7 @@ from typing import Any
 from qra_search.app.baselines import Against, choose_rung, list_rungs, select_baselines
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.dry_run import report_rows
+from qra_search.app.dry_run import describe_tuning_time, report_rows
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.folder import Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
@@ -195,6 +195,8 @@ def tune_missing(
     total = len(tunings.plans) * seeds
     if len(missing) < total:
         listener.say(f"{total - len(missing)} of {total} tunings are finished, {len(missing)} left")
+    if missing:
+        listener.say(f"about {describe_tuning_time(evaluator, len(missing))}")
     job = _Job(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
@@ -272,6 +274,16 @@ def select_answer(
             f"`qra show {folder.path} --tuning {own.id}` selects this one"
         )
         return run
+    if (
+        selected is not None
+        and run.selection is not None
+        and run.selection.is_named
+        and selected.id != own.id
+    ):
+        listener.say(
+            f"tuning {selected.id}, which you named, is no longer selected: `qra show {folder.path} --tuning "
+            f"{selected.id}` names it again"
+        )
     if tolerance is None and run.selection is not None:
         tolerance = run.selection.tolerance
     return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))

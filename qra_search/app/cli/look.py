@@ -81,7 +81,10 @@ def show(
         snapshot = RunFolder(run).check().read()
         result = snapshot.result
         space = result.space
+        comparison = snapshot.comparison()
+        deployed = None if comparison is None else comparison.deployed
         plan = snapshot.require_plan() if snapshot.selected is None else snapshot.selected.plan
+        plan = plan if deployed is None else deployed.plan
     if other is not None:
         with convert_to_bad_input():
             one = read_choices(plan_to_dict(space, plan))
@@ -96,10 +99,10 @@ def show(
         common.print_json(plan_to_dict(space, plan))
         return
     console = common.stdout()
-    comparison = snapshot.comparison()
-    if comparison is not None:
-        console.print(f"[bold]{escape(make_answer(comparison))}[/]")
-    console.print(f"{escape(summarize_run(result, comparison))}\n")
+    answer = "" if comparison is None else make_answer(comparison)
+    if answer:
+        console.print(f"[bold]{escape(answer)}[/]")
+    console.print(f"{escape(summarize_run(result, comparison, below=answer))}\n")
     allocation = None if comparison is not None or result.candidates else result.allocation()
     if allocation is not None:
         console.print(make_allocation_table(allocation, result), "")
@@ -110,10 +113,12 @@ def show(
         console.print("; ".join(map(str, space.levels)))
     if snapshot.records:
         console.print("\n[bold]tunings[/]")
-        console.print(make_record_table(snapshot.records, space, plan))
-    if snapshot.selected is not None:
-        console.print(f"\nSelected: tuning {snapshot.selected.id}, with what was tuned beside it.")
-        console.print(f"Exported and loaded: tuning {snapshot.find_tuning().id}.")
+        ids = () if comparison is None else comparison.deployed_ids
+        console.print(make_record_table(snapshot.records, space, snapshot.plan, ids))
+    if deployed is not None:
+        console.print(
+            f"\nExported, loaded and shown: tuning {snapshot.find_tuning().id}; --tuning takes another."
+        )
     if snapshot.config is not None:
         resident = formatting.format_resident_memory(snapshot.config, space.memory_bytes(plan), space.weights)
         console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)

@@ -54,9 +54,10 @@ def find_evaluated(result: SearchResult) -> UniformComparison | None:
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
-def summarize_run(result: SearchResult, comparison: Comparison | None = None) -> str:
-    """What a run found, or, before anything was evaluated, what is predicted; see `list_findings`."""
-    return " ".join(list_findings(result, comparison))
+def summarize_run(result: SearchResult, comparison: Comparison | None = None, *, below: str = "") -> str:
+    """What a run found, or, before anything was evaluated, what is predicted (see `list_findings`), but for what the
+    text says that it stands below."""
+    return " ".join(text for text in list_findings(result, comparison) if text.rstrip(".") not in below)
 
 
 def list_findings(result: SearchResult, comparison: Comparison | None = None) -> list[str]:
@@ -103,8 +104,8 @@ def _explain_unmeasured(result: SearchResult) -> str:
 
 
 def make_answer(comparison: Comparison) -> str:
-    """What to deploy, or, if that is nothing, what makes the plan worthless."""
-    return next(_list_faults(comparison), None) or describe_deployed(comparison)
+    """What to deploy, after what makes it worthless, if anything does."""
+    return " ".join([*list(_list_faults(comparison))[:1], describe_deployed(comparison)])
 
 
 def describe_deployed(comparison: Comparison) -> str:
@@ -161,9 +162,10 @@ def _format_figure(tuned: TunedPlan, metric: str) -> str:
     return name + format_metric(metric, tuned.metrics[metric])
 
 
-def summarize_comparison(comparison: Comparison) -> str:
-    """A comparison on test data in a few sentences; what makes the plan worthless comes first."""
-    return " ".join(_list_comparison_findings(comparison))
+def summarize_comparison(comparison: Comparison, *, below: str = "") -> str:
+    """A comparison on test data in a few sentences, but for what the text says that it stands below; what makes the
+    plan worthless comes first."""
+    return " ".join(text for text in _list_comparison_findings(comparison) if text.rstrip(".") not in below)
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
@@ -172,7 +174,8 @@ def _list_comparison_findings(comparison: Comparison) -> list[str]:
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
-    tuned, baseline, untuned = comparison.chosen, comparison.baseline, comparison.find_role("untuned")
+    baseline, untuned = comparison.baseline, comparison.find_role("untuned")
+    tuned = comparison.deployed or comparison.chosen
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."

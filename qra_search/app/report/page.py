@@ -82,9 +82,7 @@ def render_page(run: Snapshot) -> str:
     found = comparison or find_evaluated(result)
     plan = result.choose_plan() if found is None else found.chosen.plan
     headline = make_headline(result, comparison)
-    findings = [
-        text for text in list_findings(result, comparison) if text.rstrip(".") != headline.rstrip(".")
-    ]
+    findings = [text for text in list_findings(result, comparison) if text.rstrip(".") not in headline]
     foretold, where = run.foretold_rate(), _describe_model_and_task(run)
     if comparison is not None:
         own = comparison.chosen.records[0]
@@ -111,7 +109,7 @@ def render_page(run: Snapshot) -> str:
         curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
         rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
         foretold="" if foretold is None else str(foretold),
-        samples=() if comparison is None else comparison.chosen.samples,
+        samples=() if comparison is None else (comparison.deployed or comparison.chosen).samples,
         layout=tables.arrange_groups(result.space),
         heats=() if plan is None else make_heat_maps(result.space, plan, result.sensitivities),
         commands=list_next_steps(run.folder, result, found),

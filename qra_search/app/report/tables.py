@@ -116,6 +116,8 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
         notes.append(f"Metrics: on {len(chosen.row_scores[names[0]])} test rows.")
     if "chance" in "".join(changes):
         notes.append(CHANCE_NOTE)
+    if seeds == 1 and any(changes):
+        notes.append("One seed each: another may tell otherwise, and --seeds 3 says by how much.")
     unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
     notes += [f"{reason.capitalize()}." for reason in unscored]
     heads = ("plan", *titles, "size", "test loss", "change")
@@ -123,8 +125,10 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     return TextTable(caption, heads, rows, marked=marked, notes=notes)
 
 
-def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None) -> TextTable:
-    """Every tuning of a run, oldest first."""
+def make_record_table(
+    records: Sequence[TuningRecord], space: SearchSpace, plan: Plan | None, deployed: Sequence[str] = ()
+) -> TextTable:
+    """Every tuning of a run, oldest first; those of what is to be deployed, by their ids, stand out."""
     rows = [
         (
             record.id,
@@ -139,7 +143,8 @@ def make_record_table(records: Sequence[TuningRecord], space: SearchSpace, plan:
         for record in records
     ]
     heads = ("id", "plan", "seed", "steps", "rate", "size", "test loss", "time")
-    return TextTable("Tunings", heads, rows, left=("plan",))
+    marked = [i for i, record in enumerate(records) if record.id in deployed]
+    return TextTable("Tunings", heads, rows, left=("plan",), marked=marked)
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,8 @@ def render_result(result: SearchResult, comparison: Comparison | None = None) ->
 
 def render_comparison(comparison: Comparison) -> Group:
     """A comparison on test data: what to deploy, what was found, and every plan that was tuned."""
-    answer, findings = make_answer(comparison), summarize_comparison(comparison)
-    lines = [Text(answer, style="bold"), Text(findings.removeprefix(answer).strip())]
+    answer = make_answer(comparison)
+    lines = [Text(answer, style="bold"), Text(summarize_comparison(comparison, below=answer))]
     return Group(*lines, Text(), make_tuned_table(comparison))
 
 

@@ -192,7 +192,7 @@ def test_linears_are_the_same_by_one_thread_and_by_several(model, whole, tmp_pat
     listen = lambda *figures: told.append(figures)  # noqa: E731
     bank = make_and_build(model, tmp_path, make_backend("reference-gptq"), told=listen)
     assert told[-1] == ("quantize", LAYERS * EACH, LAYERS * EACH)
-    for stage in ("quantize", "pass rows forward", "pass rows backward"):
+    for stage in ("quantize", "calibrate, forward", "calibrate, backward"):
         done = [done for own, done, _ in told if own == stage]
         assert done == sorted(done)
     assert_same_tensors(bank, whole)
@@ -224,7 +224,7 @@ def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(
 
 def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model, whole, tmp_path):
     def kill(stage, done, total):
-        if stage == "pass rows backward" and done > 0.8 * total:
+        if stage == "calibrate, backward" and done > 0.8 * total:
             raise Killed
 
     with pytest.raises(Killed):

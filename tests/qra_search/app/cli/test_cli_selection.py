@@ -22,7 +22,7 @@ def show_steps(qra: Qra, run: Path) -> int:
     folder = RunFolder(run)
     found, comparison = folder.read().find_tuning().record(), folder.read().comparison()
     assert found is not None and comparison is not None and comparison.chosen.records[0] == found
-    assert f"Selected: tuning {found.id}" in qra("show", run).out
+    assert f"Exported, loaded and shown: tuning {found.id}" in qra("show", run).out
     loss = f"{found.test_loss:.4g}"
     assert loss in qra("show", run).out and loss in folder.report_file.read_text()
     return found.steps
@@ -65,6 +65,17 @@ def test_a_trial_of_rates_and_a_tuning_that_fails_leave_the_answer(
     done = qra("finetune", searched, "--steps", 80, "--set", "training.learning_rate=0.003")
     assert done.status == 1 and "stays selected" in done.err
     assert RunFolder(searched).selection_file.read_bytes() == before and show_steps(qra, searched) == 60
+
+
+def test_that_a_named_tuning_is_selected_no_longer_is_said(
+    qra: Qra, searched: Path, by_steps: dict[str, Any]
+) -> None:
+    assert qra("finetune", searched, "--steps", 60).status == 0
+    named = RunFolder(searched).read().find_tuning().id
+    assert qra("show", searched, "--tuning", named).status == 0
+    done = qra("finetune", searched, "--steps", 80)
+    assert f"tuning {named}, which you named, is no longer selected" in " ".join(done.err.split())
+    assert "is no longer selected" not in qra("finetune", searched, "--steps", 100).err
 
 
 def test_rates_select_the_best_and_rewrite_no_record(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from qra_search import Plan, search
 from qra_search.app.compare import Comparison, Role, TunedPlan
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import make_headline, summarize_comparison, summarize_run
+from qra_search.app.report.finding import make_answer, make_headline, summarize_comparison, summarize_run
 from qra_search.app.report.tables import make_allocation_table
 from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
@@ -78,15 +78,19 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
     right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
     flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
+    answer = make_answer(flattered)
+    assert answer.startswith("The most common answer, given to every row, scores 30.0%")
+    assert "Deploy the plan (108.0 MiB)" in answer, "the first line names a model all the same"
+    assert "most common" not in summarize_comparison(flattered, below=answer)
     assert summarize_comparison(flattered).startswith(
         "The most common answer, given to every row, scores 30.0%"
     )
     unscored = compared(
         commonest_scores={"exact_match": 0.3}
     )  # of scores that are not finite, or of one seed alone
-    assert "commonest" not in summarize_comparison(unscored)
+    assert "most common" not in summarize_comparison(unscored)
     learnt = compared(row_scores=right, commonest_scores={"exact_match": 0.01})
-    assert "commonest" not in summarize_comparison(learnt)
+    assert "most common" not in summarize_comparison(learnt)
 
 
 def test_the_headline_says_whether_choosing_by_layer_paid() -> None:
