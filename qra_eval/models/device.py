@@ -15,6 +15,7 @@ from qra_search.errors import BadInput, shorten
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
 """glibc's function; None elsewhere."""
 RELEASE_FROM = 512 << 20
+"""Bytes by which a process on a CPU grows before freed memory goes back to the system."""
 _released_at = [0]
 """Resident bytes after the last release, or the fewest since."""
 

@@ -104,8 +104,9 @@ def _explain_unmeasured(result: SearchResult) -> str:
 
 
 def make_answer(comparison: Comparison) -> str:
-    """What to deploy, after what makes it worthless, if anything does."""
-    return " ".join([*list(_list_faults(comparison))[:1], describe_deployed(comparison)])
+    """What makes all that was tuned worthless; or else what to deploy, after what speaks against it."""
+    said = [*_list_doubts(comparison), describe_deployed(comparison)]
+    return next(_list_faults(comparison), None) or " ".join(said)
 
 
 def describe_deployed(comparison: Comparison) -> str:
@@ -170,7 +171,8 @@ def summarize_comparison(comparison: Comparison, *, below: str = "") -> str:
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
     figures = [_describe(comparison, comparison.space), *_compare_scores(comparison)]
-    return [*_list_faults(comparison), *figures, *_judge_shuffle(comparison)]
+    faults = [*_list_faults(comparison), *_list_doubts(comparison)]
+    return [*faults, *figures, *_judge_shuffle(comparison)]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
@@ -179,14 +181,18 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
         yield f"{which} worse than untuned, whose test loss is {format_loss(untuned.loss)}."
+    if tuned.samples and not any(sample["after"].strip() for sample in tuned.samples):
+        yield "The tuned model answers nothing to the test rows that are shown."
+
+
+def _list_doubts(comparison: Comparison) -> Iterator[str]:
+    tuned = comparison.deployed or comparison.chosen
     for metric, least in [*tuned.records[0].commonest_scores.items()][:1]:
         interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
         if interval is not None and interval[0] <= least:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
             common = f"The most common answer, given to every row, scores {score}"
             yield f"{common}: the tuned model, at {own}, may be no better."
-    if tuned.samples and not any(sample["after"].strip() for sample in tuned.samples):
-        yield "The tuned model answers nothing to the test rows that are shown."
 
 
 def _compare_scores(comparison: Comparison) -> Iterator[str]:
