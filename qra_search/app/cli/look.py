@@ -82,9 +82,7 @@ def show(
         result = snapshot.result
         space = result.space
         comparison = snapshot.comparison()
-        deployed = None if comparison is None else comparison.deployed
         plan = snapshot.require_plan() if snapshot.selected is None else snapshot.selected.plan
-        plan = plan if deployed is None else deployed.plan
     if other is not None:
         with convert_to_bad_input():
             one = read_choices(plan_to_dict(space, plan))
@@ -99,6 +97,8 @@ def show(
         common.print_json(plan_to_dict(space, plan))
         return
     console = common.stdout()
+    deployed = None if comparison is None else comparison.deployed
+    plan = plan if deployed is None else deployed.plan
     answer = "" if comparison is None else make_answer(comparison)
     if answer:
         console.print(f"[bold]{escape(answer)}[/]")
