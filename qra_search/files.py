@@ -68,7 +68,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not JSON ({error}): mend this file, or give another") from None
+        raise BadInput(f"{path} is not JSON ({error}): fix the file, or give another one") from None
 
 
 def sync_to_disk(path: Path) -> None:

@@ -257,19 +257,19 @@ def pass_layers(
     totals = {FORWARD_STAGE: len(batches) * depth, BACKWARD_STAGE: len(batches) * (1 + depth - first)}
     done = Counter[str]()
 
-    def report(stage: str) -> None:
+    def report_pass(stage: str) -> None:
         done[stage] += 1
         if progress is not None:
             progress(stage, done[stage], totals[stage])
 
-    def advance(layer: int, keep: bool, stage: str = "") -> None:
+    def advance_flows(layer: int, keep: bool, stage: str = "") -> None:
         if keep:
             inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
         with blocks.place_layer(layer):
             for flow in flows:
                 blocks.advance_flow(layer, flow)
                 if stage:
-                    report(stage)
+                    report_pass(stage)
 
     with blocks.cast_outer_modules():
         flows = [blocks.embed_batch(batch) for batch in batches]
@@ -277,7 +277,7 @@ def pass_layers(
         depth * sum(flow.hidden.numel() for flow in flows) * blocks.stored.itemsize
     )
     for layer in range(depth):
-        advance(layer, layer % segment == 0 and layer + segment > first, FORWARD_STAGE)
+        advance_flows(layer, layer % segment == 0 and layer + segment > first, FORWARD_STAGE)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
         if depth in layers and head is not None:
@@ -287,7 +287,7 @@ def pass_layers(
             gradient, own = _compute_head_gradients(blocks, flow, weighting, generator)
             gradients.append(gradient)
             squares.append(own)
-            report(BACKWARD_STAGE)
+            report_pass(BACKWARD_STAGE)
         if depth in layers:
             _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack(squares).sum(0).cpu())
     if depth in layers:
@@ -298,7 +298,7 @@ def pass_layers(
             for flow, hidden in zip(flows, inputs[start], strict=True):
                 flow.hidden = hidden.to(blocks.compute)
             for between in range(start, layer):
-                advance(between, between > start)
+                advance_flows(between, between > start)
             inputs[layer] = [flow.hidden.to(blocks.stored) for flow in flows]
         moments = LayerMoments(linears(layer) if layer in layers else {}, weighting, labelled)
         with blocks.place_layer(layer):
@@ -308,7 +308,7 @@ def pass_layers(
                     output = blocks.run_layer(layer, flow, given)
                     (gradient,) = torch.autograd.grad(output, given, gradients[n].to(output.device))
                 gradients[n] = gradient.cpu()
-                report(BACKWARD_STAGE)
+                report_pass(BACKWARD_STAGE)
         del inputs[layer]
         if layer in layers:
             yield layer, moments

@@ -141,7 +141,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     layers, done = sorted({*bank.layer_of.values()}), itertools.count(1)
     shares = {BACKWARD_STAGE: 0.0, "probe": 0.0}
 
-    def report(part: str, part_done: int, total: int) -> None:
+    def report_progress(part: str, part_done: int, total: int) -> None:
         """The pass backward and the probes, which alternate layer by layer, are told as one phase."""
         if tuner.progress is None:
             return
@@ -185,7 +185,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             probes[name] = probe_linear(name, moments, hessian, weights)
 
         def report_probe() -> None:
-            report("probe", next(done), len(bank.linears))
+            report_progress("probe", next(done), len(bank.linears))
 
         linears = {name: bank.linears[name] for name in bank.list_names(layer)}
         visit_linears(linears, moments, probe, backend, blocks.device, report_probe)
@@ -198,7 +198,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         model.weighting,
         layers,
         next(reversed(model.tables), None),
-        report,
+        report_progress,
     )
     kept = KeptMoments(bank)
     keeps = model.is_pass_shared and not kept.is_whole() and kept.has_room()

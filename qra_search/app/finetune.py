@@ -196,7 +196,7 @@ def tune_missing(
     if len(missing) < total:
         listener.say(f"{total - len(missing)} of {total} tunings are finished, {len(missing)} left")
     if missing:
-        listener.say(f"about {describe_tuning_time(evaluator, len(missing))}")
+        listener.say(f"estimated time: {describe_tuning_time(evaluator, len(missing))}")
     job = _Job(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
@@ -223,7 +223,7 @@ def _tune_rungs(job: _Job) -> None:
             rungs.remove(plan)
             continue
         tried.add(plan)
-        job.listener.say(f"next plan of the ladder: {format_plan(plan, job.evaluator.space)}")
+        job.listener.say(f"tuning the next plan of the ladder, {format_plan(plan, job.evaluator.space)}")
         for seed in job.tunings.seeds:
             job.tune(plan, seed, wait=True)
 

@@ -102,7 +102,7 @@ def show(
     answer = "" if comparison is None else make_answer(comparison)
     if answer:
         console.print(f"[bold]{escape(answer)}[/]")
-    console.print(f"{escape(summarize_run(result, comparison, below=answer))}\n")
+    console.print(f"{escape(summarize_run(result, comparison, headline=answer))}\n")
     allocation = None if comparison is not None or result.candidates else result.allocation()
     if allocation is not None:
         console.print(make_allocation_table(allocation, result), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qra_search.allocate.solve import Allocation
 from qra_search.app.compare import (
@@ -54,10 +54,15 @@ def find_evaluated(result: SearchResult) -> UniformComparison | None:
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
 
 
-def summarize_run(result: SearchResult, comparison: Comparison | None = None, *, below: str = "") -> str:
-    """What a run found, or, before anything was evaluated, what is predicted (see `list_findings`), but for what the
-    text says that it stands below."""
-    return " ".join(text for text in list_findings(result, comparison) if text.rstrip(".") not in below)
+def summarize_run(result: SearchResult, comparison: Comparison | None = None, *, headline: str = "") -> str:
+    """What a run found, or, before anything was evaluated, what is predicted (see `list_findings`), without what the
+    headline says already."""
+    return " ".join(drop_repeated(list_findings(result, comparison), headline))
+
+
+def drop_repeated(findings: Iterable[str], headline: str) -> list[str]:
+    """The findings that a headline does not contain."""
+    return [text for text in findings if text.rstrip(".") not in headline]
 
 
 def list_findings(result: SearchResult, comparison: Comparison | None = None) -> list[str]:
@@ -105,7 +110,7 @@ def _explain_unmeasured(result: SearchResult) -> str:
 
 def make_answer(comparison: Comparison) -> str:
     """What makes all that was tuned worthless; or else what to deploy, after what speaks against it."""
-    said = [*_list_doubts(comparison), describe_deployed(comparison)]
+    said = [*_list_caveats(comparison), describe_deployed(comparison)]
     return next(_list_faults(comparison), None) or " ".join(said)
 
 
@@ -163,15 +168,15 @@ def _format_figure(tuned: TunedPlan, metric: str) -> str:
     return name + format_metric(metric, tuned.metrics[metric])
 
 
-def summarize_comparison(comparison: Comparison, *, below: str = "") -> str:
-    """A comparison on test data in a few sentences, but for what the text says that it stands below; what makes the
-    plan worthless comes first."""
-    return " ".join(text for text in _list_comparison_findings(comparison) if text.rstrip(".") not in below)
+def summarize_comparison(comparison: Comparison, *, headline: str = "") -> str:
+    """A comparison on test data in a few sentences, without what the headline says already; what makes the plan
+    worthless comes first."""
+    return " ".join(drop_repeated(_list_comparison_findings(comparison), headline))
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
     figures = [_describe(comparison, comparison.space), *_compare_scores(comparison)]
-    faults = [*_list_faults(comparison), *_list_doubts(comparison)]
+    faults = [*_list_faults(comparison), *_list_caveats(comparison)]
     return [*faults, *figures, *_judge_shuffle(comparison)]
 
 
@@ -185,7 +190,7 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
         yield "The tuned model answers nothing to the test rows that are shown."
 
 
-def _list_doubts(comparison: Comparison) -> Iterator[str]:
+def _list_caveats(comparison: Comparison) -> Iterator[str]:
     tuned = comparison.deployed or comparison.chosen
     for metric, least in [*tuned.records[0].commonest_scores.items()][:1]:
         interval = tuned.metric_interval(metric) if metric in tuned.metrics else None

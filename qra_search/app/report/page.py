@@ -32,6 +32,7 @@ from qra_search.app.report.charts import (
 )
 from qra_search.app.report.finding import (
     Finding,
+    drop_repeated,
     find_evaluated,
     list_findings,
     list_next_steps,
@@ -82,7 +83,7 @@ def render_page(run: Snapshot) -> str:
     found = comparison or find_evaluated(result)
     plan = result.choose_plan() if found is None else found.chosen.plan
     headline = make_headline(result, comparison)
-    findings = [text for text in list_findings(result, comparison) if text.rstrip(".") not in headline]
+    findings = drop_repeated(list_findings(result, comparison), headline)
     foretold, where = run.foretold_rate(), _describe_model_and_task(run)
     if comparison is not None:
         own = comparison.chosen.records[0]

@@ -117,7 +117,9 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     if "chance" in "".join(changes):
         notes.append(CHANCE_NOTE)
     if seeds == 1 and any(changes):
-        notes.append("One seed each: another may tell otherwise, and --seeds 3 says by how much.")
+        notes.append(
+            "Each plan was tuned with one seed. Results differ between seeds: use --seeds 3 to see by how much."
+        )
     unscored = dict.fromkeys(t.records[0].unscored for t in comparison.tunings if t.records[0].unscored)
     notes += [f"{reason.capitalize()}." for reason in unscored]
     heads = ("plan", *titles, "size", "test loss", "change")
@@ -291,7 +293,7 @@ def render_result(result: SearchResult, comparison: Comparison | None = None) ->
 def render_comparison(comparison: Comparison) -> Group:
     """A comparison on test data: what to deploy, what was found, and every plan that was tuned."""
     answer = make_answer(comparison)
-    lines = [Text(answer, style="bold"), Text(summarize_comparison(comparison, below=answer))]
+    lines = [Text(answer, style="bold"), Text(summarize_comparison(comparison, headline=answer))]
     return Group(*lines, Text(), make_tuned_table(comparison))
 
 

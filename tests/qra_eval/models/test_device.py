@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qra_eval.models.device import resolve_device
+from qra_eval.models import device as device_module
+from qra_eval.models.device import release_freed_memory, resolve_device
 from qra_search import BadInput
 
 
@@ -43,3 +44,18 @@ def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_there_is(gpu
     gpus(count)
     with pytest.raises(BadInput, match=message):
         resolve_device(text)
+
+
+def test_freed_memory_is_given_back_once_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(device_module, "MALLOC_TRIM", trims.append)
+    monkeypatch.setattr(device_module, "_released_at", [0])
+    monkeypatch.setattr(device_module, "RELEASE_FROM", 16 << 20)
+    release_freed_memory(torch.device("cpu"))  # the process is larger than that
+    release_freed_memory(torch.device("cpu"))
+    assert trims == [0], "it has not grown since"
+    kept = torch.ones(8 << 20)
+    release_freed_memory(torch.device("cuda"))
+    assert trims == [0]
+    release_freed_memory(torch.device("cpu"))
+    assert trims == [0, 0] and kept.nbytes == 32 << 20

@@ -39,6 +39,7 @@ def test_a_plan_and_the_best_uniform_plan_are_tuned_and_compared(
     assert [t.role for t in comparison.tunings] == ["plan", "uniform"]
     assert all(run.tuning(record.id).adapter.is_dir() for record in read_records(searched))
     assert "whose test loss is" in done.out and "exact match" in done.out and "25.0%" in done.out
+    assert "estimated time: " in done.err
     assert "On test data" in run.report_file.read_text()
 
 
@@ -234,8 +235,8 @@ def test_a_ladder_ends_when_the_smallest_plan_that_is_as_good_is_known(
     smallest = RunFolder(planned).read().find_tuning().record()
     assert smallest is not None and smallest.memory_bytes == min(sizes)
     assert (
-        done.out.count("next plan of the ladder") == 0
-        and done.err.count("next plan of the ladder") == len(sizes) - 1
+        done.out.count("tuning the next plan of the ladder") == 0
+        and done.err.count("tuning the next plan of the ladder") == len(sizes) - 1
     )
     count = len(tuner["tuned"])
     assert qra("finetune", planned, "--against", "ladder").status == 0 and len(tuner["tuned"]) == count

@@ -81,7 +81,7 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     answer = make_answer(flattered)
     assert answer.startswith("The most common answer, given to every row, scores 30.0%")
     assert "Deploy the plan (108.0 MiB)" in answer, "the first line names a model all the same"
-    assert "most common" not in summarize_comparison(flattered, below=answer)
+    assert "most common" not in summarize_comparison(flattered, headline=answer)
     assert summarize_comparison(flattered).startswith(
         "The most common answer, given to every row, scores 30.0%"
     )
