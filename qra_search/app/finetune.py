@@ -27,7 +27,7 @@ from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
-from qra_search.space.budgets import parse_uniform, resolve_budget
+from qra_search.space.budgets import parse_uniform, resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_from_dict
 from qra_search.study.study import Listener
@@ -80,7 +80,7 @@ def select_tunings(
         raise BadInput("--plan and --memory both choose a plan: give one of them")
     result, space = run.result, run.result.space
     with convert_to_bad_input():
-        limit = None if memory is None else resolve_budget(space, memory)
+        limit = None if memory is None else resolve_budgets(space, memory)[0]
         if plan is None:
             plan = run.choose_plan(limit)
         elif not isinstance(plan, Plan):

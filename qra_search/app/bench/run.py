@@ -30,7 +30,7 @@ from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.workers import export_variables, limit_threads
 from qra_search.files import write_text
 from qra_search.log.state import StudyState
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import DEFAULT_RANKS, SearchSpace
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies import Strategy, make_strategy
@@ -285,7 +285,7 @@ def build_task(name: str, seed: int) -> Any:
 
 def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
     """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8."""
-    first, last = (resolve_budget(space, f"uniform{bits}r8") for bits in (3, 4))
+    first, last = resolve_budgets(space, ("uniform3r8", "uniform4r8"))
     return first, (first + last) // 2, last
 
 

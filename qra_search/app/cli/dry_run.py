@@ -85,7 +85,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     """
     space = evaluator.space
     with convert_to_bad_input():
-        budgets = resolve_budgets(space, list(config.search.memory) or None)
+        budgets = resolve_budgets(space, config.search.memory)
     count = config.search.evaluations if evaluations is None else evaluations
     estimate = {}
     if isinstance(evaluator, TunableEvaluator):

@@ -14,7 +14,6 @@ from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
 from qra_search.app.start import open_run
 from qra_search.engines import serve_command
-from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
 AGAINST = (
@@ -83,13 +82,12 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    budget = None if memory is None else check_budget_text(memory)
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
     own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
     with open_run(run) as opened:
         comparison = opened.finetune(
             plan,
-            memory=budget,
+            memory=memory,
             steps=steps,
             epochs=epochs,
             seeds=seeds,

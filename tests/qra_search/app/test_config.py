@@ -139,6 +139,6 @@ def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
 @pytest.mark.parametrize("given", [113246208, "113246208"])
 def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> None:
     config = make_config({"search": {"memory": given}})
-    assert config.search.memory == (given,)
+    assert [budget.text for budget in config.search.memory] == [given]
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config

@@ -12,7 +12,7 @@ from cli_runner import MIXED, Qra, read_records, write_plan
 from qra_search import Plan, open_run
 from qra_search.app.baselines import list_rungs
 from qra_search.app.folder import RunFolder
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 
 pytestmark = pytest.mark.usefixtures("tuner")
@@ -109,7 +109,7 @@ def test_nothing_is_tuned_twice_and_other_plans_seeds_and_settings_add_records(
 def test_every_budget_has_its_own_plan_and_baseline(qra: Qra, planned: Path, tuner: dict[str, Any]) -> None:
     assert qra("finetune", planned).status == 0
     run = RunFolder(planned)
-    small = resolve_budget(run.read().result.space, "uniform3r8")
+    small = resolve_budgets(run.read().result.space, "uniform3r8")[0]
     tuner["tuned"].clear()
     done = qra("finetune", planned, "--memory", "uniform3r8")
     assert done.status == 0, done.err
