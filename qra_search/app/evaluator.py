@@ -11,7 +11,7 @@ from typing import Any
 
 from qra_search import plugins
 from qra_search.app.config import RunConfig
-from qra_search.app.tunable import CANNOT_TUNE, TunableEvaluator
+from qra_search.app.tunable import TunableEvaluator
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator, Progress
 from qra_search.executors import (
@@ -62,7 +62,10 @@ def build_evaluator(
 def check_can_tune(evaluator: Evaluator, config: RunConfig) -> TunableEvaluator:
     """The evaluator itself; raises BadInput if it cannot tune a plan in full."""
     if not isinstance(evaluator, TunableEvaluator):
-        raise BadInput(f"evaluator {config.evaluator!r} {CANNOT_TUNE}")
+        problem = (
+            "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
+        )
+        raise BadInput(f"evaluator {config.evaluator!r} {problem}")
     return evaluator
 
 

@@ -21,7 +21,7 @@ from qra_search.app.folder import Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
-from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
+from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
@@ -86,7 +86,9 @@ def select_tunings(
         elif not isinstance(plan, Plan):
             plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
     if not any(plan.ranks):
-        raise BadInput(NO_ADAPTER)
+        raise BadInput(
+            "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+        )
     budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
     rungs: list[Plan] = []
     if against == "ladder":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,10 +129,12 @@ class RunFolder:
                 f"{self.path} already holds this run: resume it with `qra search {self.path}` (in Python: open_run)"
             )
 
-    def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
-        """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
+    @contextmanager
+    def begin(self, config: RunConfig, *, resume: bool = False) -> Iterator[None]:
+        """Make the folder, or check that its run may be resumed; it is removed if this process made it and left it
+        empty. Once the log is this process's own, `write_config`.
 
-        Returns whether this call made the folder. Raises BadInput as `check_begin` does, and if nothing can be written.
+        Raises BadInput as `check_begin` does, and if nothing can be written; nothing was spent.
         """
         self.check_begin(config, resume=resume)
         is_made = True
@@ -144,7 +147,12 @@ class RunFolder:
         except OSError as error:
             problem = describe_os_error(error)
             raise BadInput(f"the run's folder {self.path} cannot be written ({problem})") from error
-        return is_made
+        try:
+            yield
+        finally:
+            if is_made:
+                with suppress(OSError):  # it holds something
+                    self.path.rmdir()
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings of the run; only the process that holds the lock of its log may."""

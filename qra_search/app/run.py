@@ -13,7 +13,7 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
-from qra_search.app.config import RunConfig
+from qra_search.app.config import RunConfig, change_settings, check_budget, make_settings, require_task
 from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
@@ -23,11 +23,10 @@ from qra_search.app.finetune import (
     select_tunings,
     tune_missing,
 )
-from qra_search.app.folder import RunFolder, Snapshot
+from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.search import begin_run, plan_run, search_run, write_report
-from qra_search.app.settings import change_settings, check_budget, make_settings, require_task
+from qra_search.app.search import plan_run, search_run, write_report
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -62,7 +61,6 @@ class Run(AbstractContextManager["Run"]):
         self.config = config
         self._objects = dict(objects or {})
         self._held: tuple[RunConfig, Evaluator] | None = None
-        self._snapshot: Snapshot | None = None
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -96,12 +94,7 @@ class Run(AbstractContextManager["Run"]):
         """The selected tuning beside its baselines on test data; None before `finetune`."""
         return self.folder.read().comparison()
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """What the folder's files say: as the last `finetune` of this object left them, or as they are read now."""
-        return self._snapshot or self.folder.read()
-
-    def select(self, tuning: str) -> Snapshot:
+    def select(self, tuning: str) -> None:
         """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
         Raises:
@@ -114,9 +107,7 @@ class Run(AbstractContextManager["Run"]):
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
-        write_report(self._snapshot)
-        return self._snapshot
+        write_report(replace(run, selection=self.folder.select(record, budget_bytes, is_named=True)))
 
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
@@ -126,7 +117,7 @@ class Run(AbstractContextManager["Run"]):
         is_asked = "evaluations" in self.config.search.model_fields_set
         if exists and self.folder.config_file.is_file() and not is_asked:  # as its search has them
             self.config = self._change_evaluations(self.folder.config().search.evaluations)
-        with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
+        with make_listener(progress) as listener, self.folder.begin(self.config, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
     def search(
@@ -157,7 +148,7 @@ class Run(AbstractContextManager["Run"]):
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths")
         with make_listener(progress) as listener, ExitStack() as stack:
-            stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
+            stack.enter_context(self.folder.begin(config, resume=resume and self.folder.has_run))
             self.config = config  # a number that was refused is no setting
             executor: Executor | None = None
             if workers is None:
@@ -228,9 +219,9 @@ class Run(AbstractContextManager["Run"]):
                     listener.say(f"tuning {run.selected.id} stays selected")
                 raise
             finally:
-                self._snapshot = replace(run, records=tuple(self.folder.records()))
-                if self._snapshot.records:
-                    write_report(self._snapshot)
+                run = replace(run, records=tuple(self.folder.records()))
+                if run.records:
+                    write_report(run)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance
@@ -267,8 +258,7 @@ class Run(AbstractContextManager["Run"]):
         """
         engine = self.config.engine
         name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
-        if name not in plugins.list_names("exporters"):
-            plugins.load("exporters", name)  # which says what there is
+        plugins.find_entry_point("exporters", name)  # or says what there is
         if untuned and tuning is not None:
             raise BadInput("give --tuning or --untuned, not both")
         run = self.folder.check()

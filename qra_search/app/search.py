@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +53,6 @@ def search(
             return study.run()
         finally:
             evaluator.progress = own  # the next search has a listener of its own
-
-
-@contextmanager
-def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run with these settings, and remove it if this process made it and left it empty.
-
-    Raises BadInput if what was given cannot be used; nothing was spent.
-    """
-    is_made = folder.begin(config, resume=resume)
-    try:
-        yield
-    finally:
-        if is_made:
-            with suppress(OSError):  # it holds something
-                folder.path.rmdir()
 
 
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:

@@ -13,10 +13,6 @@ from qra_search.schemas import Plan, TuningRecord
 
 StepFigures = Mapping[str, float]
 """Figures of a training step: `loss` and, if known, others."""
-NO_ADAPTER = (
-    "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
-)
-CANNOT_TUNE = "cannot fine-tune a plan, it only estimates the loss: use a run of the evaluator quantized-lora"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from qra_search import BadInput, Run
 from qra_search.app import search
-from qra_search.app.settings import make_settings
+from qra_search.app.config import make_settings
 
 role, folder = sys.argv[1], Path(sys.argv[2])
 settings = {"evaluator": "landscape", "space": {"granularity": "layer"}, "options": {"layers": 4}}

@@ -8,10 +8,10 @@ import pytest
 from fakes import AdditiveEvaluator, QuietTunable
 
 from qra_search import BudgetTooSmall
-from qra_search.app.cli.dry_run import describe_run
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import (
     describe_rows,
+    describe_run,
     estimate_cost,
     format_cost,
     report_rows,

@@ -11,12 +11,11 @@ from cli_runner import Qra
 
 import qra_search
 from qra_search import BadInput, Callback, Run, SearchResult, search
-from qra_search.app.config import ConfigError, dump_config, make_config
+from qra_search.app.config import ConfigError, dump_config, make_config, make_settings
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
-from qra_search.app.search import begin_run, search_run
-from qra_search.app.settings import make_settings
+from qra_search.app.search import search_run
 from qra_search.schemas import TuningRecord
 from qra_search.study.study import Listener, StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
@@ -105,9 +104,9 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
     config, folder = make_settings(SETTINGS), RunFolder(tmp_path / "b")
     other = make_settings(SETTINGS, {"search.seed": 5})
     with (
-        begin_run(config, folder),
+        folder.begin(config),
         pytest.raises(KeyboardInterrupt),
-        begin_run(other, RunFolder(tmp_path / "b")),
+        RunFolder(tmp_path / "b").begin(other),
     ):
         search_run(build_evaluator(config, print), config, folder, Listener())
         raise KeyboardInterrupt
@@ -116,7 +115,7 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
         other = make_settings(SETTINGS, {field: value})
         with (
             pytest.raises(BadInput, match=f"holds another run: {field} is"),
-            begin_run(config, folder, resume=True),
+            folder.begin(config, resume=True),
         ):
             search_run(build_evaluator(other, print), other, folder, Listener())
     assert folder.config() == config

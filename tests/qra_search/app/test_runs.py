@@ -11,7 +11,6 @@ from qra_search import BadInput, Study
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.folder import NoRun, RunFolder
 from qra_search.app.run import Run
-from qra_search.app.search import begin_run
 from qra_search.files import write_json
 from qra_search.space.serialization import plan_to_dict
 from qra_search.strategies import Strategy, make_strategy
@@ -30,11 +29,11 @@ def searched(
     """A run of a toy, made as the command makes it."""
     folder = RunFolder(path)
     settings = settings or config(evaluations=evaluations)
-    folder.begin(settings, resume=folder.has_run)
+    with folder.begin(settings, resume=folder.has_run):
+        folder.write_config(settings)
     study = Study(
         ToyEvaluator(make_toy_space()), strategy="random", evaluations=evaluations, log=folder.log_file
     )
-    folder.write_config(settings)
     result = study.run()
     study.log.close()
     result.write(folder.path)
@@ -81,8 +80,9 @@ def test_another_config_is_refused_with_the_field_and_both_values(
 ) -> None:
     """The same one has to be resumed; more evaluations are no other run."""
     folder, _ = searched(tmp_path / "a", settings=known)
-    with pytest.raises(BadInput, match=message) if message else nullcontext():
-        folder.begin(given, resume=resume)
+    refused = pytest.raises(BadInput, match=message) if message else nullcontext()
+    with refused, folder.begin(given, resume=resume):
+        pass
     assert folder.config() == known, "the log may be another process's"
     folder.write_config(given)
     assert folder.config() == given
@@ -90,18 +90,19 @@ def test_another_config_is_refused_with_the_field_and_both_values(
 
 def test_a_config_without_a_log_does_not_hold_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
-    folder.begin(config())
-    folder.write_config(config())
-    folder.begin(config(seed=5))
+    with folder.begin(config()):
+        folder.write_config(config())
+    with folder.begin(config(seed=5)):
+        pass
     assert not folder.has_run
 
 
 def test_a_log_that_could_not_be_written_does_not_hold_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
-    with begin_run(config(), folder):
+    with folder.begin(config()):
         folder.log_file.touch()
     assert not folder.has_run
-    with begin_run(config(), folder):
+    with folder.begin(config()):
         pass
 
 
@@ -137,8 +138,8 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
         RunFolder(tmp_path).check()
     folder, _ = searched(tmp_path / "a")
     begun = RunFolder(tmp_path / "b")
-    begun.begin(config())
-    begun.write_config(config())
+    with begun.begin(config()):
+        begun.write_config(config())
     Study(ToyEvaluator(make_toy_space()), strategy="random", evaluations=1, log=begun.log_file).log.close()
     with pytest.raises(NoRun, match="has no plan yet"):
         begun.read().require_plan()

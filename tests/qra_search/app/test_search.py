@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from qra_search import BadInput, Callback, Run
+from qra_search.app.config import make_settings
 from qra_search.app.evaluator import build_evaluator
 from qra_search.app.folder import NoRun, RunFolder, read_plan_data
-from qra_search.app.search import begin_run, plan_run
-from qra_search.app.settings import make_settings
+from qra_search.app.search import plan_run
 from qra_search.errors import EvaluationFailed
 from qra_search.files import write_json
 from qra_search.schemas import TuningRecord
@@ -72,12 +72,12 @@ def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path)
     measure = evaluator.sensitivities
 
     def measure_slowly() -> Any:
-        with begin_run(other, folder):
+        with folder.begin(other):
             plan_run(build_evaluator(other, print), other, folder, Listener())
         return measure()
 
     evaluator.sensitivities = measure_slowly  # type: ignore[method-assign]
-    with begin_run(config, folder), pytest.raises(BadInput, match="holds another run: search.memory is"):
+    with folder.begin(config), pytest.raises(BadInput, match="holds another run: search.memory is"):
         plan_run(evaluator, config, folder, Listener())
     read = folder.read()
     assert read.config == other

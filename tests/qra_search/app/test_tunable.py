@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qra_eval import QuantizedLoRAEvaluator
-from qra_search.app.cli.dry_run import describe_run
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import describe_rows, estimate_cost
+from qra_search.app.dry_run import describe_rows, describe_run, estimate_cost
 from qra_search.app.evaluator import check_can_tune
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.errors import BadInput

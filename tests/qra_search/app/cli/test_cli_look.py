@@ -14,7 +14,7 @@ from qra_search.log.journal import TrialLog
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of one space: `a` by the additive strategy, `b` by random; modules of three layers."""
-    from qra_search.app.cli.errors import run_safely
+    from qra_search.app.cli.app import run_safely
 
     path = tmp_path_factory.mktemp("look")
     for name, strategy, seed in (("a", "additive", "0"), ("b", "random", "1")):
