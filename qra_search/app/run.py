@@ -23,7 +23,7 @@ from qra_search.app.finetune import (
     select_tunings,
     tune_missing,
 )
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.search import plan_run, search_run, write_report
@@ -61,6 +61,8 @@ class Run(AbstractContextManager["Run"]):
         self.config = config
         self._objects = dict(objects or {})
         self._held: tuple[RunConfig, Evaluator] | None = None
+        self.snapshot: Snapshot | None = None
+        """What the folder's files say, as the last `finetune` left them."""
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -219,9 +221,9 @@ class Run(AbstractContextManager["Run"]):
                     listener.say(f"tuning {run.selected.id} stays selected")
                 raise
             finally:
-                run = replace(run, records=tuple(self.folder.records()))
-                if run.records:
-                    write_report(run)
+                self.snapshot = replace(run, records=tuple(self.folder.records()))
+                if self.snapshot.records:
+                    write_report(self.snapshot)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance
