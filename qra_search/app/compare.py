@@ -203,21 +203,6 @@ def find_best(tunings: Sequence[TunedPlan], metric: str) -> TunedPlan:
     return max(tunings, key=lambda t: (t.metrics[metric] if metric else 0.0, -t.loss))
 
 
-def choose_deployed(
-    tunings: Sequence[TunedPlan], metric: str, tolerance: float | None = None
-) -> TunedPlan | None:
-    """The smallest of what can be deployed that is as good as the best of it; None if nothing can be.
-
-    Of several of one size the plan comes first, then the one of lowest loss. Arguments are those of `is_as_good`.
-    """
-    found = list_deployable(tunings)
-    if not found:
-        return None
-    best = find_best(found, metric)
-    good = (t for t in found if is_as_good(t, best, metric, tolerance))
-    return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
-
-
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """A tuned plan and all that was tuned alike: other plans within the budget, 16-bit LoRA, and the untuned model.
@@ -242,8 +227,17 @@ class Comparison:
 
     @property
     def deployed(self) -> TunedPlan | None:
-        """What to deploy: the plan if the user named it, else by `choose_deployed`."""
-        return self.chosen if self.is_named else choose_deployed(self.tunings, self.judged_by, self.tolerance)
+        """What to deploy: the plan if the user named it, else the smallest of what can be deployed that is as good as
+        the best of it (`is_as_good`); None if nothing can be.
+
+        Of several of one size the plan comes first, then the one of lowest loss.
+        """
+        found, metric = list_deployable(self.tunings), self.judged_by
+        if self.is_named or not found:
+            return self.chosen if self.is_named else None
+        best = find_best(found, metric)
+        good = (t for t in found if is_as_good(t, best, metric, self.tolerance))
+        return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
 
     @property
     def deployed_ids(self) -> list[str]:

@@ -26,7 +26,8 @@ from qra_search.app.finetune import (
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.search import plan_run, search_run, write_report
+from qra_search.app.report.page import write_page
+from qra_search.app.search import plan_run, search_run
 from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
@@ -109,7 +110,7 @@ class Run(AbstractContextManager["Run"]):
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        write_report(replace(run, selection=self.folder.select(record, budget_bytes, is_named=True)))
+        write_page(replace(run, selection=self.folder.select(record, budget_bytes, is_named=True)))
 
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
@@ -223,7 +224,7 @@ class Run(AbstractContextManager["Run"]):
             finally:
                 self.snapshot = replace(run, records=tuple(self.folder.records()))
                 if self.snapshot.records:
-                    write_report(self.snapshot)
+                    write_page(self.snapshot)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance
@@ -232,7 +233,7 @@ class Run(AbstractContextManager["Run"]):
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path."""
         with convert_to_bad_input():
-            return write_report(self.folder.read(), out)
+            return write_page(self.folder.read(), out)
 
     def export(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qra_search.allocate.solve import solve
@@ -12,6 +11,7 @@ from qra_search.app.dry_run import estimate_cost, report_rows
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
+from qra_search.app.report.page import write_page
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
@@ -84,7 +84,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         if not (folder.has_run and folder.plan_file.is_file()):
             result.write(folder.path, evaluator=evaluator.describe())
     folder.write_config(config)
-    write_report(folder.read(result))
+    write_page(folder.read(result))
     return result
 
 
@@ -145,7 +145,7 @@ def search_run(
     own = None if selected is None else selected.plan
     if planned is not None and own is not None and not _beats_tuned(folder.read(result), own, listener):
         write_text(folder.plan_file, planned)
-    write_report(folder.read(result))
+    write_page(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
         listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
@@ -201,11 +201,3 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
         f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
     )
     return True
-
-
-def write_report(run: Snapshot, path: str | Path | None = None) -> Path:
-    """Write the HTML report of a run as it was read; default: `report.html` in its folder."""
-    # A sixth of what loads, which a refused command does without.
-    from qra_search.app.report.page import write_page
-
-    return write_page(run, path)

@@ -19,12 +19,10 @@ from rich.markup import escape
 from qra_search.app.config import RunConfig, make_settings, read_yaml
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
-from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.tables import WIDTH
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -130,13 +128,8 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Where progress and remarks go."""
+    """Where remarks go."""
     return Console(stderr=True, highlight=False, emoji=False, width=_get_width(sys.stderr))
-
-
-def make_view(*, quiet: bool = False) -> Listener:
-    """The view of a run on standard error, or a listener that shows nothing."""
-    return Listener() if quiet else ConsoleView(stderr())
 
 
 def _get_width(stream: TextIO) -> int | None:

@@ -10,6 +10,7 @@ from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.compare import Comparison
+from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
 from qra_search.app.start import open_run
@@ -96,7 +97,7 @@ def finetune(
             with_16_bit=with_16_bit,
             rates=chosen_from,
             tolerance=tolerance,
-            progress=common.make_view(quiet=as_json),
+            progress=make_listener(not as_json),
         )
     if as_json:
         common.print_json(comparison.to_dict())

@@ -27,6 +27,7 @@ from qra_search.app.evaluator import Workers, build_evaluator
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_run
+from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import make_allocation_table, make_predicted_front_table, render_result
 from qra_search.app.run import Run
 from qra_search.errors import BadInput
@@ -62,7 +63,7 @@ def plan(
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
     settings = common.read_settings(given)
-    view = common.make_view(quiet=as_json)
+    view = make_listener(not as_json)
     if dry_run:
         check_budget(settings)
         _print_dry_run(settings, view, is_plan=True, as_json=as_json)
@@ -136,7 +137,7 @@ def search(
     if resumed is not None:
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
-    view = common.make_view(quiet=as_json)
+    view = make_listener(not as_json)
     if dry_run:
         left = (
             None if resumed is None else max(0.0, settings.search.evaluations - resumed.read().result.spent)
