@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from qra_search.app.config import RunConfig
+from qra_search.app.evaluator import TunableEvaluator, count_rows, render_row
 from qra_search.app.report.formatting import (
     format_engine,
     format_evaluations,
     format_resident_memory,
     format_time,
 )
-from qra_search.app.tunable import TunableEvaluator, count_rows, render_row
 from qra_search.errors import convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import format_level_label

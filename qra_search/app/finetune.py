@@ -16,12 +16,11 @@ from qra_search.app.baselines import Against, choose_rung, list_rungs, select_ba
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import describe_tuning_time, report_rows
-from qra_search.app.evaluator import check_can_tune
+from qra_search.app.evaluator import StepFigures, TunableEvaluator, check_can_tune
 from qra_search.app.folder import Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
-from qra_search.app.tunable import StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator

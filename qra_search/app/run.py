@@ -14,7 +14,7 @@ from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
 from qra_search.app.config import RunConfig, change_settings, check_budget, make_settings, require_task
-from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
+from qra_search.app.evaluator import TunableEvaluator, Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
     choose_rate,
@@ -28,7 +28,6 @@ from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.report.page import write_page
 from qra_search.app.search import plan_run, search_run
-from qra_search.app.tunable import TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input

@@ -11,11 +11,11 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
 from qra_search.app.config import make_config
+from qra_search.app.evaluator import render_row
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import make_listener
 from qra_search.app.run import Run
-from qra_search.app.tunable import render_row
 
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},

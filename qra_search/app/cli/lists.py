@@ -11,10 +11,9 @@ from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.config import RunConfig, dump_config
-from qra_search.app.evaluator import build_evaluator
+from qra_search.app.evaluator import TunableEvaluator, build_evaluator
 from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import TextTable
-from qra_search.app.tunable import TunableEvaluator
 from qra_search.errors import BadInput, describe
 from qra_search.space.memory import format_bytes
 

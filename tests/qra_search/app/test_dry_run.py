@@ -16,7 +16,7 @@ from qra_search.app.dry_run import (
     format_cost,
     report_rows,
 )
-from qra_search.app.tunable import RowCount
+from qra_search.app.evaluator import RowCount
 from qra_search.study.study import Listener
 
 

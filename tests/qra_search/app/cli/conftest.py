@@ -15,7 +15,7 @@ from fakes import QuietTunable
 from qra_search import Plan, plugins
 from qra_search.app.cli.app import run_safely
 from qra_search.app.config import RunConfig
-from qra_search.app.tunable import RateTrial
+from qra_search.app.evaluator import RateTrial
 from qra_search.errors import EvaluationFailed
 from qra_search.schemas import TuningRecord
 

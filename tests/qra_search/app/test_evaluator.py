@@ -7,8 +7,7 @@ import pytest
 from qra_eval import QuantizedLoRAEvaluator
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import describe_rows, describe_run, estimate_cost
-from qra_search.app.evaluator import check_can_tune
-from qra_search.app.tunable import TunableEvaluator
+from qra_search.app.evaluator import TunableEvaluator, check_can_tune
 from qra_search.errors import BadInput
 from qra_search.testing.scenarios import ToyEvaluator
 
