@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,13 +15,13 @@ from qra_search.app.report.formatting import (
     format_resident_memory,
     format_time,
 )
-from qra_search.errors import convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import format_level_label
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.study.study import Listener
 
+PLAN_PHASES = ("load", "quantize", "sensitivities")
 FEW_ROWS = 32
 """Rows below which a loss says little of other rows."""
 
@@ -93,8 +93,7 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     Of an evaluator that does not estimate its cost, time and peak memory are unknown until the first evaluation.
     """
     space = evaluator.space
-    with convert_to_bad_input():
-        budgets = resolve_budgets(space, config.search.memory)
+    budgets = resolve_budgets(space, config.search.memory)
     count = config.search.evaluations if evaluations is None else evaluations
     estimate = {}
     if isinstance(evaluator, TunableEvaluator):
@@ -121,7 +120,12 @@ def describe_run(evaluator: Evaluator, config: RunConfig, evaluations: float | N
     }
 
 
-def list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tuple[str, str]]:
+def list_run_facts(
+    facts: Mapping[str, Any], rows: Sequence[str], config: RunConfig, *, is_plan: bool
+) -> Iterator[tuple[str, str]]:
+    """The space, the rows and the cost of a plan or a search, as names and texts, from `describe_run` and
+    `describe_rows`."""
+    estimate, parts = facts["estimate"], []
     weights, fixed, budgets = facts["weights"], facts["fixed_bytes"], facts["budgets"]
 
     def format_size(count: int) -> str:
@@ -135,7 +139,7 @@ def list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tup
     yield "largest plan", format_size(facts["largest_bytes"])
     yield "budget", ", ".join(map(format_size, budgets)) or "none: the whole front"
     yield "will run", format_engine(config)
-    for name, least in facts["estimate"].get("engines", {}).items():
+    for name, least in estimate.get("engines", {}).items():
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"
         else:
@@ -143,12 +147,7 @@ def list_space_rows(facts: Mapping[str, Any], config: RunConfig) -> Iterator[tup
             yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
     if budgets and (resident := format_resident_memory(config, budgets[-1], weights)):
         yield "memory", resident
-
-
-def list_search_costs(
-    facts: Mapping[str, Any], config: RunConfig, *, is_plan: bool
-) -> Iterator[tuple[str, str]]:
-    estimate, parts = facts["estimate"], []
+    yield from (("rows", line) for line in rows)
     if not is_plan:
         cost = format_cost(facts["evaluations"], estimate.get("sensitivity_cost", 0.0))
         yield "evaluations", cost if facts["evaluations"] else "none left: give more with --evaluations"
@@ -170,3 +169,7 @@ def list_search_costs(
             config.training.learning_rate == "auto"
         )
         yield "each tuning", f"about {format_time(estimate['tuning_seconds'])}, but for its answers{trials}"
+    for name, peak in estimate.get("phases", {}).items():
+        if not is_plan or name in PLAN_PHASES:
+            device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
+            yield f"peak of {name}", f"{device}{format_bytes(peak['host'])} of this machine's memory"

@@ -62,8 +62,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     is too small, or the run is of another evaluator.
     """
     space, search = evaluator.space, config.search
-    with convert_to_bad_input():
-        budgets = resolve_budgets(space, search.memory)
+    budgets = resolve_budgets(space, search.memory)
     sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
     if sensitivities is not None:

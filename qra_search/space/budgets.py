@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qra_search.errors import BadInput, shorten
+from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.schemas import Plan, format_level_label
 from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
@@ -111,7 +111,8 @@ def parse_uniform(space: SearchSpace, text: str) -> Plan | None:
 
 
 def _find_uniform(space: SearchSpace, budget: Budget) -> Plan:
-    plan = space.uniform(budget.level, int(budget.amount))
+    with convert_to_bad_input():
+        plan = space.uniform(budget.level, int(budget.amount))
     if plan is None:
         levels = dict.fromkeys(format_level_label(level) for level, _ in space.uniform_by_choice())
         raise BadInput(

@@ -20,8 +20,7 @@ from qra_search.app.dry_run import (
     describe_rows,
     describe_run,
     estimate_cost,
-    list_search_costs,
-    list_space_rows,
+    list_run_facts,
 )
 from qra_search.app.evaluator import Workers, build_evaluator
 from qra_search.app.folder import RunFolder
@@ -32,11 +31,9 @@ from qra_search.app.report.tables import make_allocation_table, make_predicted_f
 from qra_search.app.run import Run
 from qra_search.errors import BadInput
 from qra_search.space.budgets import describe_size
-from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Listener
 
-PLAN_PHASES = ("load", "quantize", "sensitivities")
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
@@ -194,20 +191,8 @@ def _print_dry_run(
     console.print("[bold]Config, as resolved[/]")
     console.print(dump_config(config), markup=False)
     console.print("[bold]Space and cost[/]")
-    for name, text in list_space_rows(facts, config):
+    for name, text in list_run_facts(facts, rows, config, is_plan=is_plan):
         grid.add_row(name, Text(text))
-    for line in rows:
-        grid.add_row("rows", Text(line))
-    phases = dict(facts["estimate"].get("phases", {}))
-    for name, text in list_search_costs(facts, config, is_plan=is_plan):
-        grid.add_row(name, Text(text))
-    for name, peak in phases.items():
-        if is_plan and name not in PLAN_PHASES:
-            continue
-        device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""
-        grid.add_row(
-            f"peak of {name}", Text(f"{device}{format_bytes(peak['host'])} of this machine's memory")
-        )
     console.print(grid)
     if facts["example"]:
         console.print("\n[bold]An example, as it is tuned on[/]")

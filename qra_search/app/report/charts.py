@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,18 +112,7 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
         line = [(p.memory_bytes / MIB, p.loss) for p in result.front]
         axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
         for kind in kinds:
-            color, shape, size, opacity = KINDS[kind]
-            axes.plot(
-                *zip(*marks[kind], strict=True),
-                linestyle="none",
-                marker=shape,
-                markersize=size,
-                color=(c[color], opacity),
-                markeredgecolor=c["paper"],
-                clip_on=False,
-                label=kind,
-                zorder=3,
-            )
+            _draw_marks(axes, kind, marks[kind], c)
         for budget in budgets:
             axes.axvline(budget, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
         sizes_of_budgets = [(format_bytes(b), (b / MIB, top), (7.0, -8.0)) for b in result.memory_budgets]
@@ -156,9 +145,7 @@ def plot_predicted_loss(result: SearchResult, plan: Plan) -> Figure:
         fit_axis(axes, "y", "predicted loss, nats", losses)
         axes.plot(*zip(*line, strict=True), color=c["found"], linewidth=2.25)
         for kind, marks in ((UNIFORM, squares), (FOUND, [own])):
-            color, shape, size, _ = KINDS[kind]
-            for place in marks:
-                axes.plot(*place, marker=shape, markersize=size, color=c[color], clip_on=False, zorder=3)
+            _draw_marks(axes, kind, marks, c)
         _write_labels(axes, labels)
     return figure
 
@@ -202,6 +189,21 @@ def plot_tuned(comparison: Comparison) -> Figure:
             labels.append((text, (size, y), (9.0, 10.0)))
         _write_labels(axes, labels)
     return figure
+
+
+def _draw_marks(axes: Axes, kind: str, places: Sequence[tuple[float, float]], c: Mapping[str, str]) -> None:
+    color, shape, size, opacity = KINDS[kind]
+    axes.plot(
+        *zip(*places, strict=True),
+        linestyle="none",
+        marker=shape,
+        markersize=size,
+        color=(c[color], opacity),
+        markeredgecolor=c["paper"],
+        clip_on=False,
+        label=kind,
+        zorder=3,
+    )
 
 
 def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], tuple[float, float]]]) -> None:

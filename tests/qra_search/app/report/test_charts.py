@@ -58,12 +58,12 @@ def test_predicted_uniform_plans_lie_at_their_bytes_and_none_below_the_plans_of_
 ) -> None:
     space, plan = run.result.space, run.require_plan()
     (axes,) = plot_predicted_loss(run.result, plan).axes
-    line, *squares, own = (artist.get_xydata() for artist in axes.lines)
+    line, squares, own = (artist.get_xydata() for artist in axes.lines)
     assert own[0][0] == pytest.approx(space.memory_bytes(plan) / MIB)
     least = [space.uniform(level, min(space.uniform_ranks)) for level in space.bits]
     wanted = [space.memory_bytes(plan) / MIB for plan in least if plan is not None]
-    assert [square[0][0] for square in squares] == pytest.approx(wanted) and len(wanted) > 1
-    gaps = [square[0][1] - line[line[:, 0] <= square[0][0] + 1e-9, 1].min() for square in squares]
+    assert squares[:, 0].tolist() == pytest.approx(wanted) and len(wanted) > 1
+    gaps = [loss - line[line[:, 0] <= size + 1e-9, 1].min() for size, loss in squares]
     assert min(gaps) >= -1e-9 and max(gaps) > 1e-3
 
 
