@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,29 +228,24 @@ class Workers:
     address: str | None = None
 
 
-@dataclass(frozen=True)
-class EvaluatorFactory:
-    """Builds a run's evaluator in a worker.
+def build_in_worker(config: RunConfig) -> Evaluator:
+    """A run's evaluator in a worker.
 
     In a worker with a device of its own (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
     one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
     """
-
-    config: RunConfig
-
-    def __call__(self) -> Evaluator:
-        config, device = self.config, os.environ.get(DEVICE)
-        if device and config.model.device != "cpu":
-            config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
-        evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
-        return evaluator
+    device = os.environ.get(DEVICE)
+    if device and config.model.device != "cpu":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
+    evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
+    return evaluator
 
 
 def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
     if workers.kind not in KINDS:
         raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
-    device, factory = config.model.device, EvaluatorFactory(config)
+    device, factory = config.model.device, partial(build_in_worker, config)
     if device.startswith("cuda:"):
         raise BadInput(
             f"--device {device} names one GPU, and each worker gets its own: use --device cuda, and "

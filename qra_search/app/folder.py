@@ -170,6 +170,9 @@ class RunFolder:
         state, evaluator, study = self._read_state()
         config = self.config() if self.config_file.is_file() else None
         if result is None:
+            if config is not None and not state.memory_budgets:  # the journal, if there is one, holds them
+                budgets = resolve_budgets(state.space, config.search.memory)
+                state = replace(state, memory_budgets=budgets)
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
             result = SearchResult.from_state(state, strategy)
         known = self.plan_file.is_file()
@@ -202,8 +205,9 @@ class RunFolder:
                     return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
         space, sensitivities, evaluator = read_sensitivities(self.sensitivities_file)
         search = self.config().search
-        budgets = resolve_budgets(space, search.memory)
-        state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
+        state = StudyState(
+            space, sensitivities=sensitivities, seed=search.seed, evaluations=search.evaluations
+        )
         return state, evaluator, {"strategy": search.strategy, "evaluations": search.evaluations}
 
     def tuning(self, id: str) -> TuningFolder:

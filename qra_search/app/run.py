@@ -265,8 +265,7 @@ class Run(AbstractContextManager["Run"]):
             raise BadInput("give --tuning or --untuned, not both")
         run = self.folder.check()
         found = run.tuning("untuned") if untuned else run.read().find_tuning(tuning)
-        weights = found.adapter / "adapter_model.safetensors"
-        if not weights.is_file() and not untuned:
+        if not untuned and not (found.adapter / "adapter_model.safetensors").is_file():
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
         is_named = tuning is not None or untuned
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
@@ -275,16 +274,13 @@ class Run(AbstractContextManager["Run"]):
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
             exporter = plugins.load("exporters", name).with_options(given)
-            if untuned:
-                return self._export_untuned(exporter, path)
-            return exporter.export(found.path, path)
-
-    def _export_untuned(self, exporter: Any, path: Path) -> Any:
-        plan = self.folder.read().require_plan()
-        with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
-            check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
-            self.close()
-            return exporter.export(holder, path)
+            if not untuned:
+                return exporter.export(found.path, path)
+            plan = run.read().require_plan()
+            with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
+                check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
+                self.close()
+                return exporter.export(holder, path)
 
     def load(self, tuning: str | None = None, *, device: str = "auto") -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).

@@ -8,7 +8,7 @@ from typing import Any
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import estimate_cost, report_rows
-from qra_search.app.folder import RunFolder, Snapshot
+from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
 from qra_search.app.report.page import write_page
@@ -17,7 +17,7 @@ from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.journal import TrialLog
-from qra_search.schemas import Plan
+from qra_search.schemas import TuningRecord
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
@@ -139,10 +139,9 @@ def search_run(
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
-    selected = folder.read(result).selected
     result.write(folder.path, evaluator=evaluator.describe())
-    own = None if selected is None else selected.plan
-    if planned is not None and own is not None and not _beats_tuned(folder.read(result), own, listener):
+    selected = folder.read(result).selected
+    if planned is not None and selected is not None and not _beats_tuned(result, selected, folder, listener):
         write_text(folder.plan_file, planned)
     write_page(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
@@ -180,13 +179,13 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say(f"what it costs: {cost}")
 
 
-def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
+def _beats_tuned(result: SearchResult, tuning: TuningRecord, folder: RunFolder, listener: Listener) -> bool:
     """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
     the best uniform one, by more than chance; the listener is told."""
-    found = run.result.comparison()
+    found, tuned = result.comparison(), tuning.plan
     if found is None or found.chosen.plan == tuned:
         return False
-    known = {candidate.plan: candidate for candidate in run.result.candidates}
+    known = {candidate.plan: candidate for candidate in result.candidates}
     other = known.get(tuned, found.baseline)
     name = "the tuned plan" if tuned in known else "the best uniform plan"
     change = UniformComparison(found.budget_bytes, found.chosen, other).change
@@ -197,6 +196,6 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "
-        f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
+        f"The tuned plan stays selected until `qra finetune {folder.path}` has tuned this one."
     )
     return True

@@ -79,7 +79,7 @@ def render_page(run: Snapshot) -> str:
     """The report of a run; the plan that it shows is the tuned one, or the run's."""
     result, comparison = run.result, run.comparison()
     found = comparison or find_evaluated(result)
-    plan = result.choose_plan() if found is None else found.chosen.plan
+    plan = run.plan if found is None else found.chosen.plan
     headline = make_headline(result, comparison)
     findings = drop_repeated(list_findings(result, comparison), headline)
     foretold, where = run.foretold_rate(), _describe_model_and_task(run)
