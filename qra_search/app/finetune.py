@@ -132,7 +132,7 @@ class _Job:
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                self.listener.say(f"tuning {tuning.id} is left for the end: {tuning.owner} is at it")
+                self.listener.say(f"tuning {tuning.id} is left for the end: another process is at it")
                 return False
             if record is None:
                 record = self._run(tuning, plan, seed)
@@ -205,7 +205,7 @@ def tune_missing(
         awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
             tuning = folder.tuning(tuning_id(plan, seed, settings))
-            listener.say(f"waiting for tuning {tuning.id}, which {tuning.owner} is at")
+            listener.say(f"waiting for tuning {tuning.id}, which another process is at")
             job.tune(plan, seed, wait=True)
         _tune_rungs(job)
     except KeyboardInterrupt as stop:
