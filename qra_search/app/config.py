@@ -127,6 +127,25 @@ def read_yaml(text: str) -> Any:
         raise ValueError(one_line(str(error), 500)) from None
 
 
+def read_pairs(
+    texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
+) -> dict[str, Any]:
+    """Values by name of an option `NAME=VALUE` that may be given several times; raises BadInput for anything else."""
+    given: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
+        if name in given:
+            raise BadInput(f"{option} {name} is given twice: give it once")
+        try:
+            given[name] = read_yaml(value)
+        except ValueError:
+            raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
+    return given
+
+
 def make_config(
     data: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config"
 ) -> RunConfig:

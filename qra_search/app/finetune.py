@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,9 +55,6 @@ class Tunings:
     @property
     def plan(self) -> Plan:
         return self.plans[0]
-
-    def __iter__(self) -> Iterator[tuple[int, Plan]]:
-        return itertools.product(self.seeds, self.plans)
 
 
 def select_tunings(
@@ -128,20 +124,18 @@ class _Job:
     def tune(self, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
         tuning = self.tunings.run.folder.tuning(tuning_id(plan, seed, self.settings))
-        is_chosen = plan == self.tunings.plan
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
                 self.listener.say(f"tuning {tuning.id} is left for the end: another process is at it")
                 return False
-            if record is None:
-                record = self._run(tuning, plan, seed)
-        if record is None:
-            return True
-        self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
-        if is_chosen and record.failed:
-            where = f"(in {tuning.path})"
-            raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} {where}")
+            record = record or self._run(tuning, plan, seed)
+        if record is not None:
+            self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
+            if record.failed and plan == self.tunings.plan:
+                raise RunFailed(
+                    f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})"
+                )
         return True
 
     def compare_records(self) -> Comparison:
@@ -153,7 +147,6 @@ class _Job:
 
     def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
         """Tune, and write the record; None for a baseline that could not be tuned."""
-        is_chosen = plan == self.tunings.plan
         try:
             record = self.evaluator.tune(
                 plan,
@@ -163,7 +156,7 @@ class _Job:
                 on_step=self.on_step and partial(self.on_step, tuning.id),
             )
         except EvaluationFailed as error:
-            if is_chosen:
+            if plan == self.tunings.plan:
                 raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
             self.listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
             return None
@@ -192,17 +185,17 @@ def tune_missing(
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     folder = tunings.run.folder
     known = {record.id for record in folder.records()}
-    missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]
-    total = len(tunings.plans) * seeds
-    if len(missing) < total:
-        listener.say(f"{total - len(missing)} of {total} tunings are finished, {len(missing)} left")
-    if missing:
-        listener.say(f"estimated time: {describe_tuning_time(evaluator, len(missing))}")
+    pairs = [(plan, seed) for seed in tunings.seeds for plan in tunings.plans]
+    left = sum(tuning_id(plan, seed, settings) not in known for plan, seed in pairs)
+    if left < len(pairs):
+        listener.say(f"{len(pairs) - left} of {len(pairs)} tunings are finished, {left} left")
+    if left:
+        listener.say(f"estimated time: {describe_tuning_time(evaluator, left)}")
     job = _Job(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
             _measure_untuned(job)
-        awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
+        awaited = [(plan, seed) for plan, seed in pairs if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
             tuning = folder.tuning(tuning_id(plan, seed, settings))
             listener.say(f"waiting for tuning {tuning.id}, which another process is at")
@@ -268,25 +261,20 @@ def select_answer(
     told how to change it."""
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
-    selected = run.selected
+    selected, known = run.selected, run.selection
     if selected is not None and selected.steps > own.steps:
         listener.say(
             f"tuning {selected.id} of {selected.steps} steps stays selected, as this one has {own.steps}: "
             f"`qra show {folder.path} --tuning {own.id}` selects this one"
         )
         return run
-    if (
-        selected is not None
-        and run.selection is not None
-        and run.selection.is_named
-        and selected.id != own.id
-    ):
+    if selected is not None and known is not None and known.is_named and selected.id != own.id:
         listener.say(
             f"tuning {selected.id}, which you named, is no longer selected: `qra show {folder.path} --tuning "
             f"{selected.id}` names it again"
         )
-    if tolerance is None and run.selection is not None:
-        tolerance = run.selection.tolerance
+    if tolerance is None and known is not None:
+        tolerance = known.tolerance
     return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
 
 

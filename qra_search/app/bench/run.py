@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.app.config import make_config, read_yaml
+from qra_search.app.config import make_config, read_pairs
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.workers import export_variables, limit_threads
 from qra_search.files import write_text
@@ -292,10 +292,5 @@ def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
 def parse_strategy(text: str) -> Strategy:
     """A strategy from `NAME` or `FILE.py:NAME`, with options behind it as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
     name, _, query = text.partition("?")
-    options: dict[str, Any] = {}
-    for pair in filter(None, query.split("&")):
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise BadInput(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
-        options[key] = read_yaml(value)
+    options = read_pairs(query.split("&") if query else (), f"option of {name}", "population=8")
     return make_strategy(name, **options)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from qra_search.app.config import RunConfig, make_settings, read_yaml
+from qra_search.app.config import RunConfig, make_settings, read_pairs
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.tables import WIDTH
@@ -148,25 +148,6 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
 def print_json(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
-
-
-def read_pairs(
-    texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
-) -> dict[str, Any]:
-    """Values by name of an option `NAME=VALUE` that may be given several times; raises BadInput for anything else."""
-    given: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
-        if name in given:
-            raise BadInput(f"{option} {name} is given twice: give it once")
-        try:
-            given[name] = read_yaml(value)
-        except ValueError:
-            raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
-    return given
 
 
 def read_numbers(option: str, text: str) -> list[float]:

@@ -10,7 +10,7 @@ from qra_search.app.baselines import can_shuffle
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
-from qra_search.app.config import make_config
+from qra_search.app.config import make_config, read_pairs
 from qra_search.app.evaluator import render_row
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
@@ -58,7 +58,7 @@ def demo(
 
         qra demo --out runs/demo
     """
-    config = make_config(DEMO, common.read_pairs(sets), source="options")
+    config = make_config(DEMO, read_pairs(sets), source="options")
     view = make_listener(not as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.has_run)  # before much is said

@@ -10,6 +10,7 @@ from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.compare import Comparison
+from qra_search.app.config import read_pairs
 from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
@@ -84,7 +85,7 @@ def finetune(
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
-    own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
+    own = read_pairs(sets) | ({} if device is None else {"model.device": device})
     with open_run(run) as opened:
         comparison = opened.finetune(
             plan,
@@ -139,7 +140,7 @@ def export(
 
         qra export runs/a --untuned
     """
-    given = common.read_pairs(options, "--option", "dtype=float32")
+    given = read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine

@@ -1,4 +1,4 @@
-"""`Run`, the folders of the commands, from Python; and what is kept if a search fails, is killed, or is not the first."""
+"""`Run`, the folders of the commands, from Python; and what is kept if a search fails, is killed, or is not first."""
 
 from __future__ import annotations
 
