@@ -61,8 +61,7 @@ class Run(AbstractContextManager["Run"]):
         self.config = config
         self._objects = dict(objects or {})
         self._held: tuple[RunConfig, Evaluator] | None = None
-        self.snapshot: Snapshot | None = None
-        """What the folder's files say, as the last `finetune` left them."""
+        self._snapshot: Snapshot | None = None
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -96,7 +95,12 @@ class Run(AbstractContextManager["Run"]):
         """The selected tuning beside its baselines on test data; None before `finetune`."""
         return self.folder.read().comparison()
 
-    def select(self, tuning: str) -> None:
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the folder's files say: as the last `finetune` of this object left them, or as they are read now."""
+        return self._snapshot or self.folder.read()
+
+    def select(self, tuning: str) -> Snapshot:
         """Make another tuning the one that the run shows, exports and loads, whatever was tuned beside it.
 
         Raises:
@@ -109,7 +113,9 @@ class Run(AbstractContextManager["Run"]):
             problem = "is LoRA on the 16-bit model, which is no plan of this run"
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
-        write_page(replace(run, selection=self.folder.select(record, budget_bytes, is_named=True)))
+        self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
+        write_page(self._snapshot)
+        return self._snapshot
 
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
@@ -221,9 +227,9 @@ class Run(AbstractContextManager["Run"]):
                     listener.say(f"tuning {run.selected.id} stays selected")
                 raise
             finally:
-                self.snapshot = replace(run, records=tuple(self.folder.records()))
-                if self.snapshot.records:
-                    write_page(self.snapshot)
+                self._snapshot = replace(run, records=tuple(self.folder.records()))
+                if self._snapshot.records:
+                    write_page(self._snapshot)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance

@@ -109,7 +109,6 @@ def finetune(
 def print_comparison(run: Run, comparison: Comparison) -> None:
     """The finding, the table of the run's comparison, and what to do next."""
     console, snapshot = common.stdout(), run.snapshot
-    assert snapshot is not None  # it was tuned
     comparison = snapshot.comparison() or comparison  # that of a longer tuning, perhaps
     console.print()
     console.print(render_comparison(comparison))
