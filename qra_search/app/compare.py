@@ -24,8 +24,6 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange
 
-SHOWN_BY = "qra_search.app.report.tables"
-"""Stands above this module, and is imported when something is first shown."""
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 """What a smaller model may be worse by and still be deployed: points of a metric, or percent of a loss."""
@@ -303,7 +301,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, as the command prints it."""
-        tables = import_module(SHOWN_BY)
+        tables = import_module("qra_search.app.report.tables")  # which stands above this module
         return str(tables.render_text(tables.render_comparison(self)))
 
     def __repr__(self) -> str:

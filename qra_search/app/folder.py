@@ -39,8 +39,6 @@ from qra_search.study.result import SearchResult
 LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
 MAY_CHANGE = ("search.evaluations", "finetune.")
 """Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
-ROLES = ("plan", "uniform", "shuffled", "16-bit")
-"""Names that a tuning with an adapter goes by, beside its id."""
 
 
 class NoRun(BadInput):
@@ -314,7 +312,7 @@ class Snapshot:
             BadInput: there is none; the message lists those that there are.
         """
         records = [record for record in self.records if record.has_adapter]
-        if name is None or name in ROLES:
+        if name in (None, "plan", "uniform", "shuffled", "16-bit"):
             comparison = self.comparison()
             tuned = None
             if comparison is not None:

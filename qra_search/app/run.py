@@ -39,8 +39,6 @@ from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Listener
 
-DEFAULT_FORMAT = "peft"
-"""Export format of a run that was searched for no engine."""
 GENERATING = ("transformers", "llama.cpp")
 """Engines that `generate` has; the first is the default."""
 
@@ -265,7 +263,7 @@ class Run(AbstractContextManager["Run"]):
             BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
         engine = self.config.engine
-        name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
+        name = format or ("peft" if engine is None else ENGINES[engine].format)
         plugins.find_entry_point("exporters", name)  # or says what there is
         if untuned and tuning is not None:
             raise BadInput("give --tuning or --untuned, not both")
