@@ -8,14 +8,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveFloat,
     StrictFloat,
     StrictInt,
+    WithJsonSchema,
     field_validator,
 )
 
 from qra_search.plugins import DEFAULT_EVALUATOR as DEFAULT_EVALUATOR
-from qra_search.space.budgets import check_budget_text
+from qra_search.space.budgets import Budget, parse_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS, parse_bytes
 from qra_search.space.space import DEFAULT_RANKS
 
@@ -217,6 +219,13 @@ class FinetuneConfig(Section):
     """Fields that change nothing of how a plan is tuned: what is written down and measured beside it."""
 
 
+MemoryBudget = Annotated[
+    Budget,
+    PlainSerializer(lambda budget: budget.text),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]}),
+]
+
+
 class SearchConfig(Section):
     """How the search is done."""
 
@@ -229,17 +238,10 @@ class SearchConfig(Section):
     metric: Literal["loss", "task"] = "loss"
     """what the search lowers. loss: the loss of the wanted answers. task: the task's own measure, 1 minus its
     first metric"""
-    memory: tuple[StrictInt | str, ...] = ()
+    memory: tuple[MemoryBudget, ...] = ()
     """memory budgets: bytes (108MiB, 6GiB), bits a weight (3.5bpw), a share of uniform 4-bit (75%), or a uniform plan
     (uniform3r8). Without one the whole front is searched"""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """random seed of the search"""
 
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _check_budgets(cls, values: Any) -> Any:
-        several = (values,) if isinstance(values, (str, int)) else values
-        if isinstance(several, (list, tuple)):
-            for value in several:
-                check_budget_text(value)
-        return several
+    _parsed = field_validator("memory", mode="before")(parse_budgets)

@@ -27,4 +27,4 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(base, "generate_answers", answer)
     patch.setattr(model, "MOST_ROWS", CALIBRATION_ROWS)
     for module in (search, run):
-        patch.setattr(module, "write_report", lambda snapshot, path=None: None)
+        patch.setattr(module, "write_page", lambda snapshot, path=None: None)

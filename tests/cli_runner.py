@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qra_search import Plan
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 from qra_search.app.folder import RunFolder
 from qra_search.schemas import TuningRecord
 from qra_search.space.serialization import plan_to_dict

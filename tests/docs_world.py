@@ -18,8 +18,7 @@ from brief_steps import make_brief
 from qra_backends.mixed import CALIBRATED_CHOICE
 
 from qra_search.app import run as runs
-from qra_search.app.config import RunConfig, make_config
-from qra_search.app.settings import make_settings
+from qra_search.app.config import RunConfig, make_config, make_settings
 
 EVALUATION = {"steps": 2, "validation_rows": 8}
 FINETUNE = {"steps": 2, "test_rows": 8, "sample_answers": 0}
@@ -68,7 +67,7 @@ def run_command(words: list[str]) -> None:
     Raises:
         AssertionError: it did not end with status 0.
     """
-    from qra_search.app.cli.errors import run_safely
+    from qra_search.app.cli.app import run_safely
 
     if words[1] in TAKES_SETTINGS:
         for section, fields in SMALL.items():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from qra_search import Evaluation, Evaluator, Group, Linear, Plan, SearchSpace, Sensitivities
-from qra_search.app.tunable import TunableEvaluator
+from qra_search.app.evaluator import TunableEvaluator
 
 
 def make_space(groups: int = 6, bits=(2, 3, 4, 8), ranks=(4, 8, 16), **options) -> SearchSpace:

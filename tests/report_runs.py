@@ -91,8 +91,8 @@ def make_run(
     """A run in a folder, as the command leaves it; with `evaluations=None` as `qra plan` does."""
     folder = RunFolder(path)
     settings = {"evaluator": "landscape", "options": {"note": EVIL}, "search": {"memory": list(memory)}}
-    folder.begin(make_config(settings))
-    folder.write_config(make_config(settings))
+    with folder.begin(make_config(settings)):
+        folder.write_config(make_config(settings))
     evaluator = Bits(space or evil_space())
     if evaluations is None:
         write_sensitivities(folder.sensitivities_file, evaluator.space, evaluator.sensitivities(), {})

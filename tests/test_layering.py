@@ -30,7 +30,6 @@ BUILT_ON_THESE = (
     "qra_eval.models.load",
     "qra_eval.tasks.batches",
     "qra_eval.tuning.loading",
-    "qra_search.app.report.page",
 )
 """Our own modules that import a heavy or optional library at their top."""
 

@@ -13,7 +13,7 @@ from qra_search.allocate.solve import solve
 from qra_search.app.baselines import shuffle_plan
 from qra_search.app.search import search
 from qra_search.schemas import Plan
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
@@ -33,7 +33,7 @@ def choose_plan(evaluator: QuantizedLoRAEvaluator, row: Row, log: Path, **option
         return read_peer_plan(space, row)
     if row.budget is None:
         return uniform_plan(space, UNQUANTIZED_BITS if row.kind == "lora" else row.bits, row.rank or 0)
-    budget = resolve_budget(space, row.budget)
+    budget = resolve_budgets(space, row.budget)[0]
     if row.kind == "first-wider":
         plan = widen_first_layers(space, budget, row.rank or 0)
     elif row.kind == "search":

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_search.app.evaluator import RateTrial
 from qra_search.app.rates import choose_trial, foretell_rate
-from qra_search.app.tunable import RateTrial
 
 OUT = RESULTS / "study" / "rates.jsonl"
 BITS, RANK = 2, 8

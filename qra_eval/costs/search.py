@@ -28,7 +28,7 @@ from qra_search.engines import ENGINES, unsupported_reason
 from qra_search.errors import BadInput
 from qra_search.schemas import LevelName
 from qra_search.sections import SpaceConfig
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 
 CALIBRATION_FACTOR = 3.5
@@ -228,7 +228,7 @@ def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple
     plans: list[tuple[str, int | None]] = [("", budget)]
     for plan in PLANS:
         try:
-            bytes_ = resolve_budget(tuner.quantized_model.space, plan)
+            bytes_ = resolve_budgets(tuner.quantized_model.space, plan)[0]
         except BadInput:  # the space has no such bits or rank
             continue
         if budget is None or bytes_ < budget:

@@ -37,7 +37,7 @@ from qra_eval.tuning.generate import generate
 from qra_eval.tuning.loading import load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.tunable import RateTrial, RowCount, TunableEvaluator
+from qra_search.app.evaluator import RateTrial, RowCount, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord

@@ -24,7 +24,7 @@ from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import read_sensitivities
 from qra_search.space.space import SearchSpace
 
@@ -280,7 +280,7 @@ class TuningsLandscape(Evaluator):
 
     @property
     def budgets(self) -> tuple[int, int, int]:
-        first, last = (resolve_budget(self.space, budget) for budget in ("uniform1r8", "uniform2r8"))
+        first, last = resolve_budgets(self.space, ("uniform1r8", "uniform2r8"))
         return first, (first + last) // 2, last
 
     def find_reference_front(self, budgets: Sequence[int]) -> Reference:

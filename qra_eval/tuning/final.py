@@ -23,7 +23,7 @@ from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
 from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
 from qra_eval.tuning.training import Diverged
-from qra_search.app.tunable import StepFigures
+from qra_search.app.evaluator import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.evaluator import Progress
 from qra_search.files import write_json

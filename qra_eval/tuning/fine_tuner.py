@@ -20,7 +20,7 @@ from qra_eval.tasks.base import Rows, Task
 from qra_eval.tasks.batches import Batch, make_batches, measure_loss, schedule_batches
 from qra_eval.tasks.example import Example, SplitName
 from qra_eval.tuning import training
-from qra_search.app.tunable import RateTrial, RowCount
+from qra_search.app.evaluator import RateTrial, RowCount
 from qra_search.errors import EvaluationFailed
 from qra_search.evaluator import Progress
 from qra_search.schemas import Plan

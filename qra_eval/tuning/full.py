@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qra_eval.quantized.bank import open_tensors, write_tensors
 from qra_eval.tuning.training import TrainerCallback, Training
-from qra_search.app.tunable import StepFigures
+from qra_search.app.evaluator import StepFigures
 from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
 from qra_search.files import write_text

@@ -24,8 +24,6 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange
 
-SHOWN_BY = "qra_search.app.report.tables"
-"""Stands above this module, and is imported when something is first shown."""
 Role = Literal["plan", "uniform", "shuffled", "16-bit", "untuned", "other"]
 TOLERANCE_POINTS, TOLERANCE_LOSS = 0.5, 2.0
 """What a smaller model may be worse by and still be deployed: points of a metric, or percent of a loss."""
@@ -203,21 +201,6 @@ def find_best(tunings: Sequence[TunedPlan], metric: str) -> TunedPlan:
     return max(tunings, key=lambda t: (t.metrics[metric] if metric else 0.0, -t.loss))
 
 
-def choose_deployed(
-    tunings: Sequence[TunedPlan], metric: str, tolerance: float | None = None
-) -> TunedPlan | None:
-    """The smallest of what can be deployed that is as good as the best of it; None if nothing can be.
-
-    Of several of one size the plan comes first, then the one of lowest loss. Arguments are those of `is_as_good`.
-    """
-    found = list_deployable(tunings)
-    if not found:
-        return None
-    best = find_best(found, metric)
-    good = (t for t in found if is_as_good(t, best, metric, tolerance))
-    return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
-
-
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """A tuned plan and all that was tuned alike: other plans within the budget, 16-bit LoRA, and the untuned model.
@@ -242,8 +225,17 @@ class Comparison:
 
     @property
     def deployed(self) -> TunedPlan | None:
-        """What to deploy: the plan if the user named it, else by `choose_deployed`."""
-        return self.chosen if self.is_named else choose_deployed(self.tunings, self.judged_by, self.tolerance)
+        """What to deploy: the plan if the user named it, else the smallest of what can be deployed that is as good as
+        the best of it (`is_as_good`); None if nothing can be.
+
+        Of several of one size the plan comes first, then the one of lowest loss.
+        """
+        found, metric = list_deployable(self.tunings), self.judged_by
+        if self.is_named or not found:
+            return self.chosen if self.is_named else None
+        best = find_best(found, metric)
+        good = (t for t in found if is_as_good(t, best, metric, self.tolerance))
+        return min(good, key=lambda t: (t.memory_bytes, t.role != "plan", t.loss))
 
     @property
     def deployed_ids(self) -> list[str]:
@@ -309,7 +301,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, as the command prints it."""
-        tables = import_module(SHOWN_BY)
+        tables = import_module("qra_search.app.report.tables")  # which stands above this module
         return str(tables.render_text(tables.render_comparison(self)))
 
     def __repr__(self) -> str:

@@ -1,9 +1,9 @@
-"""The schema of a whole run: what a config file may say, with its defaults."""
+"""The settings of a whole run: what a config file may say, and values from elsewhere that win over it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, one_line, shorten
+from qra_search.errors import BadInput, one_line, shorten, wrong_type
 from qra_search.plugins import IN_MEMORY, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
@@ -28,6 +28,9 @@ from qra_search.sections import (
 )
 from qra_search.space.memory import UNQUANTIZED_BITS
 
+DEFAULT_FOLDER = Path("runs")
+TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
+"""Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
 ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -104,8 +107,6 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         raise ConfigError(f"{path} holds rows, not a config: give it as --task {path}")
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 ({error}): convert it, such as with iconv") from None
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(data, dict | None):
@@ -124,6 +125,25 @@ def read_yaml(text: str) -> Any:
         raise ValueError(one_line(place + problem, 500)) from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 500)) from None
+
+
+def read_pairs(
+    texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
+) -> dict[str, Any]:
+    """Values by name of an option `NAME=VALUE` that may be given several times; raises BadInput for anything else."""
+    given: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
+        if name in given:
+            raise BadInput(f"{option} {name} is given twice: give it once")
+        try:
+            given[name] = read_yaml(value)
+        except ValueError:
+            raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
+    return given
 
 
 def make_config(
@@ -218,3 +238,108 @@ def explain_error(error: ValidationError) -> str:
     needed = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults)
     words = " or ".join(needed).replace("or Input should be", "or").replace("Input should", "must")
     return f"{where} is {shorten(given)}: {words}"
+
+
+def make_settings(
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a config with overrides, which win; relative paths become absolute.
+
+    Args:
+        config: a `RunConfig`, its fields as a mapping, the path of a YAML file, or None for the defaults.
+        overrides: values by dotted field, such as `{"training.scales": True}`.
+
+    Raises:
+        BadInput: a value that cannot be used.
+    """
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in (overrides or {}).items()}
+    if isinstance(config, (str, Path)):
+        made = load_config(config, given)
+    elif isinstance(config, RunConfig):
+        made = make_config(config.model_dump(mode="json", exclude_unset=True), given) if given else config
+    elif config is None or isinstance(config, Mapping):
+        made = make_config(dict(config or {}), given, source="options" if config is None else "config")
+    else:
+        wanted = "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
+        raise wrong_type("config", config, wanted)
+    task = made.task
+    names: dict[str, Any] = {"model.name": made.model.name, "task.name": task.name}
+    names |= {"task.data": task.data, "task.metrics": task.metrics}
+    changed = {field: new for field, name in names.items() if (new := make_absolute(name)) != name}
+    if made.quantization.cache is not None:
+        changed["quantization.cache"] = str(Path(made.quantization.cache).absolute())
+    return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+
+
+def change_settings(
+    known: RunConfig,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    rates: Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run with those that `Run.finetune` is given, which win; raises BadInput for one that
+    no tuning of its plan can be given."""
+    if steps is not None and epochs is not None:
+        raise BadInput("--steps and --epochs both say how long to tune: give one of them")
+    changes = dict(settings or {})
+    named = {"finetune.steps": steps, "finetune.epochs": epochs, "training.learning_rate": rates}
+    for field, value in named.items():
+        if value is not None and field in changes:
+            option = "rates" if value is rates else field.removeprefix("finetune.")
+            raise BadInput(f"give --{option} or --set {field}, not both")
+    if steps is not None:
+        changes["finetune.steps"] = steps
+        changes.setdefault("finetune.epochs", None)
+    if epochs is not None:
+        changes["finetune.epochs"] = epochs
+    config = make_config(known.model_dump(mode="json"), changes, source="options")
+    for path, (old, _) in find_differences(known, config).items():
+        if not path.startswith(TUNABLE):
+            raise BadInput(
+                f"{path} is {old!r} in this run and cannot be changed. Only settings of training and finetune can"
+            )
+    return config
+
+
+def make_absolute(name: Any) -> Any:
+    """A relative path that exists, or several, from the root, so that a run opens anywhere; anything else as it is.
+
+    A bare name of a folder is left: it may be that of a model or a task.
+    """
+    if isinstance(name, tuple):
+        return tuple(map(make_absolute, name))
+    if not isinstance(name, str) or "://" in name:
+        return name
+    path, colon, thing = name.partition(".py:")
+    file = Path(path + ".py" if colon else path)
+    is_path = file.is_file() or (file.is_dir() and len(file.parts) > 1)
+    return f"{file.absolute()}{':' if colon else ''}{thing}" if is_path and not file.is_absolute() else name
+
+
+def require_task(config: RunConfig) -> None:
+    """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
+    chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
+    if config.evaluator == DEFAULT_EVALUATOR and not chosen:
+        raise BadInput(
+            "say with --task what to tune for: a name (qra tasks), a file, or a data set on the hub"
+        )
+
+
+def check_budget(config: RunConfig) -> None:
+    """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
+    if not config.search.memory:
+        raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")
+
+
+def make_folder_name(config: RunConfig) -> Path:
+    """A folder below `runs/` that is named after model and task and does not exist."""
+    stem = "-".join(Path(name).stem.lower() for name in (config.model.name, config.task.name))
+    if config.evaluator != DEFAULT_EVALUATOR:
+        stem = config.evaluator
+    number = 1
+    while (path := DEFAULT_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,17 @@ from qra_search.app.baselines import Against, choose_rung, list_rungs, select_ba
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import describe_tuning_time, report_rows
-from qra_search.app.evaluator import check_can_tune
+from qra_search.app.evaluator import StepFigures, TunableEvaluator, check_can_tune
 from qra_search.app.folder import Snapshot, read_plan_data
 from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
-from qra_search.app.tunable import NO_ADAPTER, StepFigures, TunableEvaluator
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, EvaluationFailed, RunFailed, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.schemas import Plan, TuningRecord, tuning_id
 from qra_search.sections import FinetuneConfig
-from qra_search.space.budgets import parse_uniform, resolve_budget
+from qra_search.space.budgets import parse_uniform, resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_from_dict
 from qra_search.study.study import Listener
@@ -58,9 +56,6 @@ class Tunings:
     def plan(self) -> Plan:
         return self.plans[0]
 
-    def __iter__(self) -> Iterator[tuple[int, Plan]]:
-        return itertools.product(self.seeds, self.plans)
-
 
 def select_tunings(
     run: Snapshot,
@@ -80,13 +75,15 @@ def select_tunings(
         raise BadInput("--plan and --memory both choose a plan: give one of them")
     result, space = run.result, run.result.space
     with convert_to_bad_input():
-        limit = None if memory is None else resolve_budget(space, memory)
+        limit = None if memory is None else resolve_budgets(space, memory)[0]
         if plan is None:
             plan = run.choose_plan(limit)
         elif not isinstance(plan, Plan):
             plan = parse_uniform(space, str(plan)) or plan_from_dict(space, read_plan_data(Path(plan)))
     if not any(plan.ranks):
-        raise BadInput(NO_ADAPTER)
+        raise BadInput(
+            "the plan has rank 0 everywhere, so there is no adapter to tune and save: give one with some rank above 0"
+        )
     budget_bytes = limit or max([*result.memory_budgets[-1:], space.memory_bytes(plan)])
     rungs: list[Plan] = []
     if against == "ladder":
@@ -127,20 +124,18 @@ class _Job:
     def tune(self, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
         tuning = self.tunings.run.folder.tuning(tuning_id(plan, seed, self.settings))
-        is_chosen = plan == self.tunings.plan
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                self.listener.say(f"tuning {tuning.id} is left for the end: {tuning.owner} is at it")
+                self.listener.say(f"tuning {tuning.id} is left for the end: another process is at it")
                 return False
-            if record is None:
-                record = self._run(tuning, plan, seed)
-        if record is None:
-            return True
-        self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
-        if is_chosen and record.failed:
-            where = f"(in {tuning.path})"
-            raise RunFailed(f"the plan could not be tuned with seed {seed}: {record.failed} {where}")
+            record = record or self._run(tuning, plan, seed)
+        if record is not None:
+            self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
+            if record.failed and plan == self.tunings.plan:
+                raise RunFailed(
+                    f"the plan could not be tuned with seed {seed}: {record.failed} (in {tuning.path})"
+                )
         return True
 
     def compare_records(self) -> Comparison:
@@ -152,7 +147,6 @@ class _Job:
 
     def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
         """Tune, and write the record; None for a baseline that could not be tuned."""
-        is_chosen = plan == self.tunings.plan
         try:
             record = self.evaluator.tune(
                 plan,
@@ -162,7 +156,7 @@ class _Job:
                 on_step=self.on_step and partial(self.on_step, tuning.id),
             )
         except EvaluationFailed as error:
-            if is_chosen:
+            if plan == self.tunings.plan:
                 raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
             self.listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
             return None
@@ -191,20 +185,20 @@ def tune_missing(
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
     folder = tunings.run.folder
     known = {record.id for record in folder.records()}
-    missing = [(plan, seed) for seed, plan in tunings if tuning_id(plan, seed, settings) not in known]
-    total = len(tunings.plans) * seeds
-    if len(missing) < total:
-        listener.say(f"{total - len(missing)} of {total} tunings are finished, {len(missing)} left")
-    if missing:
-        listener.say(f"estimated time: {describe_tuning_time(evaluator, len(missing))}")
+    pairs = [(plan, seed) for seed in tunings.seeds for plan in tunings.plans]
+    left = sum(tuning_id(plan, seed, settings) not in known for plan, seed in pairs)
+    if left < len(pairs):
+        listener.say(f"{len(pairs) - left} of {len(pairs)} tunings are finished, {left} left")
+    if left:
+        listener.say(f"estimated time: {describe_tuning_time(evaluator, left)}")
     job = _Job(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
             _measure_untuned(job)
-        awaited = [(plan, seed) for seed, plan in tunings if not job.tune(plan, seed, wait=False)]
+        awaited = [(plan, seed) for plan, seed in pairs if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
             tuning = folder.tuning(tuning_id(plan, seed, settings))
-            listener.say(f"waiting for tuning {tuning.id}, which {tuning.owner} is at")
+            listener.say(f"waiting for tuning {tuning.id}, which another process is at")
             job.tune(plan, seed, wait=True)
         _tune_rungs(job)
     except KeyboardInterrupt as stop:
@@ -267,25 +261,20 @@ def select_answer(
     told how to change it."""
     own, folder = comparison.chosen.records[0], run.folder
     run = replace(run, records=tuple(folder.records()))
-    selected = run.selected
+    selected, known = run.selected, run.selection
     if selected is not None and selected.steps > own.steps:
         listener.say(
             f"tuning {selected.id} of {selected.steps} steps stays selected, as this one has {own.steps}: "
             f"`qra show {folder.path} --tuning {own.id}` selects this one"
         )
         return run
-    if (
-        selected is not None
-        and run.selection is not None
-        and run.selection.is_named
-        and selected.id != own.id
-    ):
+    if selected is not None and known is not None and known.is_named and selected.id != own.id:
         listener.say(
             f"tuning {selected.id}, which you named, is no longer selected: `qra show {folder.path} --tuning "
             f"{selected.id}` names it again"
         )
-    if tolerance is None and run.selection is not None:
-        tolerance = run.selection.tolerance
+    if tolerance is None and known is not None:
+        tolerance = known.tolerance
     return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
 
 

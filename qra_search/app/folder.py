@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,8 +39,6 @@ from qra_search.study.result import SearchResult
 LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
 MAY_CHANGE = ("search.evaluations", "finetune.")
 """Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
-ROLES = ("plan", "uniform", "shuffled", "16-bit")
-"""Names that a tuning with an adapter goes by, beside its id."""
 
 
 class NoRun(BadInput):
@@ -128,10 +127,12 @@ class RunFolder:
                 f"{self.path} already holds this run: resume it with `qra search {self.path}` (in Python: open_run)"
             )
 
-    def begin(self, config: RunConfig, *, resume: bool = False) -> bool:
-        """Make the folder, or check that its run may be resumed; once the log is this process's own, `write_config`.
+    @contextmanager
+    def begin(self, config: RunConfig, *, resume: bool = False) -> Iterator[None]:
+        """Make the folder, or check that its run may be resumed; it is removed if this process made it and left it
+        empty. Once the log is this process's own, `write_config`.
 
-        Returns whether this call made the folder. Raises BadInput as `check_begin` does, and if nothing can be written.
+        Raises BadInput as `check_begin` does, and if nothing can be written; nothing was spent.
         """
         self.check_begin(config, resume=resume)
         is_made = True
@@ -144,7 +145,12 @@ class RunFolder:
         except OSError as error:
             problem = describe_os_error(error)
             raise BadInput(f"the run's folder {self.path} cannot be written ({problem})") from error
-        return is_made
+        try:
+            yield
+        finally:
+            if is_made:
+                with suppress(OSError):  # it holds something
+                    self.path.rmdir()
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings of the run; only the process that holds the lock of its log may."""
@@ -162,6 +168,9 @@ class RunFolder:
         state, evaluator, study = self._read_state()
         config = self.config() if self.config_file.is_file() else None
         if result is None:
+            if config is not None and not state.memory_budgets:  # the journal, if there is one, holds them
+                budgets = resolve_budgets(state.space, config.search.memory)
+                state = replace(state, memory_budgets=budgets)
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
             result = SearchResult.from_state(state, strategy)
         known = self.plan_file.is_file()
@@ -194,8 +203,9 @@ class RunFolder:
                     return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
         space, sensitivities, evaluator = read_sensitivities(self.sensitivities_file)
         search = self.config().search
-        budgets = resolve_budgets(space, search.memory)
-        state = StudyState(space, (), sensitivities, budgets, search.seed, search.evaluations)
+        state = StudyState(
+            space, sensitivities=sensitivities, seed=search.seed, evaluations=search.evaluations
+        )
         return state, evaluator, {"strategy": search.strategy, "evaluations": search.evaluations}
 
     def tuning(self, id: str) -> TuningFolder:
@@ -302,7 +312,7 @@ class Snapshot:
             BadInput: there is none; the message lists those that there are.
         """
         records = [record for record in self.records if record.has_adapter]
-        if name is None or name in ROLES:
+        if name in (None, "plan", "uniform", "shuffled", "16-bit"):
             comparison = self.comparison()
             tuned = None
             if comparison is not None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.tunable import RateTrial
+from qra_search.app.evaluator import RateTrial
 from qra_search.errors import BadInput
 
 LAW_RATE, LAW_STEPS, LAW_FROM = 1e-3, 600, 60

@@ -13,8 +13,8 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
-from qra_search.app.config import RunConfig
-from qra_search.app.evaluator import Workers, build_evaluator, check_can_tune, start_workers
+from qra_search.app.config import RunConfig, change_settings, check_budget, make_settings, require_task
+from qra_search.app.evaluator import TunableEvaluator, Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
     choose_rate,
@@ -26,9 +26,8 @@ from qra_search.app.finetune import (
 from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.live import ProgressArgument, make_listener
-from qra_search.app.search import begin_run, plan_run, search_run, write_report
-from qra_search.app.settings import change_settings, check_budget, make_settings, require_task
-from qra_search.app.tunable import TunableEvaluator
+from qra_search.app.report.page import write_page
+from qra_search.app.search import plan_run, search_run
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, RunFailed, convert_to_bad_input
@@ -40,8 +39,6 @@ from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Listener
 
-DEFAULT_FORMAT = "peft"
-"""Export format of a run that was searched for no engine."""
 GENERATING = ("transformers", "llama.cpp")
 """Engines that `generate` has; the first is the default."""
 
@@ -115,7 +112,7 @@ class Run(AbstractContextManager["Run"]):
             raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
-        write_report(self._snapshot)
+        write_page(self._snapshot)
         return self._snapshot
 
     def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
@@ -126,7 +123,7 @@ class Run(AbstractContextManager["Run"]):
         is_asked = "evaluations" in self.config.search.model_fields_set
         if exists and self.folder.config_file.is_file() and not is_asked:  # as its search has them
             self.config = self._change_evaluations(self.folder.config().search.evaluations)
-        with make_listener(progress) as listener, begin_run(self.config, self.folder, resume=exists):
+        with make_listener(progress) as listener, self.folder.begin(self.config, resume=exists):
             return plan_run(self.evaluator(listener), self.config, self.folder, listener)
 
     def search(
@@ -157,7 +154,7 @@ class Run(AbstractContextManager["Run"]):
         if workers is not None and self._objects:
             raise BadInput("workers cannot share an in-memory model or task: give their paths")
         with make_listener(progress) as listener, ExitStack() as stack:
-            stack.enter_context(begin_run(config, self.folder, resume=resume and self.folder.has_run))
+            stack.enter_context(self.folder.begin(config, resume=resume and self.folder.has_run))
             self.config = config  # a number that was refused is no setting
             executor: Executor | None = None
             if workers is None:
@@ -230,7 +227,7 @@ class Run(AbstractContextManager["Run"]):
             finally:
                 self._snapshot = replace(run, records=tuple(self.folder.records()))
                 if self._snapshot.records:
-                    write_report(self._snapshot)
+                    write_page(self._snapshot)
         is_selected = run.selected is not None and run.selected.id == comparison.chosen.records[0].id
         if is_selected and run.selection is not None:
             tolerance = run.selection.tolerance
@@ -239,7 +236,7 @@ class Run(AbstractContextManager["Run"]):
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, one file that needs no network, and return its path."""
         with convert_to_bad_input():
-            return write_report(self.folder.read(), out)
+            return write_page(self.folder.read(), out)
 
     def export(
         self,
@@ -266,15 +263,13 @@ class Run(AbstractContextManager["Run"]):
             BadInput: nothing is tuned, the format cannot hold this plan, or something is in the way.
         """
         engine = self.config.engine
-        name = format or (DEFAULT_FORMAT if engine is None else ENGINES[engine].format)
-        if name not in plugins.list_names("exporters"):
-            plugins.load("exporters", name)  # which says what there is
+        name = format or ("peft" if engine is None else ENGINES[engine].format)
+        plugins.find_entry_point("exporters", name)  # or says what there is
         if untuned and tuning is not None:
             raise BadInput("give --tuning or --untuned, not both")
         run = self.folder.check()
         found = run.tuning("untuned") if untuned else run.read().find_tuning(tuning)
-        weights = found.adapter / "adapter_model.safetensors"
-        if not weights.is_file() and not untuned:
+        if not untuned and not (found.adapter / "adapter_model.safetensors").is_file():
             raise BadInput(f"{found.path} has no adapter: delete this folder and run `qra finetune` again")
         is_named = tuning is not None or untuned
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
@@ -283,16 +278,13 @@ class Run(AbstractContextManager["Run"]):
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
             exporter = plugins.load("exporters", name).with_options(given)
-            if untuned:
-                return self._export_untuned(exporter, path)
-            return exporter.export(found.path, path)
-
-    def _export_untuned(self, exporter: Any, path: Path) -> Any:
-        plan = self.folder.read().require_plan()
-        with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
-            check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
-            self.close()
-            return exporter.export(holder, path)
+            if not untuned:
+                return exporter.export(found.path, path)
+            plan = run.read().require_plan()
+            with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
+                check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))
+                self.close()
+                return exporter.export(holder, path)
 
     def load(self, tuning: str | None = None, *, device: str = "auto") -> Any:
         """A tuned model, exactly as it was after tuning: (peft model, tokenizer).

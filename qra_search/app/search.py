@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
 from qra_search.app.dry_run import estimate_cost, report_rows
-from qra_search.app.folder import RunFolder, Snapshot
+from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
+from qra_search.app.report.page import write_page
 from qra_search.errors import BadInput, convert_to_bad_input
 from qra_search.evaluator import Evaluator
 from qra_search.executors import Executor
 from qra_search.files import write_text
 from qra_search.log.journal import TrialLog
-from qra_search.schemas import Plan
+from qra_search.schemas import TuningRecord
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
@@ -56,21 +55,6 @@ def search(
             evaluator.progress = own  # the next search has a listener of its own
 
 
-@contextmanager
-def begin_run(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Iterator[None]:
-    """Make the folder of a run with these settings, and remove it if this process made it and left it empty.
-
-    Raises BadInput if what was given cannot be used; nothing was spent.
-    """
-    is_made = folder.begin(config, resume=resume)
-    try:
-        yield
-    finally:
-        if is_made:
-            with suppress(OSError):  # it holds something
-                folder.path.rmdir()
-
-
 def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listener: Listener) -> SearchResult:
     """Measure the sensitivities unless the run has them, solve for its budgets, and write the plan.
 
@@ -78,8 +62,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     is too small, or the run is of another evaluator.
     """
     space, search = evaluator.space, config.search
-    with convert_to_bad_input():
-        budgets = resolve_budgets(space, search.memory)
+    budgets = resolve_budgets(space, search.memory)
     sensitivities = folder.find_sensitivities(evaluator)
     report_rows(evaluator, listener)
     if sensitivities is not None:
@@ -100,7 +83,7 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
         if not (folder.has_run and folder.plan_file.is_file()):
             result.write(folder.path, evaluator=evaluator.describe())
     folder.write_config(config)
-    write_report(folder.read(result))
+    write_page(folder.read(result))
     return result
 
 
@@ -156,12 +139,11 @@ def search_run(
         finally:
             if planned is not None and not any(trial.done for trial in log.trials):
                 write_text(folder.plan_file, planned)  # nothing came of it
-    selected = folder.read(result).selected
     result.write(folder.path, evaluator=evaluator.describe())
-    own = None if selected is None else selected.plan
-    if planned is not None and own is not None and not _beats_tuned(folder.read(result), own, listener):
+    selected = folder.read(result).selected
+    if planned is not None and selected is not None and not _beats_tuned(result, selected, folder, listener):
         write_text(folder.plan_file, planned)
-    write_report(folder.read(result))
+    write_page(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
         listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
@@ -197,13 +179,13 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say(f"what it costs: {cost}")
 
 
-def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
+def _beats_tuned(result: SearchResult, tuning: TuningRecord, folder: RunFolder, listener: Listener) -> bool:
     """Whether the plan of a search has a lower validation loss than the tuned one, or, if that was not evaluated, than
     the best uniform one, by more than chance; the listener is told."""
-    found = run.result.comparison()
+    found, tuned = result.comparison(), tuning.plan
     if found is None or found.chosen.plan == tuned:
         return False
-    known = {candidate.plan: candidate for candidate in run.result.candidates}
+    known = {candidate.plan: candidate for candidate in result.candidates}
     other = known.get(tuned, found.baseline)
     name = "the tuned plan" if tuned in known else "the best uniform plan"
     change = UniformComparison(found.budget_bytes, found.chosen, other).change
@@ -214,14 +196,6 @@ def _beats_tuned(run: Snapshot, tuned: Plan, listener: Listener) -> bool:
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "
-        f"The tuned plan stays selected until `qra finetune {run.folder.path}` has tuned this one."
+        f"The tuned plan stays selected until `qra finetune {folder.path}` has tuned this one."
     )
     return True
-
-
-def write_report(run: Snapshot, path: str | Path | None = None) -> Path:
-    """Write the HTML report of a run as it was read; default: `report.html` in its folder."""
-    # A sixth of what loads, which a refused command does without.
-    from qra_search.app.report.page import write_page
-
-    return write_page(run, path)

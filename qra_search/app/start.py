@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.config import RunConfig, make_in_memory_name
+from qra_search.app.config import (
+    RunConfig,
+    make_absolute,
+    make_folder_name,
+    make_in_memory_name,
+    make_settings,
+)
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.live import ProgressArgument
 from qra_search.app.run import Run
-from qra_search.app.settings import make_absolute, make_folder_name, make_settings
 from qra_search.errors import BadInput
 
 

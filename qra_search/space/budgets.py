@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from qra_search.errors import BadInput, shorten
+from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.schemas import Plan, format_level_label
 from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
@@ -22,46 +24,72 @@ _UNIFORM = re.compile(
 )
 
 
-def check_budget_text(budget: str | int | float) -> str:
-    """A memory budget as text, checked for its form; `resolve_budget` gives its bytes once the space is known.
+@dataclass(frozen=True)
+class Budget:
+    """A memory budget as it was written; `resolve_budgets` gives its bytes once the space is known.
 
-    Raises BadInput, which names the forms.
+    Attributes:
+        amount: bytes; bits a weight; percent of uniform 4-bit; or the rank of a uniform plan, whose level is `level`.
     """
-    text = str(budget)
-    if not any(form.fullmatch(text) for form in (SIZE, _PER_WEIGHT, _PERCENT, _UNIFORM)):
-        raise BadInput(f"{shorten(budget)} is not a memory budget: write one such as {FORMS}")
-    return text
+
+    text: str | int
+    unit: Literal["bytes", "bpw", "%", "uniform"]
+    amount: float
+    level: str = ""
+
+    def __str__(self) -> str:
+        return str(self.text)
 
 
-def resolve_budget(space: SearchSpace, budget: str | int) -> int:
-    """Bytes of a memory budget in a space.
+GivenBudgets = Budget | str | int | Sequence[Budget | str | int]
+"""One budget or several, as text or bytes."""
+
+
+def parse_budget(given: Budget | str | int) -> Budget:
+    """The budget that a text such as `108MiB`, or a number of bytes, stands for; raises BadInput, which names the
+    forms."""
+    if isinstance(given, Budget):
+        return given
+    text = str(given)
+    if match := _PER_WEIGHT.fullmatch(text):
+        return Budget(given, "bpw", float(match.group(1)))
+    if match := _PERCENT.fullmatch(text):
+        return Budget(given, "%", float(match.group(1)))
+    if match := _UNIFORM.fullmatch(text):
+        return Budget(given, "uniform", int(match.group(2)), match.group(1))
+    if SIZE.fullmatch(text):
+        return Budget(given, "bytes", parse_bytes(text))
+    raise BadInput(f"{shorten(given)} is not a memory budget: write one such as {FORMS}")
+
+
+def parse_budgets(given: GivenBudgets) -> tuple[Budget, ...]:
+    """One budget or several by `parse_budget`."""
+    several = [given] if isinstance(given, Budget | str) or not isinstance(given, Sequence) else given
+    return tuple(map(parse_budget, several))
+
+
+def resolve_budgets(space: SearchSpace, budgets: GivenBudgets) -> tuple[int, ...]:
+    """Bytes of one budget or several in a space, ascending and distinct.
 
     `3.5bpw`: bits for every searched weight, for weights, metadata and adapters together, plus the bytes that are not
     searched. `75%`: of the uniform 4-bit plan (in its first level, if there are several) at the space's middle rank.
     `uniform3r8`, `uniform nf4 r8`: what the uniform plan of that level and rank takes.
 
     Raises:
-        BadInput: it has no form of a budget, or the space has no such uniform plan.
+        BadInput: one has no form of a budget, or the space has no such uniform plan.
         BudgetTooSmall: no plan of the space fits.
     """
-    text = check_budget_text(budget)
-    if match := _PER_WEIGHT.fullmatch(text):
-        size = space.fixed_bytes + math.floor(float(match.group(1)) * space.weights / 8)
-    elif match := _PERCENT.fullmatch(text):
-        size = math.floor(space.memory_bytes(_find_reference(space)) * float(match.group(1)) / 100)
-    elif plan := parse_uniform(space, text):
-        size = space.memory_bytes(plan)
-    else:
-        size = parse_bytes(text)
-    return space.memory.check_budget(size)
-
-
-def resolve_budgets(space: SearchSpace, budgets: str | int | Sequence[str | int] | None) -> tuple[int, ...]:
-    """Bytes of one budget or several, ascending and distinct; empty for None, the whole front."""
-    if budgets is None:
-        return ()
-    several = [budgets] if isinstance(budgets, str) or not isinstance(budgets, Sequence) else budgets
-    return tuple(sorted({resolve_budget(space, budget) for budget in several}))
+    sizes = set()
+    for budget in parse_budgets(budgets):
+        size = budget.amount
+        if budget.unit == "bpw":
+            size = space.fixed_bytes + math.floor(budget.amount * space.weights / 8)
+        elif budget.unit == "%":
+            size = math.floor(space.memory_bytes(_find_reference(space)) * budget.amount / 100)
+        elif budget.unit == "uniform":
+            size = space.memory_bytes(_find_uniform(space, budget))
+        sizes.add(space.memory.check_budget(int(size)))
+    return tuple(sorted(sizes))
 
 
 def _find_reference(space: SearchSpace) -> Plan:
@@ -79,14 +107,16 @@ def _find_reference(space: SearchSpace) -> Plan:
 def parse_uniform(space: SearchSpace, text: str) -> Plan | None:
     """The uniform plan that a text such as `uniform3r8` names, None if it is no such text; raises BadInput if the space
     has no such plan."""
-    match = _UNIFORM.fullmatch(text)
-    if match is None:
-        return None
-    plan = space.uniform(match.group(1), int(match.group(2)))
+    return _find_uniform(space, parse_budget(text)) if _UNIFORM.fullmatch(text) else None
+
+
+def _find_uniform(space: SearchSpace, budget: Budget) -> Plan:
+    with convert_to_bad_input():
+        plan = space.uniform(budget.level, int(budget.amount))
     if plan is None:
         levels = dict.fromkeys(format_level_label(level) for level, _ in space.uniform_by_choice())
         raise BadInput(
-            f"the space has no plan {text!r}: its bits are {', '.join(levels)}, its ranks "
+            f"the space has no plan {str(budget)!r}: its bits are {', '.join(levels)}, its ranks "
             f"{', '.join(map(str, space.uniform_ranks))}"
         )
     return plan

@@ -22,7 +22,7 @@ from qra_search.allocate.solve import (
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Sensitivities, Trial
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_to_dict, write_sensitivities
 from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, average_losses, find_non_dominated
@@ -234,7 +234,7 @@ class SearchResult(StudyState):
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
     def _resolve(self, memory_budget: int | str | None) -> int:
-        return self.largest_budget if memory_budget is None else resolve_budget(self.space, memory_budget)
+        return self.largest_budget if memory_budget is None else resolve_budgets(self.space, memory_budget)[0]
 
 
 def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Study:
         self.strategy = make_strategy(strategy, **(options or {}))
         whole = evaluator.space
         self.space: SearchSpace = whole if self.strategy.searches_extra else whole.without_extra
-        self.memory_budgets = resolve_budgets(self.space, memory_budget)
+        self.memory_budgets = resolve_budgets(self.space, () if memory_budget is None else memory_budget)
         self.evaluations = float(evaluations)
         self.seed = int(seed)
         self.batch = batch

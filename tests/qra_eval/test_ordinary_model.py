@@ -25,7 +25,7 @@ from qra_eval import load
 from qra_eval.models.embeddings import TableEmbedding
 from qra_eval.tuning.loading import BASE_DIGEST, find_tuning
 from qra_search import plan
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 from qra_search.errors import BadInput
 
 IDS = torch.arange(40, 64)[None]

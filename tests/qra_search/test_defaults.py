@@ -11,9 +11,9 @@ from qra_search import Study
 from qra_search.app.cli import common
 from qra_search.app.cli.app import ENTRIES
 from qra_search.app.config import RunConfig
-from qra_search.app.settings import FIELDS
 
 CONFIG = RunConfig()
+FIELDS = {name: field for name, (field, _) in common.SETTINGS.items() if field}
 OF_THE_CONFIG = {
     "strategy": CONFIG.search.strategy,
     "evaluations": CONFIG.search.evaluations,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
-from qra_search.app.cli.errors import exit_status
+from qra_search.app.cli.app import exit_status
 from qra_search.app.config import ConfigError
 from qra_search.app.folder import NoRun
 from qra_search.errors import RunFailed, convert_to_bad_input, first_line, wrong_type

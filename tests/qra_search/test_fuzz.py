@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qra_search import search
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 from qra_search.app.config import ConfigError, RunConfig, load_config, make_config
 from qra_search.log.journal import LogError, read_journal
 

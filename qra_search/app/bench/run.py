@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from qra_search import plugins
-from qra_search.app.config import make_config, read_yaml
+from qra_search.app.config import make_config, read_pairs
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.workers import export_variables, limit_threads
 from qra_search.files import write_text
 from qra_search.log.state import StudyState
-from qra_search.space.budgets import resolve_budget
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.space import DEFAULT_RANKS, SearchSpace
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies import Strategy, make_strategy
@@ -285,17 +285,12 @@ def build_task(name: str, seed: int) -> Any:
 
 def list_task_budgets(space: SearchSpace) -> tuple[int, int, int]:
     """The three budgets of the protocol, in bytes: uniform 3-bit at rank 8, midway, uniform 4-bit at rank 8."""
-    first, last = (resolve_budget(space, f"uniform{bits}r8") for bits in (3, 4))
+    first, last = resolve_budgets(space, ("uniform3r8", "uniform4r8"))
     return first, (first + last) // 2, last
 
 
 def parse_strategy(text: str) -> Strategy:
     """A strategy from `NAME` or `FILE.py:NAME`, with options behind it as YAML: `NAME?OPTION=VALUE&OPTION=VALUE`."""
     name, _, query = text.partition("?")
-    options: dict[str, Any] = {}
-    for pair in filter(None, query.split("&")):
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise BadInput(f"option {pair!r} is not OPTION=VALUE, in {text!r}")
-        options[key] = read_yaml(value)
+    options = read_pairs(query.split("&") if query else (), f"option of {name}", "population=8")
     return make_strategy(name, **options)

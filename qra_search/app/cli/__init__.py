@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,20 +1,24 @@
-"""Puts the commands together: what `qra --help` lists, and the module of each, imported when the command is called."""
+"""Puts the commands together, each imported when it is called, and turns exceptions into an exit status and a line."""
 
 from __future__ import annotations
 
 import inspect
+import os
+import sys
+import traceback
+import warnings
 from importlib import import_module
 from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from qra_search.errors import DISTRIBUTION
+from qra_search.errors import DISTRIBUTION, BadInput, RunFailed, TornLine, describe
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+TRACEBACK = "QRA_TRACEBACK"
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
 
@@ -59,30 +63,6 @@ def join_paragraph_lines(text: str) -> str:
     return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
 
 
-NAMED = {"--model": "model", "-m": "model", "--task": "task", "-t": "task"}
-"""Options whose value is a name."""
-
-
-def check_names(words: list[str]) -> None:
-    """Refuse a misspelt model or task in a command line before the libraries of its command are imported.
-
-    Only where the words alone say what is meant: by the default evaluator, without a config file or a run.
-    """
-    if words[:1] not in (["plan"], ["search"], ["doctor"]) or {"-h", "--help"} & set(words):
-        return
-    if any("evaluator" in word or Path(word, "config.yaml").is_file() for word in words):
-        return
-    if any(word.endswith((".yaml", ".yml")) for word in words):
-        return
-    given = {}
-    for word, after in zip(words, [*words[1:], None], strict=True):
-        option, equals, value = word.partition("=")
-        if option in NAMED:
-            given[NAMED[option]] = value if equals else after
-    plugins = import_module("qra_search.plugins")  # with pydantic, which help does without
-    plugins.check_names(plugins.DEFAULT_EVALUATOR, **given)
-
-
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
 
@@ -121,3 +101,48 @@ def root(
 
 for _entry in ENTRIES:  # what is called is loaded by `LazyGroup`
     app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(lambda: None)
+
+
+def run_safely(arguments: list[str]) -> int:
+    """Run the command line; every exception becomes an exit status and, on stderr, one line.
+
+    With the variable QRA_TRACEBACK set, the traceback comes before that line.
+    """
+    # Typer does not export the base of its own errors, which is click's or a copy of it.
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TornLine)
+            warnings.showwarning = _print_warning
+            status = app(arguments, standalone_mode=False, prog_name="qra")
+    except usage_error as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        return _print_line(error.format_message().rstrip(".") + hint, BAD_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        return _print_line("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`qra show RUN | head`): nothing is wrong, and nothing may be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
+        hint = "" if explained else f" (set {TRACEBACK}=1 to see where)"
+        return _print_line(describe(error) + hint, exit_status(error))
+    return status if isinstance(status, int) else OK
+
+
+def exit_status(error: BaseException) -> int:
+    """2 if the user can mend it by giving something else, 1 if the run failed."""
+    return BAD_INPUT if isinstance(error, BadInput) else FAILED
+
+
+def _print_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    _print_line(str(message), OK)
+
+
+def _print_line(message: str, status: int) -> int:
+    print(f"qra: {' '.join(message.split())}", file=sys.stderr)
+    return status

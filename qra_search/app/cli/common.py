@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -16,16 +16,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from qra_search.app.config import RunConfig, read_yaml
+from qra_search.app.config import RunConfig, make_settings, read_pairs
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
-from qra_search.app.report.live import ConsoleView
 from qra_search.app.report.tables import WIDTH
-from qra_search.app.settings import FIELDS, make_settings
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.study.result import SearchResult
-from qra_search.study.study import Listener
 
 WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
 
@@ -43,13 +40,13 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def _setting(name: str, kind: Any, usage: str, panel: str | None = None) -> Any:
-    """The option of a field of the config, whose description is its help."""
-    section, _, field = FIELDS[name].partition(".")
+def _setting(path: str, kind: Any, usage: str, panel: str = WHAT) -> tuple[str, Any]:
+    """A field of the config and its option, whose help is the field's description."""
+    section, _, field = path.partition(".")
     info = RunConfig.model_fields[section]
     info = info.default.__class__.model_fields[field] if field else info
     help = " ".join((info.description or "").split())
-    return Annotated[kind | None, option(usage, help[:1].upper() + help[1:], panel or WHAT)]
+    return path, Annotated[kind | None, option(usage, help[:1].upper() + help[1:], panel)]
 
 
 Set = Annotated[
@@ -64,34 +61,32 @@ RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
 OutRun = Annotated[
     Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
 ]
-SETTINGS: dict[str, Any] = {
-    "config": Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")],
-    "model": _setting("model", str, "--model -m M"),
-    "task": _setting("task", str, "--task -t T"),
-    "data": _setting("data", str, "--data PATH"),
-    "columns": Annotated[
-        str | None,
-        option(
-            "--columns FIELD=COLUMN,...",
-            "Your columns: prompt=ask reads the column ask as the prompt, answer={intent,words} joins two into JSON.",
-            WHAT,
-        ),
-    ],
-    "metric": _setting("metric", list[str], "--metric FILE.py:NAME"),
-    "memory": _setting("memory", list[str], "--memory SIZE"),
-    "bits": _setting("bits", str, "--bits 2,2.5,3"),
-    "ranks": _setting("ranks", str, "--ranks 2,4,8,16,32"),
-    "granularity": _setting("granularity", str, "--granularity module|expert|layer|fused"),
+COLUMNS = option(
+    "--columns FIELD=COLUMN,...",
+    "Your columns: prompt=ask reads the column ask as the prompt, answer={intent,words} joins two into JSON.",
+    WHAT,
+)
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "config": ("", Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")]),
+    "model": _setting("model.name", str, "--model -m M"),
+    "task": _setting("task.name", str, "--task -t T"),
+    "data": _setting("task.data", str, "--data PATH"),
+    "columns": ("task.options.columns", Annotated[str | None, COLUMNS]),
+    "metric": _setting("task.metrics", list[str], "--metric FILE.py:NAME"),
+    "memory": _setting("search.memory", list[str], "--memory SIZE"),
+    "bits": _setting("space.bits", str, "--bits 2,2.5,3"),
+    "ranks": _setting("space.ranks", str, "--ranks 2,4,8,16,32"),
+    "granularity": _setting("space.granularity", str, "--granularity module|expert|layer|fused"),
     "engine": _setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
-    "backend": _setting("backend", str, "--backend NAME|2=NAME,4=NAME"),
-    "evaluations": _setting("evaluations", float, "--evaluations -n N", HOW),
-    "strategy": _setting("strategy", str, "--strategy S", HOW),
-    "seed": _setting("seed", int, "--seed N", HOW),
-    "device": _setting("device", str, "--device D", HOW),
+    "backend": _setting("quantization.backend", str, "--backend NAME|2=NAME,4=NAME"),
+    "evaluations": _setting("search.evaluations", float, "--evaluations -n N", HOW),
+    "strategy": _setting("search.strategy", str, "--strategy S", HOW),
+    "seed": _setting("search.seed", int, "--seed N", HOW),
+    "device": _setting("model.device", str, "--device D", HOW),
     "evaluator": _setting("evaluator", str, "--evaluator E", HOW),
-    "sets": Set,
+    "sets": ("", Set),
 }
-"""The options that say what a run is, in the order of the help."""
+"""The options that say what a run is, in the order of the help, each with the field of the config that it sets."""
 OF_SEARCH = ("evaluations", "strategy")
 """Settings that only a search has."""
 
@@ -101,16 +96,17 @@ def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunC
     BadInput for a value that cannot be used."""
     given = {name: _read(name, value) for name, value in values.items() if value is not None}
     file, sets = given.pop("config", None), given.pop("sets", {})
-    if twice := next((name for name in given if FIELDS[name] in sets), None):
-        raise BadInput(f"give --{twice} or --set {FIELDS[twice]}, not both")
-    return make_settings(config or file, {FIELDS[name]: value for name, value in given.items()} | sets)
+    fields = {SETTINGS[name][0]: value for name, value in given.items()}
+    if twice := next((name for name in given if SETTINGS[name][0] in sets), None):
+        raise BadInput(f"give --{twice} or --set {SETTINGS[twice][0]}, not both")
+    return make_settings(config or file, fields | sets)
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `SETTINGS`, but for some, before its own; it gets them as the mapping `given`."""
     shared = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
-        for name, annotation in SETTINGS.items()
+        for name, (_, annotation) in SETTINGS.items()
         if name not in left_out
     ]
 
@@ -132,13 +128,8 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Where progress and remarks go."""
+    """Where remarks go."""
     return Console(stderr=True, highlight=False, emoji=False, width=_get_width(sys.stderr))
-
-
-def make_view(*, quiet: bool = False) -> Listener:
-    """The view of a run on standard error, or a listener that shows nothing."""
-    return Listener() if quiet else ConsoleView(stderr())
 
 
 def _get_width(stream: TextIO) -> int | None:
@@ -157,25 +148,6 @@ def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | N
 def print_json(data: Any) -> None:
     """Print a result as JSON, whole or not at all."""
     print(json.dumps(data, indent=1, allow_nan=False))
-
-
-def read_pairs(
-    texts: Sequence[str] | None, option: str = "--set", example: str = "training.learning_rate=0.0005"
-) -> dict[str, Any]:
-    """Values by name of an option `NAME=VALUE` that may be given several times; raises BadInput for anything else."""
-    given: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
-        if name in given:
-            raise BadInput(f"{option} {name} is given twice: give it once")
-        try:
-            given[name] = read_yaml(value)
-        except ValueError:
-            raise BadInput(f"{option} {name}: {value!r} is not a YAML value") from None
-    return given
 
 
 def read_numbers(option: str, text: str) -> list[float]:

@@ -10,11 +10,12 @@ from qra_search.app.baselines import can_shuffle
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.cli.finetune import print_comparison
-from qra_search.app.config import make_config
+from qra_search.app.config import make_config, read_pairs
+from qra_search.app.evaluator import render_row
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import summarize_run
+from qra_search.app.report.live import make_listener
 from qra_search.app.run import Run
-from qra_search.app.tunable import render_row
 
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2"},
@@ -57,8 +58,8 @@ def demo(
 
         qra demo --out runs/demo
     """
-    config = make_config(DEMO, common.read_pairs(sets), source="options")
-    view = common.make_view(quiet=as_json)
+    config = make_config(DEMO, read_pairs(sets), source="options")
+    view = make_listener(not as_json)
     folder = RunFolder(out)
     folder.check_begin(config, resume=folder.has_run)  # before much is said
     if folder.has_run:

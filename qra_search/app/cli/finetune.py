@@ -10,11 +10,12 @@ from qra_search.app.baselines import Against
 from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.compare import Comparison
+from qra_search.app.config import read_pairs
+from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import render_comparison
 from qra_search.app.run import Run
 from qra_search.app.start import open_run
 from qra_search.engines import serve_command
-from qra_search.space.budgets import check_budget_text
 from qra_search.space.memory import format_bytes
 
 AGAINST = (
@@ -83,13 +84,12 @@ def finetune(
 
         qra finetune runs/a --against all --epochs 3 --set finetune.evaluate_every=50
     """
-    budget = None if memory is None else check_budget_text(memory)
     chosen_from = None if rates is None else common.read_numbers("--rates", rates)
-    own = common.read_pairs(sets) | ({} if device is None else {"model.device": device})
+    own = read_pairs(sets) | ({} if device is None else {"model.device": device})
     with open_run(run) as opened:
         comparison = opened.finetune(
             plan,
-            memory=budget,
+            memory=memory,
             steps=steps,
             epochs=epochs,
             seeds=seeds,
@@ -98,7 +98,7 @@ def finetune(
             with_16_bit=with_16_bit,
             rates=chosen_from,
             tolerance=tolerance,
-            progress=common.make_view(quiet=as_json),
+            progress=make_listener(not as_json),
         )
     if as_json:
         common.print_json(comparison.to_dict())
@@ -139,7 +139,7 @@ def export(
 
         qra export runs/a --untuned
     """
-    given = common.read_pairs(options, "--option", "dtype=float32")
+    given = read_pairs(options, "--option", "dtype=float32")
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine

@@ -11,9 +11,9 @@ from qra_search import plugins
 from qra_search.app.cli import common
 from qra_search.app.cli.common import option
 from qra_search.app.config import RunConfig, dump_config
-from qra_search.app.evaluator import build_evaluator
+from qra_search.app.evaluator import TunableEvaluator, build_evaluator
+from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import TextTable
-from qra_search.app.tunable import TunableEvaluator
 from qra_search.errors import BadInput, describe
 from qra_search.space.memory import format_bytes
 
@@ -100,7 +100,7 @@ def doctor(given: Mapping[str, Any], as_json: common.Json = False) -> None:
     if given["model"] is None:
         raise BadInput("--model is missing: name the model to list the GPUs that it fits")
     config = common.read_settings(given)
-    with common.make_view(quiet=as_json) as view:
+    with make_listener(not as_json) as view:
         evaluator = build_evaluator(config, view.progress, weights=False)
     with closing(evaluator):
         cards = list(evaluator.list_fitting_cards()) if isinstance(evaluator, TunableEvaluator) else []

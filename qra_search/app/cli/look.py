@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.markup import escape
 
@@ -13,21 +13,18 @@ from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_answer, make_headline, summarize_run
+from qra_search.app.report.page import write_page
 from qra_search.app.report.tables import (
     TextTable,
     make_allocation_table,
     make_plan_table,
     make_record_table,
 )
-from qra_search.app.search import write_report
 from qra_search.app.start import open_run
 from qra_search.errors import convert_to_bad_input
-from qra_search.schemas import LevelName, format_level
+from qra_search.schemas import format_level
 from qra_search.space.budgets import describe_size
 from qra_search.space.serialization import plan_to_dict, read_choices
-
-Choices = Mapping[str, tuple[LevelName, int]]
-"""Level and rank by the name of a group."""
 
 
 def report(
@@ -46,7 +43,7 @@ def report(
         qra report runs/a
     """
     with convert_to_bad_input():
-        path = write_report(RunFolder(run).read(), out)
+        path = write_page(RunFolder(run).read(), out)
     if as_json:
         common.print_json({"report": str(path)})
     else:
@@ -124,8 +121,8 @@ def show(
         console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 
-def _print_plan_differences(one: Choices, two: Choices, *, as_json: bool) -> None:
-    """Groups for which two plans choose differently."""
+def _print_plan_differences(one: Mapping[str, Any], two: Mapping[str, Any], *, as_json: bool) -> None:
+    """Groups for which two plans choose differently, each by its level and rank."""
     names = dict.fromkeys([*one, *two])
     rows = [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
     if as_json:

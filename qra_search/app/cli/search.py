@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
+
+from rich.table import Table
+from rich.text import Text
 
 from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
 from qra_search.app.cli.common import WHERE, option
-from qra_search.app.cli.dry_run import print_dry_run
-from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import estimate_cost
-from qra_search.app.evaluator import Workers
+from qra_search.app.config import RunConfig, check_budget, dump_config, make_folder_name, require_task
+from qra_search.app.dry_run import (
+    describe_rows,
+    describe_run,
+    estimate_cost,
+    list_run_facts,
+)
+from qra_search.app.evaluator import Workers, build_evaluator
 from qra_search.app.folder import RunFolder
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_run
+from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import make_allocation_table, make_predicted_front_table, render_result
 from qra_search.app.run import Run
-from qra_search.app.settings import check_budget, make_folder_name
 from qra_search.errors import BadInput
 from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
+from qra_search.study.study import Listener
 
+SHOWN = 600
+"""Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
 BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
 
 
@@ -48,10 +60,10 @@ def plan(
         qra plan --model smollm2 --task arithmetic --memory 95MiB --out runs/a
     """
     settings = common.read_settings(given)
-    view = common.make_view(quiet=as_json)
+    view = make_listener(not as_json)
     if dry_run:
         check_budget(settings)
-        print_dry_run(settings, view, is_plan=True, as_json=as_json)
+        _print_dry_run(settings, view, is_plan=True, as_json=as_json)
         return
     with Run(out or make_folder_name(settings), settings) as run:
         result = run.choose_plan(progress=view)
@@ -122,12 +134,12 @@ def search(
     if resumed is not None:
         resumed.config()  # one that was begun from Python has none
     settings = common.read_settings(given, None if resumed is None else resumed.config_file)
-    view = common.make_view(quiet=as_json)
+    view = make_listener(not as_json)
     if dry_run:
         left = (
             None if resumed is None else max(0.0, settings.search.evaluations - resumed.read().result.spent)
         )
-        print_dry_run(settings, view, evaluations=left, as_json=as_json)
+        _print_dry_run(settings, view, evaluations=left, as_json=as_json)
         return
     folder = resumed or RunFolder(out or make_folder_name(settings))
     of_workers = {"--executor": executor, "--address": address}
@@ -155,3 +167,39 @@ def search(
     console.print()
     console.print(render_result(result, comparison))
     common.print_next_steps(folder, result, comparison)
+
+
+def _print_dry_run(
+    config: RunConfig,
+    view: Listener,
+    *,
+    is_plan: bool = False,
+    evaluations: float | None = None,
+    as_json: bool = False,
+) -> None:
+    """Build the evaluator, spend nothing, and print what a command would do."""
+    require_task(config)
+    with view:
+        built = build_evaluator(config, view.progress, weights=False)
+    with closing(built) as evaluator:
+        facts = describe_run(evaluator, config, 0 if is_plan else evaluations)
+        rows = describe_rows(evaluator)
+    if as_json:
+        common.print_json(facts)
+        return
+    console, grid = common.stdout(), Table.grid(padding=(0, 2))
+    console.print("[bold]Config, as resolved[/]")
+    console.print(dump_config(config), markup=False)
+    console.print("[bold]Space and cost[/]")
+    for name, text in list_run_facts(facts, rows, config, is_plan=is_plan):
+        grid.add_row(name, Text(text))
+    console.print(grid)
+    if facts["example"]:
+        console.print("\n[bold]An example, as it is tuned on[/]")
+        for learnt, parts in groupby(facts["example"], lambda piece: piece["learnt"]):
+            text = "".join(piece["text"] for piece in parts)
+            cut = "... " if len(text) > SHOWN else ""
+            name, style = ("learnt", "bold") if learnt else ("given", "")
+            # As a Python literal, which shows spaces and line ends.
+            console.print(f"{name:8}{cut}{text[-SHOWN:]!r}", markup=False, style=style)
+    console.print("\nNothing was run. Leave out --dry-run to go on.")

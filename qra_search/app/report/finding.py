@@ -115,7 +115,7 @@ def make_answer(comparison: Comparison) -> str:
 
 
 def describe_deployed(comparison: Comparison) -> str:
-    """Which model to deploy (see `choose_deployed`): its figure beside those of 16-bit LoRA and of the best within the
+    """Which model to deploy (`Comparison.deployed`): its figure beside those of 16-bit LoRA and of the best within the
     budget, and its share of the memory of the first of these."""
     own, metric = comparison.deployed, comparison.judged_by
     if own is None:

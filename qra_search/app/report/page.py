@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from qra_search.app.compare import Comparison, list_deployable
 from qra_search.app.config import RunConfig, dump_config
@@ -26,7 +24,6 @@ from qra_search.app.report.charts import (
     make_ramp,
     plot_front,
     plot_predicted_loss,
-    plot_rates,
     plot_tuned,
     to_svg,
 )
@@ -52,6 +49,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 SAMPLE = 400
@@ -81,7 +79,7 @@ def render_page(run: Snapshot) -> str:
     """The report of a run; the plan that it shows is the tuned one, or the run's."""
     result, comparison = run.result, run.comparison()
     found = comparison or find_evaluated(result)
-    plan = result.choose_plan() if found is None else found.chosen.plan
+    plan = run.plan if found is None else found.chosen.plan
     headline = make_headline(result, comparison)
     findings = drop_repeated(list_findings(result, comparison), headline)
     foretold, where = run.foretold_rate(), _describe_model_and_task(run)
@@ -108,7 +106,6 @@ def render_page(run: Snapshot) -> str:
         chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
         sizes=_render_chart(plot_predicted_loss(result, plan), headline) if has_sizes and plan else None,
         curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
-        rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
         foretold="" if foretold is None else str(foretold),
         samples=() if comparison is None else (comparison.deployed or comparison.chosen).samples,
         layout=tables.arrange_groups(result.space),
@@ -123,6 +120,8 @@ def render_page(run: Snapshot) -> str:
 
 @functools.cache
 def _load_templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("qra_search.app", "report"),
         autoescape=True,
@@ -147,10 +146,10 @@ def _describe_model_and_task(run: Snapshot) -> list[str]:
     return [str(name) for name in names if name]
 
 
-def _render_chart(figure: Figure, summary: str) -> dict[str, str | Markup]:
-    """A chart and its words; matplotlib escapes the texts in it."""
+def _render_chart(figure: Figure, summary: str) -> dict[str, str]:
+    """A chart and its words."""
     label = str(figure.get_label())
-    return {"svg": Markup(to_svg(figure, theme="page", key=label)), "label": f"{label}. {summary}"}  # noqa: S704
+    return {"svg": to_svg(figure, theme="page", key=label), "label": f"{label}. {summary}"}
 
 
 def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -> list[tuple[str, str, str]]:

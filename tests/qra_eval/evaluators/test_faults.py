@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from functools import partial
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_search import Study, search
 from qra_search.app.config import make_config
-from qra_search.app.evaluator import EvaluatorFactory
+from qra_search.app.evaluator import build_in_worker
 from qra_search.executors import ProcessExecutor, RemoteEvaluator
 from qra_search.log.journal import LogError
 
@@ -47,7 +48,7 @@ def config(files, *, compute="auto", **quantization):
 
 
 def build(files, **changed) -> QuantizedLoRAEvaluator:
-    return EvaluatorFactory(config(files, **changed))()
+    return build_in_worker(config(files, **changed))
 
 
 def facts(trials) -> list:
@@ -112,7 +113,7 @@ def test_two_workers_that_begin_at_once_share_one_bank(files, monkeypatch):
     monkeypatch.setattr(
         multiprocessing, "get_context", {"spawn": multiprocessing.get_context("fork")}.__getitem__
     )
-    with ProcessExecutor(EvaluatorFactory(config(files)), 2) as executor:
+    with ProcessExecutor(partial(build_in_worker, config(files)), 2) as executor:
         remote = RemoteEvaluator(executor)
         groups = remote.space.groups
         result = search(remote, **OPTIONS, batch=2, executor=executor)

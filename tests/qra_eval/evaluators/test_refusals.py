@@ -12,7 +12,7 @@ from evaluators import make_evaluator
 from qra_eval import hub
 from qra_eval.evaluators import quantized_lora
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
-from qra_search.app.tunable import RowCount
+from qra_search.app.evaluator import RowCount
 from qra_search.errors import BadInput
 
 CASES: list[tuple[dict[str, Any], str]] = [

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from qra_eval import load
 from qra_eval.export import export
 from qra_eval.export.tuned import TunedRun
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 
 SMALL = (
     "--model tiny --task arithmetic --ranks 4,8 --memory 12bpw --granularity fused --strategy random "

@@ -6,7 +6,7 @@ import math
 
 from evaluators import make_evaluator
 
-from qra_search.app.tunable import RateTrial
+from qra_search.app.evaluator import RateTrial
 
 STEPS = 10
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from qra_search import BadInput
 from qra_search.app.config import (
     ConfigError,
     RunConfig,
+    change_settings,
     dump_config,
     find_differences,
     load_config,
     make_config,
+    make_settings,
 )
 
 
@@ -127,7 +130,7 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no config file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ConfigError, match="is not UTF-8"):
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
         load_config(tmp_path / "c.yaml")
 
 
@@ -139,6 +142,58 @@ def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
 @pytest.mark.parametrize("given", [113246208, "113246208"])
 def test_a_budget_may_be_a_plain_number_of_bytes(given: Any, tmp_path: Path) -> None:
     config = make_config({"search": {"memory": given}})
-    assert config.search.memory == (given,)
+    assert [budget.text for budget in config.search.memory] == [given]
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            3,
+            r"config is 3 \(int\): a RunConfig, a mapping of its fields, or the path of a YAML file is needed",
+        ),
+        (RunConfig, "RunConfig.* a RunConfig, a mapping of its fields"),
+        ({"serch": {}}, "serch is not a known field: did you mean search"),
+    ],
+    ids=repr,
+)
+def test_a_config_that_cannot_be_used_is_refused_in_words(config: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        make_settings(config)
+
+
+def test_of_a_searchs_settings_a_tuning_takes_the_rows_that_it_validates_on() -> None:
+    known = make_config({})
+    changes = {"evaluation.validation_rows": 8, "finetune.evaluate_every": 1}
+    assert change_settings(known, settings=changes).evaluation.validation_rows == 8
+    with pytest.raises(BadInput, match=r"evaluation\.steps is 12 in this run and cannot be changed"):
+        change_settings(known, settings={"evaluation.steps": 8})
+
+
+def test_relative_paths_are_kept_from_the_root_and_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tiny", "models/mine"):
+        Path(folder).mkdir(parents=True)
+    for file in ("rows.jsonl", "slots.py"):
+        Path(file).touch()
+    for given, kept in (
+        (
+            {"model.name": "models/mine", "task.name": "rows.jsonl"},
+            (str(tmp_path / "models/mine"), str(tmp_path / "rows.jsonl")),
+        ),
+        ({"model.name": "tiny", "task.name": "slots.py:Slots"}, ("tiny", f"{tmp_path / 'slots.py'}:Slots")),
+        ({"model.name": "owner/name", "task.name": "arithmetic"}, ("owner/name", "arithmetic")),
+    ):
+        config = make_settings(None, given)
+        assert (config.model.name, config.task.name) == kept
+    config = make_settings(
+        {"task": {"name": "text", "data": "rows.jsonl", "metrics": ["slots.py:f", "module:f"]}}
+    )
+    assert config.task.data == str(tmp_path / "rows.jsonl")
+    assert config.task.metrics == (f"{tmp_path / 'slots.py'}:f", "module:f")
+    for cache in ("bank", str(tmp_path / "bank")):
+        assert make_settings({"quantization": {"cache": cache}}).quantization.cache == str(tmp_path / "bank")

@@ -1,4 +1,4 @@
-"""What is said of a run before it begins: cost, gain, rows."""
+"""What is said of a run before it begins: cost, gain, rows; more is asked only of an evaluator that can tune."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 from fakes import AdditiveEvaluator, QuietTunable
 
+from qra_eval import QuantizedLoRAEvaluator
 from qra_search import BudgetTooSmall
-from qra_search.app.cli.dry_run import describe_run
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import (
     describe_rows,
+    describe_run,
     estimate_cost,
     format_cost,
     report_rows,
 )
-from qra_search.app.tunable import RowCount
+from qra_search.app.evaluator import RowCount, TunableEvaluator, check_can_tune
+from qra_search.errors import BadInput
 from qra_search.study.study import Listener
+from qra_search.testing.scenarios import ToyEvaluator
 
 
 class Estimating(AdditiveEvaluator, QuietTunable):
@@ -118,3 +121,23 @@ def test_rows_that_are_few_or_cut_are_reported(counts: dict[str, RowCount], line
         if heard
         else ["96 train, 64 validation, 128 test"]
     )
+
+
+def test_of_an_evaluator_that_only_searches_nothing_more_is_asked() -> None:
+    formula = ToyEvaluator()
+    facts = describe_run(formula, RunConfig())
+    assert facts["rows"] == {} and facts["estimate"] == {} and facts["example"] == []
+    assert describe_rows(formula) == [] and estimate_cost(formula, 10, is_measured=False) is None
+    with pytest.raises(BadInput, match="cannot fine-tune a plan"):
+        check_can_tune(formula, RunConfig())
+
+
+def test_the_real_evaluator_can_be_tuned_and_the_contract_is_abstract() -> None:
+    assert issubclass(QuantizedLoRAEvaluator, TunableEvaluator)
+    assert not QuantizedLoRAEvaluator.__abstractmethods__
+    assert {
+        "tune",
+        "estimate_search_cost",
+        "row_counts",
+        "list_fitting_cards",
+    } <= TunableEvaluator.__abstractmethods__

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from qra_search.app.evaluator import RateTrial
 from qra_search.app.rates import choose_trial, foretell_rate
-from qra_search.app.tunable import RateTrial
 
 
 def make_trials(

@@ -1,8 +1,11 @@
-"""`Run`: the folders of the commands, from Python."""
+"""`Run`, the folders of the commands, from Python; and what is kept if a search fails, is killed, or is not first."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,15 @@ from cli_runner import Qra
 
 import qra_search
 from qra_search import BadInput, Callback, Run, SearchResult, search
-from qra_search.app.config import ConfigError, dump_config, make_config
+from qra_search.app.config import ConfigError, dump_config, make_config, make_settings
 from qra_search.app.evaluator import build_evaluator
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import NoRun, RunFolder, read_plan_data
 from qra_search.app.report.finding import summarize_run
-from qra_search.app.search import begin_run, search_run
-from qra_search.app.settings import make_settings
+from qra_search.app.search import plan_run, search_run
+from qra_search.errors import EvaluationFailed
+from qra_search.files import write_json
 from qra_search.schemas import TuningRecord
+from qra_search.space.serialization import plan_to_dict
 from qra_search.study.study import Listener, StudyFailed
 from qra_search.testing.scenarios import ToyEvaluator
 
@@ -105,9 +110,9 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
     config, folder = make_settings(SETTINGS), RunFolder(tmp_path / "b")
     other = make_settings(SETTINGS, {"search.seed": 5})
     with (
-        begin_run(config, folder),
+        folder.begin(config),
         pytest.raises(KeyboardInterrupt),
-        begin_run(other, RunFolder(tmp_path / "b")),
+        RunFolder(tmp_path / "b").begin(other),
     ):
         search_run(build_evaluator(config, print), config, folder, Listener())
         raise KeyboardInterrupt
@@ -116,7 +121,7 @@ def test_a_log_that_was_begun_keeps_its_settings_and_a_second_process_those_of_t
         other = make_settings(SETTINGS, {field: value})
         with (
             pytest.raises(BadInput, match=f"holds another run: {field} is"),
-            begin_run(config, folder, resume=True),
+            folder.begin(config, resume=True),
         ):
             search_run(build_evaluator(other, print), other, folder, Listener())
     assert folder.config() == config
@@ -193,3 +198,122 @@ def test_progress_goes_where_it_is_asked_for_and_leaves_no_listener_for_the_next
     telling.progress = lambda *step: heard.append(step)
     search(telling, **options, progress=True)
     assert len(heard) == 6 and "measure" not in capsys.readouterr().err
+
+
+def fail_to_evaluate(*args: Any, **kwargs: Any) -> Any:
+    raise EvaluationFailed("out of memory")
+
+
+def test_a_search_that_was_killed_has_the_plan_of_its_log(tmp_path: Path) -> None:
+    class Killed(Callback):
+        def on_result(self, study: Any, trial: Any) -> None:
+            if len(study.log) == 9:
+                raise KeyboardInterrupt
+
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.choose_plan()
+        before = min(made.result.space.uniform_plans(), key=made.result.space.memory_bytes)
+        write_json(made.folder.plan_file, plan_to_dict(made.result.space, before))
+        with pytest.raises(KeyboardInterrupt):
+            made.search(callbacks=[Killed()])
+        assert made.plan == made.result.choose_plan() != before
+        assert read_plan_data(made.path) == plan_to_dict(made.result.space, made.plan)
+
+
+def test_a_search_of_which_nothing_came_leaves_the_run_its_plan(tmp_path: Path) -> None:
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.choose_plan()
+        before, space = made.plan, made.result.space
+        record = TuningRecord(before, 0, 3, space.memory_bytes(before), 1.0, (1.5,), (1,))
+        made.folder.tuning(record.id).path.mkdir(parents=True)
+        made.folder.tuning(record.id).write(record)
+        made.folder.select(record, 0)
+        made.evaluator().evaluate = fail_to_evaluate  # type: ignore[method-assign]
+        with pytest.raises(
+            StudyFailed, match="the first 5 evaluations all failed, the last with: .*out of memory"
+        ):
+            made.search()
+        assert made.plan == before and made.folder.read().comparison() is not None
+        made.folder.plan_file.unlink()  # as if killed
+        with pytest.raises(NoRun, match="has no plan yet"):
+            made.folder.read().require_plan()
+        assert made.folder.read().comparison() is not None, "the tuning is shown nevertheless"
+
+
+def test_what_another_process_planned_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
+    config, other = make_settings(SETTINGS), make_settings(SETTINGS, {"search.memory": ["uniform2r4"]})
+    folder, evaluator = RunFolder(tmp_path / "a"), build_evaluator(config, print)
+    measure = evaluator.sensitivities
+
+    def measure_slowly() -> Any:
+        with folder.begin(other):
+            plan_run(build_evaluator(other, print), other, folder, Listener())
+        return measure()
+
+    evaluator.sensitivities = measure_slowly  # type: ignore[method-assign]
+    with folder.begin(config), pytest.raises(BadInput, match="holds another run: search.memory is"):
+        plan_run(evaluator, config, folder, Listener())
+    read = folder.read()
+    assert read.config == other
+    assert read.result.space.memory_bytes(read.require_plan()) <= read.result.memory_budgets[-1]
+
+
+def test_a_number_that_was_refused_is_no_setting(tmp_path: Path) -> None:
+    with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
+        made.search(evaluations=6)
+        with pytest.raises(BadInput, match="has spent 6 evaluations"):
+            made.search(evaluations=3)
+        assert made.search().spent == 6
+
+
+SEARCH = """
+import sys
+import time
+from pathlib import Path
+from qra_search import BadInput, Run
+from qra_search.app import search
+from qra_search.app.config import make_settings
+
+role, folder = sys.argv[1], Path(sys.argv[2])
+settings = {"evaluator": "landscape", "space": {"granularity": "layer"}, "options": {"layers": 4}}
+settings["search"] = {"strategy": "random", "evaluations": 6, "memory": "uniform3r8"}
+make = search.Study
+
+
+def make_slowly(*given, **options):
+    "Called while the log is locked, and nothing is written in it."
+    folder.with_name("locked").touch()
+    while not folder.with_name("refused").exists():
+        time.sleep(0.01)
+    return make(*given, **options)
+
+
+if role == "first":
+    search.Study = make_slowly
+try:
+    Run(folder, make_settings(settings)).search(resume=False, progress=False)
+except BadInput as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def test_the_process_that_is_refused_leaves_the_log_of_the_other(tmp_path: Path) -> None:
+    script = tmp_path / "search.py"
+    script.write_text(SEARCH)
+    run, locked = tmp_path / "a", tmp_path / "locked"
+    first = subprocess.Popen(
+        [sys.executable, str(script), "first", str(run)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while first.poll() is None and not locked.exists():
+            time.sleep(0.01)
+        second = subprocess.run(
+            [sys.executable, str(script), "second", str(run)], stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert second.returncode == 1 and "is being written by" in second.stderr
+        assert (run / "trials.jsonl.lock").exists()
+    finally:
+        (tmp_path / "refused").touch()
+        _, errors = first.communicate()
+    assert first.returncode == 0, errors
+    assert RunFolder(run).read().result.spent == 6 and RunFolder(run).plan_file.is_file()

@@ -9,7 +9,7 @@ import pytest
 from qra_search import BadInput
 from qra_search.app import evaluator
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.evaluator import EvaluatorFactory, Workers, make_executor
+from qra_search.app.evaluator import Workers, build_in_worker, make_executor
 from qra_search.executors import workers as processes
 
 
@@ -70,7 +70,7 @@ def test_in_a_worker_its_gpu_is_cuda_whatever_its_number_is_outside(monkeypatch,
     seen = []
     monkeypatch.setenv("QRA_DEVICE", "cuda")
     monkeypatch.setattr(evaluator.plugins, "load", lambda kind, name: seen.append)
-    EvaluatorFactory(config(device))()
+    build_in_worker(config(device))
     assert seen[0].model.device == built
 
 

@@ -12,7 +12,7 @@ from qra_search import BudgetTooSmall, Evaluation, Proposal, Study, TrialLog, se
 from qra_search.allocate.solve import solve
 from qra_search.app.report.finding import summarize_run
 from qra_search.errors import EvaluationFailed
-from qra_search.space.budgets import resolve_budget, resolve_budgets
+from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_from_dict, plan_to_dict, read_sensitivities
 
 
@@ -52,7 +52,7 @@ def test_the_sensitivities_plan_is_a_candidate_until_evaluations_speak_against_t
 
 def test_a_plan_that_failed_is_not_handed_over(monkeypatch):
     evaluator = AdditiveEvaluator()
-    budget = resolve_budget(evaluator.space, "uniform3r8")
+    budget = resolve_budgets(evaluator.space, "uniform3r8")[0]
     allocated = solve(evaluator.space, evaluator.sensitivities(), budget).plan
     evaluate = evaluator.evaluate
 

@@ -51,7 +51,7 @@ def test_options_of_a_strategy_are_written_behind_its_name() -> None:
     assert bench.parse_strategy("nsga2?population=8").population == 8
     with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: known are none"):
         bench.parse_strategy("random?depth=3")
-    with pytest.raises(ValueError, match="is not OPTION=VALUE"):
+    with pytest.raises(ValueError, match="option of random is 'depth': a name and a value are needed"):
         bench.parse_strategy("random?depth")
 
 

@@ -13,9 +13,9 @@ from cli_runner import MIXED, SEARCHED, write_plan
 from fakes import QuietTunable
 
 from qra_search import Plan, plugins
-from qra_search.app.cli.errors import run_safely
+from qra_search.app.cli.app import run_safely
 from qra_search.app.config import RunConfig
-from qra_search.app.tunable import RateTrial
+from qra_search.app.evaluator import RateTrial
 from qra_search.errors import EvaluationFailed
 from qra_search.schemas import TuningRecord
 

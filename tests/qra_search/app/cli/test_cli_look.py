@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from cli_runner import Qra
+from report_runs import make_run
 
 from qra_search.app.folder import RunFolder
 from qra_search.log.journal import TrialLog
+from qra_search.schemas import Plan
+from qra_search.space.serialization import plan_to_dict
+from qra_search.testing.scenarios import TWO_WAYS, make_toy_space
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of one space: `a` by the additive strategy, `b` by random; modules of three layers."""
-    from qra_search.app.cli.errors import run_safely
+    from qra_search.app.cli.app import run_safely
 
     path = tmp_path_factory.mktemp("look")
     for name, strategy, seed in (("a", "additive", "0"), ("b", "random", "1")):
@@ -72,3 +77,24 @@ def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Pat
     assert shown.splitlines()[1].startswith(f"{runs / 'b'}: Validation loss ")
     assert all(name in shown for name in expected) and f"{len(expected)} of 21 groups differ." in shown
     assert "0 of 21 groups differ." in qra("show", runs / "a", runs / "a" / "plan.json").out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    space = make_toy_space(bits=TWO_WAYS, ranks=(0, 4, 8))
+    return make_run(tmp_path_factory.mktemp("levels") / "a", space=space, memory=("uniform nf4 r4",)).path
+
+
+def test_a_plan_file_is_shown_by_the_names_of_its_levels(qra: Qra, run: Path, tmp_path: Path) -> None:
+    space, plan = RunFolder(run).read().result.space, Plan(("hqq-4", "nf4", 2, 2, 2), (8,) * 5)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_to_dict(space, plan)))
+    assert "hqq-4, rank 8" in qra("show", run, file).out
+
+
+def test_show_and_report_name_the_levels(qra: Qra, run: Path) -> None:
+    shown = qra("show", run).out
+    assert "2 bits; nf4 (4 bits, bitsandbytes); hqq-4 (4 bits, hqq); 8 bits" in shown
+    assert qra("report", run).status == 0
+    page = (run / "report.html").read_text()
+    assert "hqq-4" in page and "bitsandbytes" in page

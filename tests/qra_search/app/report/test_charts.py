@@ -12,7 +12,6 @@ import pytest
 from report_runs import EVIL, add_tunings, make_run
 
 from qra_search.app.folder import Snapshot
-from qra_search.app.rates import foretell_rate
 from qra_search.app.report.charts import (
     MIB,
     fit_axis,
@@ -20,13 +19,11 @@ from qra_search.app.report.charts import (
     make_figure,
     plot_front,
     plot_predicted_loss,
-    plot_rates,
     plot_tuned,
     put_label,
     to_svg,
     use_chart_style,
 )
-from qra_search.app.tunable import RateTrial
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -61,12 +58,12 @@ def test_predicted_uniform_plans_lie_at_their_bytes_and_none_below_the_plans_of_
 ) -> None:
     space, plan = run.result.space, run.require_plan()
     (axes,) = plot_predicted_loss(run.result, plan).axes
-    line, *squares, own = (artist.get_xydata() for artist in axes.lines)
+    line, squares, own = (artist.get_xydata() for artist in axes.lines)
     assert own[0][0] == pytest.approx(space.memory_bytes(plan) / MIB)
     least = [space.uniform(level, min(space.uniform_ranks)) for level in space.bits]
     wanted = [space.memory_bytes(plan) / MIB for plan in least if plan is not None]
-    assert [square[0][0] for square in squares] == pytest.approx(wanted) and len(wanted) > 1
-    gaps = [square[0][1] - line[line[:, 0] <= square[0][0] + 1e-9, 1].min() for square in squares]
+    assert squares[:, 0].tolist() == pytest.approx(wanted) and len(wanted) > 1
+    gaps = [loss - line[line[:, 0] <= size + 1e-9, 1].min() for size, loss in squares]
     assert min(gaps) >= -1e-9 and max(gaps) > 1e-3
 
 
@@ -130,7 +127,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_what_was_tuned_and_the_trials_of_rates_have_charts(run: Snapshot) -> None:
+def test_what_was_tuned_lies_at_its_bytes_and_right_answers(run: Snapshot) -> None:
     comparison = run.comparison()
     assert comparison is not None
     (axes,) = plot_tuned(comparison).axes
@@ -138,8 +135,3 @@ def test_what_was_tuned_and_the_trials_of_rates_have_charts(run: Snapshot) -> No
     tuned = [t for t in comparison.tunings if t.role in ("plan", "uniform")]
     wanted = {(t.memory_bytes / MIB, 100 * t.metrics["exact_match"]) for t in tuned}
     assert {tuple(map(float, place)) for place in places} >= wanted
-    trials = [RateTrial(rate, 100, 100, loss) for rate, loss in ((1e-3, 0.5), (2e-3, 0.4), (4e-3, 0.6))]
-    foretold = foretell_rate(trials, 600)
-    (axes,) = plot_rates(foretold).axes
-    assert f"{foretold.rate:g} for 600 steps" in {note.get_text() for note in axes.texts}
-    assert axes.lines[-1].get_xydata().tolist() == [[1, 0.5], [2, 0.4], [4, 0.6]]

@@ -9,9 +9,8 @@ from report_runs import Bits, Guessing, evil_space
 from rich.console import Console
 
 from qra_search import Study
-from qra_search.app.cli.common import make_view
 from qra_search.app.report import live
-from qra_search.app.report.live import ConsoleView
+from qra_search.app.report.live import ConsoleView, make_listener
 from qra_search.study.study import Listener
 
 
@@ -54,7 +53,7 @@ def test_bars_are_drawn_in_a_terminal_that_can_redraw_and_nothing_is_shown_if_qu
     ):
         assert ConsoleView(on).can_draw is draws
     for quiet in (False, True):
-        with make_view(quiet=quiet) as view:
+        with make_listener(not quiet) as view:
             view.say("words")
             view.progress("quantize", 1, 2)
             study(view).run()
