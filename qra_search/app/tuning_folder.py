@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +15,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qra_search.errors import BadInput
-from qra_search.files import read_json, write_json
+from qra_search.files import read_json, write_json, write_text
 from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
 RECORDS = TypeAdapter(TuningRecord)
-LOCK_FILE = ".lock"
+LOCK_FILE, OWNER_FILE = ".lock", ".owner"
 CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
 ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
 
@@ -50,12 +52,23 @@ class TuningFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK_FILE, thread_local=False)
         try:
-            held = lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
-        with held:
+        try:
+            write_text(self.path / OWNER_FILE, f"process {os.getpid()} on {socket.gethostname()}")
             yield True
+        finally:
+            lock.release()
+
+    @property
+    def owner(self) -> str:
+        """The process that locked the folder last, for messages; a lock's own file is emptied by all who try it."""
+        try:
+            return (self.path / OWNER_FILE).read_text("utf-8")
+        except OSError:
+            return "another process"
 
 
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from qra_search.allocate.solve import (
     spread_budgets,
 )
 from qra_search.app.compare import Comparison, TunedPlan
+from qra_search.app.rates import Foretold
 from qra_search.app.report.formatting import format_loss
 from qra_search.schemas import Plan, format_level
 from qra_search.space.memory import format_bytes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import BboxBase
 
 MIB = 2**20
+PER_MILLE = 1e-3
 LEGEND_ROW, LEGEND_GAP = 20, 22
 """Height of a legend's rows, and of the axis title below it."""
 LEAST_SPAN = 0.05
@@ -204,6 +206,26 @@ def _draw_marks(axes: Axes, kind: str, places: Sequence[tuple[float, float]], c:
         label=kind,
         zorder=3,
     )
+
+
+def plot_rates(foretold: Foretold) -> Figure:
+    """Loss over the learning rate of the trials, a line for each length, and the rate that they foretell."""
+    with use_chart_style() as c:
+        figure, axes = make_figure("Trials of learning rates", CHART)
+        known = [trial for trial in foretold.trials if math.isfinite(trial.loss)]
+        rates = [foretold.rate, *(trial.rate for trial in known)]
+        fit_axis(axes, "x", "learning rate, thousandths", [rate / PER_MILLE for rate in rates], log=True)
+        _, top = fit_axis(axes, "y", "validation loss", [trial.loss for trial in known])
+        labels = [
+            (f"{foretold.rate:g} for {foretold.steps} steps", (foretold.rate / PER_MILLE, top), (7.0, -8.0))
+        ]
+        axes.axvline(foretold.rate / PER_MILLE, color=c["best"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
+        for length in sorted({trial.steps for trial in known}):
+            line = sorted((t.rate / PER_MILLE, t.loss) for t in known if t.steps == length)
+            axes.plot(*zip(*line, strict=True), color=c["found"], marker="o", markersize=9)
+            labels.append((f"{length} steps", line[-1], (9.0, 10.0)))
+        _write_labels(axes, labels)
+    return figure
 
 
 def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], tuple[float, float]]]) -> None:

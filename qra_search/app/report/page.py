@@ -24,6 +24,7 @@ from qra_search.app.report.charts import (
     make_ramp,
     plot_front,
     plot_predicted_loss,
+    plot_rates,
     plot_tuned,
     to_svg,
 )
@@ -106,6 +107,7 @@ def render_page(run: Snapshot) -> str:
         chart=_render_chart(plot_front(result, plan), headline) if result.candidates else None,
         sizes=_render_chart(plot_predicted_loss(result, plan), headline) if has_sizes and plan else None,
         curve=_render_chart(plot_tuned(comparison), headline) if comparison and has_curve else None,
+        rates=_render_chart(plot_rates(foretold), str(foretold)) if foretold else None,
         foretold="" if foretold is None else str(foretold),
         samples=() if comparison is None else (comparison.deployed or comparison.chosen).samples,
         layout=tables.arrange_groups(result.space),

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from report_runs import EVIL, add_tunings, make_run
 
+from qra_search.app.evaluator import RateTrial
 from qra_search.app.folder import Snapshot
+from qra_search.app.rates import foretell_rate
 from qra_search.app.report.charts import (
     MIB,
     fit_axis,
@@ -19,6 +21,7 @@ from qra_search.app.report.charts import (
     make_figure,
     plot_front,
     plot_predicted_loss,
+    plot_rates,
     plot_tuned,
     put_label,
     to_svg,
@@ -127,7 +130,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_what_was_tuned_lies_at_its_bytes_and_right_answers(run: Snapshot) -> None:
+def test_what_was_tuned_and_the_trials_of_rates_have_charts(run: Snapshot) -> None:
     comparison = run.comparison()
     assert comparison is not None
     (axes,) = plot_tuned(comparison).axes
@@ -135,3 +138,8 @@ def test_what_was_tuned_lies_at_its_bytes_and_right_answers(run: Snapshot) -> No
     tuned = [t for t in comparison.tunings if t.role in ("plan", "uniform")]
     wanted = {(t.memory_bytes / MIB, 100 * t.metrics["exact_match"]) for t in tuned}
     assert {tuple(map(float, place)) for place in places} >= wanted
+    trials = [RateTrial(rate, 100, 100, loss) for rate, loss in ((1e-3, 0.5), (2e-3, 0.4), (4e-3, 0.6))]
+    foretold = foretell_rate(trials, 600)
+    (axes,) = plot_rates(foretold).axes
+    assert f"{foretold.rate:g} for 600 steps" in {note.get_text() for note in axes.texts}
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 0.5], [2, 0.4], [4, 0.6]]
