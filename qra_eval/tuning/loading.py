@@ -65,7 +65,7 @@ def load(
     folder = find_tuning(Path(folder), tuning)
     plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(folder, plan=plan, device=device, weights=weights)
+    model, tokenizer = load_base(folder, device=device, weights=weights)
     keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -86,20 +86,10 @@ def load(
     return tuned, tokenizer
 
 
-def load_base(
-    folder: str | Path,
-    *,
-    plan: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    weights: str = "auto",
-) -> tuple[Any, Any]:
-    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
-
-    Args:
-        plan: what the folder's `plan.json` holds, if it was read.
-    """
+def load_base(folder: str | Path, *, device: str = "auto", weights: str = "auto") -> tuple[Any, Any]:
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
     folder, place = find_tuning(Path(folder)), resolve_device(device)
-    data = read_tuned_plan(folder) if plan is None else plan
+    data = read_tuned_plan(folder)
     loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(

@@ -11,9 +11,7 @@ from token_rows import CPU, adapted, rows
 
 from qra_eval.quantized import adapters
 from qra_eval.tasks.batches import make_batches, measure_loss, schedule_batches
-from qra_eval.tuning import full
-from qra_eval.tuning.full import CURVE_FILE, FullTuning
-from qra_eval.tuning.training import train
+from qra_eval.tuning.training import CURVE_FILE, FullTuning, train
 from qra_search.errors import RunFailed
 from qra_search.sections import FinetuneConfig, TrainingConfig
 
@@ -103,22 +101,6 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(RunFailed, match=f"{path.name} is damaged .* delete it"):
             tune(tmp_path)
-
-
-def test_a_full_disk_ends_no_tuning_before_its_last_step(whole, tmp_path, monkeypatch, caplog):
-    writes = []
-
-    def failing(*args, **options):
-        writes.append(args)
-        raise OSError(28, "No space left on device", str(args[1]))
-
-    monkeypatch.setattr(full, "write_tensors", failing)
-    with pytest.raises(OSError, match="No space left"):
-        tune(tmp_path)
-    assert len(writes) == STEPS
-    assert "could not write the checkpoint at step 1; training continues" in caplog.text
-    monkeypatch.undo()
-    assert same(tune(tmp_path)[0], whole[0])
 
 
 def test_the_adapters_of_the_lowest_loss_on_validation_rows_are_kept(tmp_path):
