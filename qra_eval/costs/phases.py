@@ -78,7 +78,7 @@ def estimate_peaks(
         ),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
-        "tune": run.make_peak(max(tuning, run.count_untuned_bytes("test", tested))),
+        "tune": run.make_peak(max(tuning, run.count_untuned_bytes())),
         "export": PeakMemory(0, run.count_export_bytes()),
     }
 
@@ -305,11 +305,12 @@ class _Run:
         mask = rows * longest**2 * self.wide
         return kept + mask + self.activations.count_pass_bytes(rows, longest, rows, training=False)
 
-    def count_untuned_bytes(self, split: SplitName, rows: int) -> int:
+    def count_untuned_bytes(self) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
-        batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
+        rows = self.tuner.rows("test", self.tuner.finetune.test_rows)
+        batches = make_batches(rows, 2 * self.settings.batch_size)
         forward = self.bare.count_layer_bytes(*find_largest_shape(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         highest = max(self.count_layer_copy_bytes() + forward, logits)
