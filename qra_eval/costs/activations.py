@@ -17,6 +17,7 @@ from torch import nn
 from qra_eval.models.attention import LONGEST_ROW, NAME
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import EXPERT, find_fused_kind
+from qra_eval.models.loaded import get_head_dim
 from qra_eval.tasks.batches import CHUNK
 
 DEQUANTIZE_BYTES = 5
@@ -69,8 +70,8 @@ class Activations:
         rows = min(ROWS, self.vocabulary) if tables else 0
         self.head_rows = rows * self.hidden * (self.wide + decoding)
         keys = getattr(self.text, "num_key_value_heads", None) or self.heads
-        width = getattr(self.text, "head_dim", None) or self.hidden // self.heads
-        self.rotated = (self.heads + keys) * width
+        self.key_width = keys * get_head_dim(self.text)
+        self.rotated = self.heads * get_head_dim(self.text) + self.key_width
         self.numbers = self.widest = 0
         self._add_linears(linears, dropout)
         self.norm_bytes = self._count_norm_bytes(layer, linears)

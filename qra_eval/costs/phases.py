@@ -298,10 +298,7 @@ class _Run:
         rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
-        text = tuner.model.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
-        kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
+        kept = 2 * self.layers * rows * (longest + answer) * self.activations.key_width * self.wide
         mask = rows * longest**2 * self.wide
         return kept + mask + self.activations.count_pass_bytes(rows, longest, rows, training=False)
 

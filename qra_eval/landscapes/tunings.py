@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -27,9 +27,6 @@ from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivitie
 from qra_search.space.budgets import resolve_budget
 from qra_search.space.serialization import read_sensitivities
 from qra_search.space.space import SearchSpace
-
-if TYPE_CHECKING:
-    import pandas
 
 DATA = Path(__file__).parent / "data"
 TASKS = ("banking77", "restaurant8k")
@@ -65,18 +62,11 @@ LEAST_DAMAGE = 1e-9
 
 
 # -- the table -------------------------------------------------------------------------------------
-def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame:
-    """The table of a task, or of both: a line a tuning, in the order in which they were made.
-
-    Columns are those of the card. A tuning that diverged has no losses, and says why in `failed`.
-    """
-    import pandas
-
-    rows = [row for name in ((task,) if task is not None else TASKS) for row in read_rows(name, data)]
-    return pandas.DataFrame(rows)
-
-
 def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
+    """The table of a task: a row a tuning, in the order in which they were made; columns are those of the card.
+
+    A tuning that diverged has no losses, and says why in `failed`.
+    """
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
     file = data / "tunings.jsonl"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qra_eval.models.loaded import get_head_dim
+
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
 
@@ -98,10 +100,6 @@ def get_query_scale(config: Any, family: Family) -> int:
     if config.num_hidden_layers == family.scalars:
         return int(config.hidden_size // config.num_attention_heads)
     return get_head_dim(config)
-
-
-def get_head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:

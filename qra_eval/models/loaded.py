@@ -119,6 +119,10 @@ def get_max_positions(model: nn.Module) -> int | None:
     return most
 
 
+def get_head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Before a head is called with the last positions alone: in half precision on a CPU, torch multiplies rows that do
     not lie side by side one by one, with a copy of the head for each."""

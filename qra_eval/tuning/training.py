@@ -94,7 +94,7 @@ class Training:
         labels = sum(len(batch.targets) for batch in batches)
         value = 0.0
         for batch in batches:
-            loss = compute_batch_loss(model, head, batch.to(self.device), "sum") / labels
+            loss = compute_batch_loss(model, head, batch.to(self.device)) / labels
             loss.backward()
             value += float(loss.detach())
         if not math.isfinite(value):
