@@ -33,8 +33,7 @@ from qra_eval.tasks.base import Rows
 from qra_eval.tasks.scoring import Metric, check_metric, load_metrics
 from qra_eval.tuning.final import measure_untuned, tune, write_base
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory, try_rate
-from qra_eval.tuning.generate import generate
-from qra_eval.tuning.loading import load
+from qra_eval.tuning.loading import generate, load
 from qra_eval.tuning.training import Diverged
 from qra_search.app.config import RunConfig, make_config
 from qra_search.app.tunable import RateTrial, RowCount, TunableEvaluator

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class FullTuning(TrainerCallback):
         self.curve: list[str] = []
         self.resumed_after = 0
         self.earlier_seconds = 0.0
-        self._interrupted = False
+        self._interrupted = Event()
         self._written = time.monotonic()
 
     @property
@@ -214,7 +215,6 @@ class FullTuning(TrainerCallback):
         return self.folder / CHECKPOINT_FILE
 
     def on_train_begin(self, training: Training) -> None:
-        self._written = time.monotonic()
         if self.folder is None:
             return
         if self.checkpoint.is_file():
@@ -238,7 +238,7 @@ class FullTuning(TrainerCallback):
                 self.best = {name: p.detach().cpu().clone() for name, p in get_parameters(training).items()}
         self._write_step(step, figures)
         # What comes while this waits is for the next step.
-        interrupted = self._interrupted
+        interrupted = self._interrupted.is_set()
         minutes = (time.monotonic() - self._written) / 60
         if self.folder is not None and (is_last or interrupted or minutes >= settings.checkpoint_minutes):
             self._write_checkpoint(training)
@@ -249,11 +249,7 @@ class FullTuning(TrainerCallback):
 
     def save_on_interrupt(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
-
-        def request_interrupt() -> None:
-            self._interrupted = True
-
-        return nullcontext() if self.folder is None else on_interrupt(request_interrupt)
+        return nullcontext() if self.folder is None else on_interrupt(self._interrupted.set)
 
     def on_train_end(self, training: Training) -> None:
         """Put the best parameters in place, if there are any."""
