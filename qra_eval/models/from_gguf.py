@@ -70,7 +70,10 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
                 header = BoundedReader(path)
                 if any("rope.scaling.type" in name for name in header.fields):
                     warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
-                with _share_reader(header):
+                # transformers asks gguf for both once: it reads a file for each part of a model, and maps all names of
+                # tensors for each module, which takes 20 seconds for SmolLM2.
+                names = cache(gguf.get_tensor_name_map)
+                with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
                     model, tokenizer = _read_model(path, dtype)
             try:
                 for part in (model, tokenizer):
@@ -82,13 +85,18 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
 
 
 def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    with _silence_transformers():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    finally:
+        logging.set_verbosity(level)
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
@@ -96,28 +104,6 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
     model.hf_quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(**source)
-
-
-@contextmanager
-def _share_reader(header: BoundedReader) -> Iterator[None]:
-    """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
-    tensors for each module, which takes 20 seconds for SmolLM2."""
-    names = cache(gguf.get_tensor_name_map)
-    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
-        yield
-
-
-@contextmanager
-def _silence_transformers() -> Iterator[None]:
-    from transformers import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 @contextmanager

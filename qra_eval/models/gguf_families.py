@@ -67,25 +67,21 @@ def list_family_issues(config: Any) -> list[str]:
     layers = getattr(config, "layer_types", None)
     scalar, scale = getattr(config, "query_pre_attn_scalar", None), get_query_scale(config, family)
     usual = type(config)(num_hidden_layers=config.num_hidden_layers)
-    issues = (
-        (
-            kind not in ROPES,
-            f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}",
-        ),
-        (
-            family.window and layers != usual.layer_types,
-            f"in llama.cpp layers attend beyond the window as is usual in this family, but this model has {layers}",
-        ),
-        (
-            family.scalars is not None and scalar != scale,
-            f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}",
-        ),
-        (
-            getattr(config, "norm_topk_prob", True) is False,
-            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)",
-        ),
-    )
-    return [text for found, text in issues if found]
+    issues = []
+    if kind not in ROPES:
+        issues.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
+    if family.window and layers != usual.layer_types:
+        usually = "in llama.cpp layers attend beyond the window as is usual in this family"
+        issues.append(f"{usually}, but this model has {layers}")
+    if family.scalars is not None and scalar != scale:
+        issues.append(
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}"
+        )
+    if getattr(config, "norm_topk_prob", True) is False:
+        issues.append(
+            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)"
+        )
+    return issues
 
 
 def get_rope_parameters(config: Any) -> dict[str, Any]:

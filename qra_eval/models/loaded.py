@@ -83,10 +83,7 @@ def prepare_model(
 ) -> LoadedModel:
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
-    Args:
-        stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
-            from the checkpoint; `place_embeddings` puts the latter where they are needed.
-        weights: False: the model is on the meta device and stays there.
+    By `stream` and `weights` as in `load_model`; `place_embeddings` puts streamed tables where they are needed.
     """
     model.requires_grad_(False).eval()
     normalise(model)
