@@ -42,7 +42,6 @@ from qra_search.evaluator import Progress
 from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 
-FIDELITIES = (0.25, 0.5, 1.0)
 LEARNING_RATE = "learning_rate"
 
 
@@ -64,7 +63,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         BadInput: a device, model, task or setting that cannot be used; one line says which, and what is allowed.
     """
 
-    fidelities: tuple[float, ...] = FIDELITIES
+    fidelities: tuple[float, ...] = (0.25, 0.5, 1.0)
     load = staticmethod(load)
     generate = staticmethod(generate)
 

@@ -37,7 +37,6 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         data: folder or file with its data, or rows as above, for a task that is given by name.
         seed: of the splits.
         options: keyword options of the task.
-
     """
     if isinstance(task, Task):
         if data is not None or options:
