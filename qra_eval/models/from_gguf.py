@@ -61,26 +61,25 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         return folder
     try:
         models.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(models / f".{folder.name}.lock").acquire()
-    except OSError as error:
-        raise make_cache_error(models, error) from error
-    with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
-        if not folder.is_dir():
-            with _convert_errors(path):
-                header = BoundedReader(path)
-                if any("rope.scaling.type" in name for name in header.fields):
-                    warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
-                # transformers asks gguf for both once: it reads a file for each part of a model, and maps all names of
-                # tensors for each module, which takes 20 seconds for SmolLM2.
-                names = cache(gguf.get_tensor_name_map)
-                with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
-                    model, tokenizer = _read_model(path, dtype)
-            try:
+        lock = FileLock(models / f".{folder.name}.lock")
+        with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
+            if not folder.is_dir():
+                with _convert_errors(path):
+                    header = BoundedReader(path)
+                    if any("rope.scaling.type" in name for name in header.fields):
+                        warnings.warn(
+                            f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3
+                        )
+                    # transformers asks gguf for both once: it reads a file for each part of a model, and maps all names
+                    # of tensors for each module, which takes 20 seconds for SmolLM2.
+                    names = cache(gguf.get_tensor_name_map)
+                    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
+                        model, tokenizer = _read_model(path, dtype)
                 for part in (model, tokenizer):
                     part.save_pretrained(Path(partial) / "model")
-            except OSError as error:
-                raise make_cache_error(models, error) from error
-            (Path(partial) / "model").rename(folder)
+                (Path(partial) / "model").rename(folder)
+    except OSError as error:
+        raise make_cache_error(models, error) from error
     return folder
 
 
