@@ -65,7 +65,10 @@ def list_family_issues(config: Any) -> list[str]:
     family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
     layers = getattr(config, "layer_types", None)
-    scalar, scale = getattr(config, "query_pre_attn_scalar", None), get_query_scale(config, family)
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    heads = config.num_attention_heads
+    is_large = config.num_hidden_layers == family.scalars
+    scale = config.hidden_size // heads if is_large else get_head_dim(config)
     usual = type(config)(num_hidden_layers=config.num_hidden_layers)
     issues = []
     if kind not in ROPES:
@@ -89,13 +92,6 @@ def get_rope_parameters(config: Any) -> dict[str, Any]:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
-
-
-def get_query_scale(config: Any, family: Family) -> int:
-    """The root of this divides queries in llama.cpp."""
-    if config.num_hidden_layers == family.scalars:
-        return int(config.hidden_size // config.num_attention_heads)
-    return get_head_dim(config)
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:
