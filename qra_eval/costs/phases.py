@@ -94,6 +94,7 @@ class _Run:
         space = model.space
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
+        self.tokenizer_bytes = TOKEN_BYTES * (len(tuner.tokenizer) if tuner.tokenizer else self.vocabulary)
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
         compute = model.compute if gpu is None else model.dtype
         passing = model.blocks.compute if gpu is None else model.dtype
@@ -190,9 +191,7 @@ class _Run:
                 CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host
             )
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        tokenizer = self.tuner.tokenizer
-        tokens = self.vocabulary if tokenizer is None else len(tokenizer)
-        return PeakMemory(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
+        return PeakMemory(0, LIBRARIES + self.tokenizer_bytes + copied + device + host)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
@@ -318,9 +317,8 @@ class _Run:
 
         Adapters are counted as they are made, in float32.
         """
-        tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
         model = self.packed + self.rest + 4 * self.adapters
-        return EXPORT_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
+        return EXPORT_LIBRARIES + self.tokenizer_bytes + 2 * model + self.tables * self.stored
 
 
 def find_largest_shape(batches: list[Batch]) -> tuple[int, int]:

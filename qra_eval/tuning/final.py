@@ -60,7 +60,7 @@ def tune(
     task = tuner.rows.task
     samples = select_samples(tuner, finetune.sample_answers if folder is not None else 0)
     room = min(SAMPLE_TOKENS, tuner.count_answer_tokens(samples))
-    options: dict[str, Any] = {"max_length": tuner.compute_max_length(room)}
+    most = tuner.compute_max_length(room)
 
     def validate() -> float:
         loss = tuner.measure_loss("validation", rows)
@@ -70,7 +70,7 @@ def tune(
     def answer_samples() -> list[str]:
         if not samples:
             return []
-        return task.answer_examples(tuner.model, tuner.tokenizer, samples, room, **options)
+        return task.answer_examples(tuner.model, tuner.tokenizer, samples, room, max_length=most)
 
     def work() -> TuningRecord:
         tuner.switcher.put_plan(plan, seed)
