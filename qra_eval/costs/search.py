@@ -26,7 +26,6 @@ from qra_eval.tuning.fine_tuner import FineTuner
 from qra_eval.tuning.training import BACKWARD
 from qra_search.engines import ENGINES, unsupported_reason
 from qra_search.errors import BadInput
-from qra_search.schemas import LevelName
 from qra_search.sections import SpaceConfig
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
@@ -84,14 +83,6 @@ def estimate_search(tuner: FineTuner, budget: int | None = None) -> dict[str, An
     }
 
 
-def _list_quantized(tuner: FineTuner) -> list[tuple[nn.Linear, Sequence[LevelName]]]:
-    model = tuner.quantized_model
-    modules = [(m, model.levels) for m in model.linears.values()]
-    modules += [(t, model.table_levels) for t in model.tables.values()]
-    storable = [(m, [b for b in levels if can_store(model.backend, b, m)]) for m, levels in modules]
-    return [(m, levels) for m, levels in storable if levels]
-
-
 def measure_seconds_per_token(tuner: FineTuner) -> float:
     """Seconds of a forward pass for each token: of one layer times their number, and of the head.
 
@@ -143,8 +134,11 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
 def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
     """Seconds to quantize everything at one level, and to probe it: a part of the first linear is timed."""
     model = tuner.quantized_model
-    backend, quantized = model.backend, _list_quantized(tuner)
-    first = quantized[0][0]
+    backend = model.backend
+    modules = [(m, model.levels) for m in model.linears.values()]
+    modules += [(t, model.table_levels) for t in model.tables.values()]
+    quantized = [m for m, levels in modules if any(can_store(backend, b, m) for b in levels)]
+    first = quantized[0]
     rows, columns = min(first.out_features, TIMED_OUT), first.in_features
     while columns > TIMED_IN and columns % 512 == 0:  # the half is still whole blocks of any backend
         columns //= 2
@@ -162,7 +156,7 @@ def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
     )
     # Feedback takes as long as the rows times the square of the columns, rounding to nearest as both.
     power = 2 if backend.calibrated else 1
-    times = sum((m.out_features / rows) * (m.in_features / columns) ** power for m, _ in quantized)
+    times = sum((m.out_features / rows) * (m.in_features / columns) ** power for m in quantized)
     return times * quantizing, times * probing
 
 

@@ -24,7 +24,7 @@ from qra_eval.models.gguf_families import (
 )
 from qra_eval.models.linears import ROUTERS
 from qra_eval.models.load import find_path
-from qra_eval.tuning.generate import Generation
+from qra_eval.tuning.loading import Generation
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 

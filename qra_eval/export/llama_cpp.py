@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_eval.tuning.generate import Generation, Meter, OnText
+from qra_eval.tuning.loading import Generation, Meter, OnText
 
 PACKAGE = "llama_cpp_py_sync"
 F32, NO_FLASH = 0, 0

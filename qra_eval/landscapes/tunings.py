@@ -66,17 +66,19 @@ LEAST_DAMAGE = 1e-9
 
 # -- the table -------------------------------------------------------------------------------------
 def load_tunings(task: str | None = None, data: Path = DATA) -> pandas.DataFrame:
-    """The table of a task, or of both: a line a tuning, in the order in which they were made.
-
-    Columns are those of the card. A tuning that diverged has no losses, and says why in `failed`.
-    """
+    """The table of a task, or of both, as `read_rows` gives it; columns are those of the card."""
     import pandas
 
-    rows = [row for name in ((task,) if task is not None else TASKS) for row in read_rows(name, data)]
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(
+        [row for name in (TASKS if task is None else (task,)) for row in read_rows(name, data)]
+    )
 
 
 def read_rows(task: str, data: Path = DATA) -> list[dict[str, Any]]:
+    """The table of a task: a row a tuning, in the order in which they were made.
+
+    A tuning that diverged has no losses, and says why in `failed`.
+    """
     if task not in TASKS:
         raise BadInput(f"the table of tunings has the tasks {' and '.join(TASKS)}, not {task!r}")
     file = data / "tunings.jsonl"

@@ -43,9 +43,8 @@ def use_fast_attention(model: Any) -> bool:
     same = True
     tokens = min(40, get_max_positions(model) or 40)
     try:
-        if NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-            ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
-            ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+        ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
         if place == "meta":
             model.set_attn_implementation(NAME)
         else:

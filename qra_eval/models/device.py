@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 
@@ -44,21 +43,6 @@ def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def limit_onednn_cache() -> None:
-    """On a CPU: hold oneDNN to 256 compiled products of about 0.5 MiB, before the first one is made.
-
-    It keeps 1,024 by itself, and makes new ones for every length of rows.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device's memory did not suffice, by torch or by CUDA's libraries, which allocate by themselves."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        s in str(error) for s in ("out of memory", "ALLOC_FAILED")
-    )
 
 
 def release_freed_memory(device: torch.device) -> None:

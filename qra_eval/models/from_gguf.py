@@ -61,34 +61,41 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
         return folder
     try:
         models.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(models / f".{folder.name}.lock").acquire()
-    except OSError as error:
-        raise make_cache_error(models, error) from error
-    with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
-        if not folder.is_dir():
-            with _convert_errors(path):
-                header = BoundedReader(path)
-                if any("rope.scaling.type" in name for name in header.fields):
-                    warnings.warn(f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3)
-                with _share_reader(header):
-                    model, tokenizer = _read_model(path, dtype)
-            try:
+        lock = FileLock(models / f".{folder.name}.lock")
+        with lock, tempfile.TemporaryDirectory(prefix=".", dir=models) as partial:
+            if not folder.is_dir():
+                with _convert_errors(path):
+                    header = BoundedReader(path)
+                    if any("rope.scaling.type" in name for name in header.fields):
+                        warnings.warn(
+                            f"{path}: its rotary scaling is ignored, as in transformers", stacklevel=3
+                        )
+                    # transformers asks gguf for both once: it reads a file for each part of a model, and maps all names
+                    # of tensors for each module, which takes 20 seconds for SmolLM2.
+                    names = cache(gguf.get_tensor_name_map)
+                    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
+                        model, tokenizer = _read_model(path, dtype)
                 for part in (model, tokenizer):
                     part.save_pretrained(Path(partial) / "model")
-            except OSError as error:
-                raise make_cache_error(models, error) from error
-            (Path(partial) / "model").rename(folder)
+                (Path(partial) / "model").rename(folder)
+    except OSError as error:
+        raise make_cache_error(models, error) from error
     return folder
 
 
 def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    with _silence_transformers():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    finally:
+        logging.set_verbosity(level)
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
@@ -96,28 +103,6 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
     model.hf_quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(**source)
-
-
-@contextmanager
-def _share_reader(header: BoundedReader) -> Iterator[None]:
-    """transformers asks gguf for what follows once: it reads a file for each part of a model, and maps all names of
-    tensors for each module, which takes 20 seconds for SmolLM2."""
-    names = cache(gguf.get_tensor_name_map)
-    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
-        yield
-
-
-@contextmanager
-def _silence_transformers() -> Iterator[None]:
-    from transformers import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qra_eval.models.loaded import get_head_dim
+
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
 
@@ -63,27 +65,26 @@ def list_family_issues(config: Any) -> list[str]:
     family = find_family(config)
     kind = get_rope_parameters(config).get("rope_type", "default")
     layers = getattr(config, "layer_types", None)
-    scalar, scale = getattr(config, "query_pre_attn_scalar", None), get_query_scale(config, family)
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    heads = config.num_attention_heads
+    is_large = config.num_hidden_layers == family.scalars
+    scale = config.hidden_size // heads if is_large else get_head_dim(config)
     usual = type(config)(num_hidden_layers=config.num_hidden_layers)
-    issues = (
-        (
-            kind not in ROPES,
-            f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}",
-        ),
-        (
-            family.window and layers != usual.layer_types,
-            f"in llama.cpp layers attend beyond the window as is usual in this family, but this model has {layers}",
-        ),
-        (
-            family.scalars is not None and scalar != scale,
-            f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}",
-        ),
-        (
-            getattr(config, "norm_topk_prob", True) is False,
-            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)",
-        ),
-    )
-    return [text for found, text in issues if found]
+    issues = []
+    if kind not in ROPES:
+        issues.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
+    if family.window and layers != usual.layer_types:
+        usually = "in llama.cpp layers attend beyond the window as is usual in this family"
+        issues.append(f"{usually}, but this model has {layers}")
+    if family.scalars is not None and scalar != scale:
+        issues.append(
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {scale}, but this model has {scalar}"
+        )
+    if getattr(config, "norm_topk_prob", True) is False:
+        issues.append(
+            "llama.cpp normalizes the weights of the chosen experts, but this model does not (norm_topk_prob)"
+        )
+    return issues
 
 
 def get_rope_parameters(config: Any) -> dict[str, Any]:
@@ -91,17 +92,6 @@ def get_rope_parameters(config: Any) -> dict[str, Any]:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get("full_attention", found)
     return {"rope_theta": getattr(config, "rope_theta", None) or 10000.0, **found}
-
-
-def get_query_scale(config: Any, family: Family) -> int:
-    """The root of this divides queries in llama.cpp."""
-    if config.num_hidden_layers == family.scalars:
-        return int(config.hidden_size // config.num_attention_heads)
-    return get_head_dim(config)
-
-
-def get_head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def add_hyperparameters(writer: Any, config: Any) -> None:

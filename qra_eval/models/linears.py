@@ -35,23 +35,15 @@ class Experts(nn.ModuleList):
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: hidden (N, H), chosen int (N, K), weights (N, K)."""
         out = torch.zeros_like(hidden)
-        slots, counts = sort_by_expert(chosen, len(self))
+        # Slots of `chosen`, read row by row, by expert; those that choose none (a number beyond the last) are left out.
+        counts = torch.bincount(chosen.reshape(-1), minlength=len(self))[: len(self)].tolist()
+        slots = chosen.reshape(-1).argsort(stable=True)[: sum(counts)]
         for expert, own in zip(self, slots.split(counts), strict=True):
             if len(own):
                 token = own // chosen.shape[1]
                 part = expert(hidden[token]) * weights.reshape(-1, 1)[own]
                 out = out.index_add(0, token, part.to(out.dtype))
         return out
-
-
-def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, list[int]]:
-    """The slots of `chosen` (N, K), read row by row, sorted by expert, (M,); and how many each expert has.
-
-    Those that choose no expert (a number from `experts` on) are left out.
-    """
-    flat = chosen.reshape(-1)
-    counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
-    return flat.argsort(stable=True)[: sum(counts)], counts
 
 
 def keep_expert_names(model: Any) -> None:

@@ -83,10 +83,7 @@ def prepare_model(
 ) -> LoadedModel:
     """Normalise, freeze and place a model; give the tokenizer a padding token if it has none.
 
-    Args:
-        stream: leave the linears of the decoder layers, and embeddings and head, on the host, where they are mapped
-            from the checkpoint; `place_embeddings` puts the latter where they are needed.
-        weights: False: the model is on the meta device and stays there.
+    By `stream` and `weights` as in `load_model`; `place_embeddings` puts streamed tables where they are needed.
     """
     model.requires_grad_(False).eval()
     normalise(model)
@@ -117,6 +114,10 @@ def get_max_positions(model: nn.Module) -> int | None:
         return None
     most: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
     return most
+
+
+def get_head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def make_input_contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

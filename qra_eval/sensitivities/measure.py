@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -155,8 +156,8 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     squares: dict[str, float] = {}
 
     def probe_linear(
-        name: str, moments: LayerMoments, hessian: Tensor | None, weights: Tensor | None
-    ) -> list[LevelProbe]:
+        moments: LayerMoments, name: str, hessian: Tensor | None, weights: Tensor | None
+    ) -> None:
         linear, is_table = bank.linears[name], name in model.tables
         levels = model.table_levels if is_table else model.levels
         storable = [level for level in levels if can_store(backend, level, linear)]
@@ -168,7 +169,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             if all(can_store(backend, level, part) for level in storable):
                 sample, rows = part, some
                 sample_weights = None if weights is None else weights.to(some.device)[some]
-        found = []
+        found = probes[name] = []
         probed = backend.probe_levels(sample, storable, hessian=hessian, output_weights=sample_weights)
         for module, ratios in probed:
             if is_table:
@@ -178,18 +179,9 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
             damage = moments.estimate_damage(name, change, rows, linear.weight)
             kept = module.cpu() if wanted.get(name) in ratios else None
             found.append(LevelProbe(kept, damage, ratios))
-        return found
 
-    def probe_layer(layer: int, moments: LayerMoments) -> None:
-        def probe(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
-            probes[name] = probe_linear(name, moments, hessian, weights)
-
-        def report_probe() -> None:
-            report_progress("probe", next(done), len(bank.linears))
-
-        linears = {name: bank.linears[name] for name in bank.list_names(layer)}
-        visit_linears(linears, moments, probe, backend, blocks.device, report_probe)
-        squares.update({name: float(square) for name, square in moments.gradient_squares.items()})
+    def report_probe() -> None:
+        report_progress("probe", next(done), len(bank.linears))
 
     passed = pass_layers(
         blocks,
@@ -203,9 +195,12 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     kept = KeptMoments(bank)
     keeps = model.is_pass_shared and not kept.is_whole() and kept.has_room()
     for layer, moments in passed:
-        probe_layer(layer, moments)
+        linears = {name: bank.linears[name] for name in bank.list_names(layer)}
+        probe = partial(probe_linear, moments)
+        visit_linears(linears, moments, probe, backend, blocks.device, report_probe)
+        squares |= {name: float(square) for name, square in moments.gradient_squares.items()}
         if keeps:
-            kept.write(bank.list_names(layer), moments)
+            kept.write(list(linears), moments)
     if keeps:
         kept.write_index()
     return probes, squares

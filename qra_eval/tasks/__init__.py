@@ -7,23 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from qra_eval.tasks.base import Task, render_example
-from qra_eval.tasks.encoding import Encoded, encode_example
-from qra_eval.tasks.example import FIELDS, SPLITS, Example, SplitName
+from qra_eval.tasks.example import FIELDS, SPLITS, Example
 from qra_eval.tasks.sources import is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.errors import BadInput, shorten
 from qra_search.plugins import IN_MEMORY
 
-__all__ = [
-    "SPLITS",
-    "Encoded",
-    "Example",
-    "SplitName",
-    "Task",
-    "encode_example",
-    "make_task",
-    "render_example",
-]
+__all__ = ["SPLITS", "Example", "Task", "make_task", "render_example"]
 
 
 def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> Task:
@@ -37,7 +27,6 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
         data: folder or file with its data, or rows as above, for a task that is given by name.
         seed: of the splits.
         options: keyword options of the task.
-
     """
     if isinstance(task, Task):
         if data is not None or options:

@@ -197,12 +197,9 @@ def compute_logits(model: Any, head: LabelledPositionsHead, batch: Batch) -> Ten
     return logits.reshape(-1, logits.shape[-1])
 
 
-def compute_batch_loss(
-    model: Any, head: LabelledPositionsHead, batch: Batch, reduction: str = "mean"
-) -> Tensor:
-    """Cross-entropy in nats over the labelled tokens of a batch."""
-    total = CrossEntropy.apply(compute_logits(model, head, batch), batch.targets)
-    return total / len(batch.targets) if reduction == "mean" else total
+def compute_batch_loss(model: Any, head: LabelledPositionsHead, batch: Batch) -> Tensor:
+    """Summed cross-entropy in nats over the labelled tokens of a batch."""
+    return CrossEntropy.apply(compute_logits(model, head, batch), batch.targets)
 
 
 @torch.no_grad()
@@ -214,7 +211,7 @@ def measure_loss(model: Any, batches: Sequence[Batch], device: torch.device) -> 
     with wrap_head(model) as head:
         for batch in batches:
             batch = batch.to(device)
-            total += float(compute_batch_loss(model, head, batch, "sum"))
+            total += float(compute_batch_loss(model, head, batch))
             count += len(batch.targets)
     return total / max(count, 1)
 

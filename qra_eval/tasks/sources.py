@@ -52,10 +52,7 @@ def read_splits(
     """The rows of each split that the data has; what it lacks is left out. Raises BadInput if it cannot be read.
 
     Args:
-        data: a file, a folder with a file for each split, a data set's name on the hub, a `Dataset` or a list of
-            dictionaries (which have one split, `train`), or a `DatasetDict` or another mapping of these.
-        subset: of a data set on the hub that has several ("config" in `datasets`).
-        splits: the data's name of a split of ours, such as `{"train": "train_sft"}`; default: the usual names.
+        data, subset, splits: as of `JSONLTask`. A file, a `Dataset` and a list have one split, `train`.
     """
     what = str(data) if isinstance(data, str | Path) else "the data"
     if isinstance(data, str | Path):

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from qra_eval.quantized import adapters
-from qra_eval.quantized.bank import Bank, write_tensors
+from qra_eval.quantized.bank import write_tensors
 from qra_eval.quantized.space import ADAPTER_DTYPE, list_plan_levels
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
-from qra_eval.tuning.full import FullTuning
 from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
-from qra_eval.tuning.training import Diverged
+from qra_eval.tuning.training import Diverged, FullTuning
 from qra_search.app.evaluator import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.evaluator import Progress
@@ -30,7 +29,6 @@ from qra_search.files import write_json
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import PLAN_NAME, plan_to_dict
-from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ def tune(
     task = tuner.rows.task
     samples = select_samples(tuner, finetune.sample_answers if folder is not None else 0)
     room = min(SAMPLE_TOKENS, tuner.count_answer_tokens(samples))
-    options: dict[str, Any] = {"max_length": tuner.compute_max_length(room)}
+    most = tuner.compute_max_length(room)
 
     def validate() -> float:
         loss = tuner.measure_loss("validation", rows)
@@ -72,7 +70,7 @@ def tune(
     def answer_samples() -> list[str]:
         if not samples:
             return []
-        return task.answer_examples(tuner.model, tuner.tokenizer, samples, room, **options)
+        return task.answer_examples(tuner.model, tuner.tokenizer, samples, room, max_length=most)
 
     def work() -> TuningRecord:
         tuner.switcher.put_plan(plan, seed)
@@ -94,7 +92,7 @@ def tune(
             raise Diverged(f"test loss is {sum(nats)} after step {steps} of {steps}")
         validation_loss = tuner.measure_loss("validation", rows)
         after = answer_samples()
-        scores = score_test_rows(tuner)
+        scores: Any = tuner.score_rows("test", tuner.scored_rows)
         if folder is not None:
             save(tuner, plan, folder)
         seconds = time.perf_counter() - start + full.earlier_seconds
@@ -129,7 +127,8 @@ def measure_untuned(tuner: FineTuner) -> TuningRecord | None:
     def work() -> TuningRecord:
         with tuner.switcher.use_unquantized():
             nats, tokens = _measure_test_rows(tuner)
-            scores = score_test_rows(tuner) if tuner.quantized_model.keeps_dequantized else {}
+            keeps_weights = tuner.quantized_model.keeps_dequantized
+            scores: Any = tuner.score_rows("test", tuner.scored_rows) if keeps_weights else {}
         unscored = ""
         if tuner.finetune.scored_rows and tuner.rows.task.judged_by and not scores:
             unscored = "answers of the untuned model are not scored: its weights do not fit into memory"
@@ -159,10 +158,9 @@ def _make_identity(
     }
 
 
-def _measure_test_rows(tuner: FineTuner) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _measure_test_rows(tuner: FineTuner) -> tuple[Any, Any]:
     rows = tuner.rows("test", tuner.finetune.test_rows)
-    nats, tokens = measure_row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
-    return tuple(nats), tuple(tokens)
+    return measure_row_losses(tuner.model, rows, 2 * tuner.settings.batch_size, tuner.device)
 
 
 def select_samples(tuner: FineTuner, count: int) -> list[Example]:
@@ -173,40 +171,40 @@ def select_samples(tuner: FineTuner, count: int) -> list[Example]:
     return [rows[i * len(rows) // shown] for i in range(shown)]
 
 
-def score_test_rows(tuner: FineTuner) -> dict[str, tuple[float, ...]]:
-    scores = tuner.score_rows("test", tuner.scored_rows)
-    return {name: tuple(rows) for name, rows in scores.items()}
-
-
 # -- what is saved -----------------------------------------------------------------------------
-def save(tuner: FineTuner, plan: Plan, folder: Path) -> None:
-    """Write adapter and plan into a folder, and the quantized base that the adapter belongs on."""
-    tensors = _collect_base_tensors(tuner, plan)
+def save(tuner: FineTuner, plan: Plan, folder: Path, *, is_tuned: bool = True) -> None:
+    """Write the quantized base of a plan in place and its `plan.json`, and if it is tuned its adapter.
+
+    Tensors of the base are `NAME::TENSOR`: those of the bank, but for the scales and offsets that training left.
+    """
+    quantized, switcher, space = tuner.quantized_model, tuner.switcher, tuner.space.find_space(plan)
+    tensors: dict[str, Tensor] = {}
+    for name, bits in list_plan_levels(space, plan):
+        if bits == UNQUANTIZED_BITS:
+            continue
+        stored = quantized.bank.load_tensors(name, bits)
+        if is_tuned and name in switcher.trained_scales:
+            stored = {**stored, **quantized.backend.to_tensors(switcher.get_base_module(name, bits))}
+        tensors |= {f"{name}::{key}": tensor.cpu().contiguous() for key, tensor in stored.items()}
     write_tensors(tensors, folder / BASE_FILE)
     digest = hash_tensors(tensors)
-    if any(plan.ranks):
+    if is_tuned and any(plan.ranks):
         write_adapter(tuner, plan, folder / ADAPTER_FOLDER, base=digest)
-    _write_plan(tuner, plan, folder, {BASE_DIGEST: digest})
-
-
-def _write_plan(tuner: FineTuner, plan: Plan, folder: Path, more: dict[str, Any]) -> None:
-    quantized = tuner.quantized_model
     made_of = {
         "model": quantized.loaded.spec,
         "weights": quantized.loaded.fingerprint,
         "dtype": str(quantized.dtype).removeprefix("torch."),
         "backend": quantized.backend.spec,
+        BASE_DIGEST: digest,
     }
-    data = plan_to_dict(tuner.space.find_space(plan), plan)
-    write_json(folder / PLAN_NAME, {**data, **made_of, **more})
+    untuned = {} if is_tuned else {UNTUNED: True}
+    write_json(folder / PLAN_NAME, {**plan_to_dict(space, plan), **made_of, **untuned})
 
 
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     """Write the quantized base of an untuned plan, and its `plan.json`."""
     tuner.switcher.quantize_plan(plan)
-    tensors = read_bank_tensors(tuner.quantized_model.bank, tuner.space.find_space(plan), plan)
-    write_tensors(tensors, folder / BASE_FILE)
-    _write_plan(tuner, plan, folder, {BASE_DIGEST: hash_tensors(tensors), UNTUNED: True})
+    save(tuner, plan, folder, is_tuned=False)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -214,29 +212,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def read_bank_tensors(bank: Bank, space: SearchSpace, plan: Plan) -> dict[str, Tensor]:
-    """What the bank has of a plan's linears and tables, each as `NAME::TENSOR`."""
-    return {
-        f"{name}::{key}": tensor.contiguous()
-        for name, bits in list_plan_levels(space, plan)
-        if bits != UNQUANTIZED_BITS
-        for key, tensor in bank.load_tensors(name, bits).items()
-    }
-
-
-def _collect_base_tensors(tuner: FineTuner, plan: Plan) -> dict[str, Tensor]:
-    """The same with the scales and offsets that training left."""
-    switcher, backend, space = tuner.switcher, tuner.quantized_model.backend, tuner.space.find_space(plan)
-    tensors = read_bank_tensors(tuner.quantized_model.bank, space, plan)
-    for name, bits in list_plan_levels(space, plan):
-        if name in switcher.trained_scales:
-            trained = backend.to_tensors(switcher.get_base_module(name, bits))
-            tensors |= {f"{name}::{key}": tensor.cpu().contiguous() for key, tensor in trained.items()}
-    return tensors
 
 
 def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> None:

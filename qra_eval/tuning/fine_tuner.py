@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from qra_eval.models.device import is_out_of_memory, release_freed_memory
+from qra_eval.models.device import release_freed_memory
 from qra_eval.models.loaded import get_max_positions
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
@@ -240,7 +240,9 @@ def convert_out_of_memory(tuner: FineTuner, work: Callable[[], Result]) -> Resul
     try:
         return work()
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        # CUDA's libraries, which allocate by themselves, say so in words.
+        words = ("out of memory", "ALLOC_FAILED")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(some in str(error) for some in words):
             raise
         reason = str(error).splitlines()[0]
     # Only here: within the `except` block the traceback holds the frames of the failed step, with its whole graph.

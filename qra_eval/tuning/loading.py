@@ -1,12 +1,16 @@
-"""The model of a tuning's folder: its quantized base, and the PEFT adapter on it."""
+"""The model of a tuning's folder: its quantized base, and the PEFT adapter on it; and one prompt answered by it."""
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from qra_backends import make_backend
 from safetensors import SafetensorError, safe_open
@@ -17,6 +21,8 @@ from qra_eval.models.linears import find_linears, keep_expert_names
 from qra_eval.models.load import load_model
 from qra_eval.quantized.bank import open_tensors
 from qra_eval.quantized.generation import prepare_generate
+from qra_eval.tasks.encoding import encode_prompt
+from qra_eval.tasks.scoring import generate_answers
 from qra_search.app.folder import RunFolder
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
 from qra_search.errors import BadInput
@@ -35,6 +41,10 @@ NO_ADDRESS = (
 )
 """In place of the model's name, on which the adapter would load without a word, and compute something else: refused by
 the hub's client at once, as no name of a model, and shown."""
+
+OnText = Callable[[str], None]
+LIBRARIES = ("peft", "numba")
+"""Imported when they are first needed, 320 MiB that are not the model's."""
 
 
 def load(
@@ -65,7 +75,7 @@ def load(
     folder = find_tuning(Path(folder), tuning)
     plan = read_tuned_plan(folder)
     adapter = check_adapter(folder / ADAPTER_FOLDER if adapter is None else Path(adapter))
-    model, tokenizer = load_base(folder, plan=plan, device=device, weights=weights)
+    model, tokenizer = load_base(folder, device=device, weights=weights)
     keep_expert_names(model)
     tuned = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     config = tuned.peft_config["default"]
@@ -86,20 +96,10 @@ def load(
     return tuned, tokenizer
 
 
-def load_base(
-    folder: str | Path,
-    *,
-    plan: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    weights: str = "auto",
-) -> tuple[Any, Any]:
-    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
-
-    Args:
-        plan: what the folder's `plan.json` holds, if it was read.
-    """
+def load_base(folder: str | Path, *, device: str = "auto", weights: str = "auto") -> tuple[Any, Any]:
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
     folder, place = find_tuning(Path(folder)), resolve_device(device)
-    data = read_tuned_plan(folder) if plan is None else plan
+    data = read_tuned_plan(folder)
     loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
@@ -205,3 +205,80 @@ def install_quantized_weights(
         replace_embeddings(model, backend, make_module, device)
     model.requires_grad_(False)
     prepare_generate(model, backend, names, weights)
+
+
+# -- one answer, greedily and streamed, with its speed and the memory that it took ---------------
+@dataclass(frozen=True)
+class Generation:
+    """An answer, and what it took.
+
+    Attributes:
+        tokens_per_second: of the answer but its first token, which waits for the prompt; 0 for fewer than two.
+        resident_bytes: most that the process held after a token, beyond what it held before the model was loaded.
+    """
+
+    text: str
+    tokens: int
+    tokens_per_second: float
+    resident_bytes: int
+
+
+class Meter:
+    """Collects an answer as its tokens come; made before the model is loaded."""
+
+    def __init__(self, on_text: OnText | None = None):
+        self._on_text = on_text
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._most = self._before
+        self._text = ""
+        self._times: list[float] = []
+
+    def count_token(self) -> None:
+        self._times.append(time.perf_counter())
+        self._most = max(self._most, self._process.memory_info().rss)
+
+    def add_text(self, text: str) -> None:
+        self._text += text
+        if self._on_text is not None:
+            self._on_text(text)
+
+    def finish(self) -> Generation:
+        count = len(self._times)
+        rate = (count - 1) / (self._times[-1] - self._times[0]) if count > 1 else 0.0
+        return Generation(self._text, count, rate, self._most - self._before)
+
+
+def generate(
+    folder: str | Path, prompt: str, *, tokens: int = 256, on_text: OnText | None = None, **options: Any
+) -> Generation:
+    """Answer a prompt in transformers, greedily, until the model ends its answer or has written `tokens` tokens.
+
+    Args:
+        prompt: as the model gets it, without a chat template.
+        on_text: called with each piece of the answer as it comes.
+        options: of `load`.
+    """
+    for library in LIBRARIES:
+        import_module(library)
+    meter = Meter(on_text)
+    model, tokenizer = load(folder, **options)
+    ids, streamer = encode_prompt(tokenizer, prompt), _make_streamer(tokenizer, meter)
+    generate_answers(model, tokenizer, [ids], tokens, streamer=streamer)
+    return meter.finish()
+
+
+def _make_streamer(tokenizer: Any, meter: Meter) -> Any:
+    """Gives a meter the tokens that `generate` finds, and their text by whole words."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def put(self, value: Any) -> None:
+            if not self.next_tokens_are_prompt:
+                meter.count_token()
+            super().put(value)
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            meter.add_text(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

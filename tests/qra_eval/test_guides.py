@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import qra_eval
 from qra_eval.models.tiny import make_tiny_model
 from qra_search import search
 from qra_search.app.config import make_config
@@ -68,4 +67,3 @@ def test_the_names_that_the_readme_imports_are_there():
     from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator as original
 
     assert QuantizedLoRAEvaluator is original and callable(load)
-    assert set(qra_eval.__all__) <= set(dir(qra_eval))

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tiny_families import tiny_config_model
 from transformers import GenerationConfig
 
 from qra_eval.models.tiny import byte_tokenizer
+from qra_eval.tasks import Example, make_task
 from qra_eval.tasks.encoding import truncate_left
-from qra_eval.tasks.scoring import generate_answers
+from qra_eval.tasks.scoring import (
+    check_metric,
+    exact_match,
+    generate_answers,
+    json_f1,
+    load_metrics,
+    score_answers,
+)
+from qra_search.errors import BadInput
 
 TOKENIZER = byte_tokenizer()
 
@@ -109,3 +120,124 @@ def test_generating_leaves_the_model_in_its_mode(model):
     answer(model, ["a"], 2)
     assert model.training
     model.eval()
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "score"),
+    [
+        ("  Card  arrival ", " card arrival", 1.0),
+        ("card arrivals", " card arrival", 0.0),
+        ('{"b": 1, "a": [2]}', ' {"a":[2],"b":1}', 1.0),
+        ('{"a": "X"}', '{"a":"x"}', 0.0),
+        ("{a: 1}", '{"a":1}', 0.0),
+        ("{}", "{}", 1.0),
+        ("4.0", "4", 0.0),  # a number alone is a text
+        ('{"veg":1,"n":[2.0]}', '{"veg":true,"n":[2]}', 0.0),  # true is no number
+        ('{"n":[2.0]}', '{"n":[2]}', 1.0),
+    ],
+)
+def test_exact_match_forgives_case_white_space_and_the_order_of_fields(answer, wanted, score):
+    assert exact_match(answer, Example("", wanted)) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "score"),
+    [
+        ('{"a":1,"b":2}', '{"a":1,"b":3}', 0.5),  # precision 1/2, recall 1/2
+        ('{"a":1}', '{"a":1,"b":2,"c":3}', 0.5),  # precision 1, recall 1/3
+        ('{"a":0,"b":2.0}', '{"a":false,"b":2}', 0.5),
+        ("{}", "{}", 1.0),
+        ("{}", '{"a":1}', 0.0),
+        ("no JSON", '{"a":1}', 0.0),
+        ("[1]", '{"a":1}', 0.0),
+    ],
+)
+def test_f1_is_over_the_fields_of_the_object(answer, wanted, score):
+    assert json_f1(answer, Example("", wanted)) == pytest.approx(score)
+
+
+SLOTS = """
+import json
+
+from qra_eval.tasks.own import JSONLTask
+
+
+def people(answer, example):
+    return float(json.loads(answer)["people"] == json.loads(example.answer)["people"])
+
+
+class SlotsTask(JSONLTask):
+    name = "slots"
+"""
+
+
+@pytest.fixture
+def slots(tmp_path):
+    (tmp_path / "slots.py").write_text(SLOTS)
+    return tmp_path / "slots.py"
+
+
+def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slots, caplog):
+    metrics = load_metrics(
+        [f"{slots}:people", "in-memory:length"], {"length": lambda answer, example: len(answer)}
+    )
+    wanted = [Example("", ' {"people":4}')] * 3
+    answers = ['{"people": 4}', '{"people": 5}', "four"]
+    assert score_answers("people", metrics["people"], answers, wanted) == [1, 0, 0]
+    assert "metric people fails on 1 of 3 answers, which count as 0" in caplog.text
+    assert score_answers("length", metrics["length"], ["ab"], wanted[:1]) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("{}:poeple", "has no 'poeple': did you mean people"),
+        ("{}", "names no object: FILE.py:NAME or module:NAME is needed"),
+        ("none.py:people", "none.py could not be loaded"),
+        ("no_such_module:f", "module no_such_module could not be loaded"),
+        ("in-memory:f", "in-memory metric 'f': pass metrics="),
+        ("qra_eval.tasks.base:ANSWER_MARGIN", "a function of \\(answer, example\\) is needed"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_one_line(slots, name, why):
+    with pytest.raises(BadInput, match=why):
+        load_metrics(name.format(slots, slots).split(), {})
+
+
+def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_at_their_ends(caplog):
+    wanted = [Example("", " yes"), Example("", "yes")]
+    same = score_answers("same", lambda answer, example: answer == example.answer, ["yes", " yes"], wanted)
+    assert same == [1, 1]
+    assert score_answers("odd", lambda answer, example: float("nan"), ["a", "b"], wanted) == [0, 0]
+    assert "metric odd fails on 2 of 2 answers" in caplog.text and "the score is nan" in caplog.text
+
+
+def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
+    with pytest.raises(BadInput, match="metric 'f' fails on .* .KeyError: 'x'.: an answer is text, parse it"):
+        check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
+    with pytest.raises(BadInput, match="metric 'f' fails on .*the score is None.*, and give a number"):
+        check_metric("f", lambda answer, example: None, Example("a", "b"))
+
+
+def test_a_task_of_a_file_has_the_splits_of_the_rows_it_reads(slots, tmp_path):
+    rows = [{"prompt": f"{i} of us", "answer": {"people": i}} for i in range(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    own, plain = make_task(f"{slots}:SlotsTask", data=tmp_path / "rows.json"), make_task(rows)
+    assert own.name == "slots" and all(own.split(split) == plain.split(split) for split in ("train", "test"))
+    assert plain.split("test")[0].answer.startswith(' {"people":')
+    assert set(plain.metrics) == {"exact_match", "f1", "field people"}
+
+
+def test_a_json_answer_is_scored_by_field_and_made_of_columns(caplog):
+    rows = [{"said": f"{i} of us", "intent": "book", "words": f"for {i}"} for i in range(20)]
+    task = make_task(rows, columns={"prompt": "said", "answer": ["intent", "words"]})
+    example = task.split("train")[0]
+    number = example.prompt.split()[0]
+    assert example.answer == f' {{"intent":"book","words":"for {number}"}}'
+    answer = '{"intent":"book","words":"for nobody"}'
+    scores = {name: metric(answer, example) for name, metric in task.metrics.items()}
+    assert scores == {"exact_match": 0.0, "f1": 0.5, "field intent": 1.0, "field words": 0.0}
+    assert task.metrics["field intent"]("book", example) == 0.0, "which is no object"
+    assert all(task.metric_digests.values())
+    make_task([{"prompt": f"{i}", "answer": [i, "a"]} for i in range(20)]).split("test")
+    assert "20 answers of jsonl are lists, taken as JSON" in caplog.text

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+
 import pytest
+import torch
 from evaluators import make_evaluator
 
+from qra_eval.quantized import adapters
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import Rows
+from qra_eval.tuning import training
+from qra_search.app.evaluator import RateTrial
+from qra_search.errors import EvaluationFailed
 from qra_search.sections import FinetuneConfig
 
 
@@ -74,3 +82,57 @@ def test_epochs_are_passes_over_all_rows_to_tune_on(evaluator, monkeypatch):
     assert len(batches) == 15 and sum(len(batch.input_ids) for batch in batches) == 27
     monkeypatch.setattr(tuner, "finetune", FinetuneConfig(epochs=1 + 2 / 9))
     assert tuner.finetune_steps == 6, "what floats add to a part is no batch"
+
+
+STEPS = 10
+
+
+def test_a_trial_gives_a_loss_and_changes_nothing_of_the_tuning():
+    evaluator = make_evaluator(
+        training={"batch_size": 2},
+        evaluation={"validation_rows": 8},
+        finetune={"steps": STEPS, "test_rows": 8, "scored_rows": 0, "sample_answers": 0},
+        space={"bits": [16], "ranks": [8], "granularity": "layer"},
+        quantization={"embeddings": 16},
+        dtype="float32",
+    )
+    plan = evaluator.space.uniform(16, 8)
+    slow, good = (evaluator.try_rate(plan, rate, STEPS) for rate in (1e-6, 1e-2))
+    assert good.loss < slow.loss and good.made == STEPS and len(good.curve) == 10
+    ended = evaluator.try_rate(plan, 1e-6, STEPS, beside=RateTrial(1e-2, STEPS, STEPS, 1.0, (0.1,) * 10))
+    assert ended.made == STEPS // 2 and len(ended.curve) == 5
+    assert math.isclose(ended.loss, ended.curve[-1] / 0.1), "as far behind at the end as at its middle"
+    assert evaluator.try_rate(plan, 1e-2, STEPS, beside=slow) == good
+    diverged = evaluator.try_rate(plan, 1e30, STEPS)
+    assert math.isinf(diverged.loss) and diverged.made < STEPS
+    assert evaluator.tuning_steps() == STEPS and evaluator.describe()["training"]["learning_rate"] == "auto"
+    evaluator.set_learning_rate(1e-2)
+    assert math.isclose(evaluator.tune(plan).validation_loss, good.loss, rel_tol=1e-6)
+
+
+FULL = "CUDA out of memory. Tried"
+
+
+@pytest.mark.parametrize("act", ["evaluate", "tune"])
+def test_nothing_of_a_step_that_ran_out_of_memory_is_held(tmp_path, monkeypatch, act):
+    evaluator = make_evaluator(
+        "tiny",
+        quantization={"backend": "reference", "cache": str(tmp_path), "embeddings": 16},
+        space={"bits": (2, 4), "ranks": (4,), "granularity": "layer"},
+        training={"batch_size": 4, "max_length": 64},
+        evaluation={"steps": 2, "validation_rows": 2},
+        finetune={"steps": 2, "test_rows": 2},
+    )
+    graphs, whole = [], training.compute_batch_loss
+
+    def run_out(*args):
+        graphs.append(weakref.ref(whole(*args)))
+        raise torch.OutOfMemoryError(f"{FULL}\nto allocate")
+
+    monkeypatch.setattr(training, "compute_batch_loss", run_out)
+    with pytest.raises(EvaluationFailed) as failed:
+        getattr(evaluator, act)(evaluator.space.uniform(4, 4))
+    assert str(failed.value).startswith(f"out of memory ({FULL}): lower training.batch_size")
+    assert len(graphs) == 1 and not graphs[0](), "the error keeps the step's graph"
+    assert not adapters.get_named_factors(evaluator.tuner.switcher.wrapped)
+    assert not evaluator.tuner.model.training

@@ -9,9 +9,10 @@ import pytest
 import torch
 from cli_runner import Qra
 from evaluators import make_evaluator
-from tiny_families import tiny_config_model
+from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs import search as module
+from qra_eval.costs.search import check_engine
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.tasks.batches import make_batches
 from qra_search import Plan
@@ -98,3 +99,23 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Q
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * 10)
     assert list(tmp_path.iterdir()) == []
+
+
+EXPERTS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.1.up_proj")
+
+
+@pytest.mark.parametrize("granularity", ["module", "expert"])
+def test_llama_cpp_has_the_experts_of_a_layer_in_one_tensor(granularity: str) -> None:
+    config = tiny_config("qwen3_moe", norm_topk_prob=True)
+    with pytest.raises(
+        ValueError, match=f"granularity {granularity} chooses for each of them. Use --granularity fused"
+    ):
+        check_engine("llama.cpp", config, EXPERTS, granularity)
+    check_engine("llama.cpp", config, EXPERTS, granularity="fused")
+    check_engine("llama.cpp", config, EXPERTS[:1], granularity=granularity)
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm_topk_prob"):
+        check_engine("llama.cpp", tiny_config("qwen3_moe", norm_topk_prob=False), granularity="fused")
+    check_engine("transformers", tiny_config("qwen3_moe", norm_topk_prob=False))
