@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import TrellisCode, make_value_table
-from qra_backends.trellis.rotation import make_signs
+from qra_backends.trellis.code import TrellisCode, make_signs, make_value_table
 
 COLUMNS = 128
 """Columns of a tile, unless a rotation's block has more."""

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_value_table
+from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_value_table
 from qra_backends.trellis.decode_triton import apply_hadamard
-from qra_backends.trellis.rotation import make_signs
 
 COLUMNS = 64
 """Columns that a program reads at a time."""
