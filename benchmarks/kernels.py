@@ -104,11 +104,8 @@ def list_variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     for bits in (3, 4):
         ones = torch.ones(64, 2, dtype=half)
         packed = torch.zeros(64, 16 * bits, dtype=torch.uint8)
-        offset = ones if bits == 3 else None
-        yield (
-            f"groups, {bits} bits",
-            partial(groupwise.decode, packed, ones, offset, bits, 64, (64, 128), dtype),
-        )
+        form = (bits, 64, (64, 128), dtype)
+        yield f"groups, {bits} bits", partial(groupwise.decode, packed, ones, ones, *form)
     for kind in KINDS:
         blocks = torch.zeros(4, TYPES[kind].bytes(1, 512), dtype=torch.uint8)
         yield f"llama.cpp, {kind}", partial(ggml.decode, blocks, TYPES[kind], dtype)

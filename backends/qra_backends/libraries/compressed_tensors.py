@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends import kernels
 from qra_backends.calibration import check_damping
-from qra_backends.modules import DequantizedLinear, Scales
+from qra_backends.modules import Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback
-from qra_backends.reference.packed import decode_packed
+from qra_backends.reference.packed import PackedLinear
 from qra_backends.storage import Expected, choose_block_rows, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
@@ -23,27 +22,17 @@ _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: the
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
-class CompressedIntegers(DequantizedLinear):
+class CompressedIntegers(PackedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - 2^(bits - 1)), g = i // group_size.
 
     Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.
     """
 
-    bits: int
-    group_size: int
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out, in): a scale has 8 bits and a step 9, so the product is exact in float32; rounded once."""
-        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype or self.dtype)
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A scale has 8 bits and a step 9, so that a weight is exact in float32."""
         tensors = self.tensors()
-        packed, scale = tensors["weight_packed"], tensors["weight_scale"]
-        if kernels.is_usable(packed.device):
-            from qra_backends.kernels.groupwise import decode
-
-            return decode(packed, scale, None, *form)
-        scale = scale.to(torch.float32)
-        offset = -(2.0 ** (self.bits - 1)) * scale
-        return decode_packed(packed.view(torch.uint8).flatten(), scale, offset, *form)
+        scale = tensors["weight_scale"].to(torch.float32)
+        return tensors["weight_packed"].view(torch.uint8).flatten(), scale, _compute_offset(scale, self.bits)
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -143,7 +132,11 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
         for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
     ]
     scale = torch.cat(parts).squeeze(-1)
-    return scale, -(2.0 ** (bits - 1)) * scale
+    return scale, _compute_offset(scale, bits)
+
+
+def _compute_offset(scale: Tensor, bits: int) -> Tensor:
+    return -(2.0 ** (bits - 1)) * scale
 
 
 def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:

@@ -19,9 +19,6 @@ class PackedLinear(DequantizedLinear):
     Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16.
     """
 
-    codes: Tensor
-    scale: Tensor
-    offset: Tensor
     bits: int
     group_size: int
 
@@ -30,22 +27,25 @@ class PackedLinear(DequantizedLinear):
         return self._decode_rows(None, dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         return self._decode_rows(at, self.dtype)
 
-    def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes uint8, one stream for all rows, and the scale and offset (out, groups) of each group."""
         stored = self.tensors()
-        scale, offset = stored["scale"], stored["offset"]
+        return stored["codes"], stored["scale"], stored["offset"]
+
+    def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
+        stream, scale, offset = self.read_groups()
         form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
-        if kernels.is_usable(self.codes.device):
+        if kernels.is_usable(stream.device):
             from qra_backends.kernels.groupwise import decode as decode_at_once
 
-            return decode_at_once(self.codes, scale, offset, *form, at=at)
+            return decode_at_once(stream, scale, offset, *form, at=at)
         width = self.in_features * self.bits
         if at is None or width % 8:
-            weight = decode_packed(self.codes, scale, offset, *form)
+            weight = decode_packed(stream, scale, offset, *form)
             return weight if at is None else weight[at]
-        packed = self.codes.view(self.out_features, width // 8)[at].reshape(-1)
+        packed = stream.view(self.out_features, width // 8)[at].reshape(-1)
         codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features).view(len(at), self.in_features)
         return decode(codes, scale[at], offset[at], self.group_size, dtype)
 
