@@ -15,7 +15,7 @@ from torch import Tensor
 from qra_backends.ggml import library
 from qra_backends.ggml.decode import decode, read_scales, replace_codes
 from qra_backends.ggml.types import GGMLType, load_iq4_values
-from qra_backends.reference.gptq import Factor
+from qra_backends.reference.gptq import Factor, round_columns
 
 _PART = 32
 """Columns whose feedback is applied one by one before the rest of the block is updated at once."""
@@ -73,26 +73,12 @@ def _round_columns(
     if offset is None:
         offset = -kind.zero * scale
     scale, offset = scale.T.contiguous(), offset.T.contiguous()
-    divisor = torch.where(scale == 0, 1.0, scale)
-    codes = torch.empty_like(columns, dtype=torch.uint8)
-    rounded, errors = torch.empty_like(columns), torch.empty_like(columns)
     values = None if kind.even else load_iq4_values(columns.device)
-    middles = None if values is None else (values[1:] + values[:-1]) / 2
-    highest, groups = 2**kind.code_bits - 1, (within // kind.group).tolist()
-    pivots = inverse.diagonal().tolist()
+    groups, highest = within // kind.group, 2**kind.code_bits - 1
+    codes, errors = torch.empty_like(columns, dtype=torch.uint8), torch.empty_like(columns)
     for start in range(0, kind.block, _PART):
-        stop = start + _PART
-        for i in range(start, stop):
-            group, column, code, error = groups[i], columns[i], rounded[i], errors[i]
-            if values is None or middles is None:
-                torch.sub(column, offset[group], out=code).div_(divisor[group]).round_().clamp_(0, highest)
-                torch.mul(code, scale[group], out=error).add_(offset[group])
-            else:
-                chosen = torch.bucketize(column / divisor[group], middles)
-                code.copy_(chosen)
-                torch.mul(values[chosen], scale[group], out=error)
-            torch.sub(column, error, out=error).div_(pivots[i])
-            columns[i + 1 : stop].addr_(inverse[i, i + 1 : stop], error, alpha=-1)
-        columns[stop:].addmm_(inverse[start:stop, stop:].T, errors[start:stop], alpha=-1)
-    codes[within] = rounded.to(torch.uint8)
+        own = slice(start, start + _PART)
+        part = columns[own], inverse[own, own], groups[own]
+        codes[within[own]], errors[own] = round_columns(*part, scale, offset, highest, values)
+        columns[own.stop :].addmm_(inverse[own, own.stop :].T, errors[own], alpha=-1)
     return replace_codes(blocks, kind, codes.T.contiguous()), errors

@@ -12,7 +12,7 @@ from qra_backends.modules import Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback
 from qra_backends.reference.packed import PackedLinear
-from qra_backends.storage import Expected, choose_block_rows, find_group_size
+from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
 WORD = 32
@@ -126,12 +126,7 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
     mean = importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    importance = importance / mean + 1e-6
-    parts = [
-        _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
-        for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
-    ]
-    scale = torch.cat(parts).squeeze(-1)
+    scale = _fit_mse(weight.unflatten(1, (-1, group_size)), importance / mean + 1e-6, bits).squeeze(-1)
     return scale, _compute_offset(scale, bits)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.storage import choose_block_rows
 
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
@@ -34,14 +33,11 @@ def fit_groups(
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
     fit = _fit_mse if ranges == "mse" else _fit_min_max
-    blocks = []
-    for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
-        parts = [
-            fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
-            for columns, weights, size in _split(rows, importance, group_size)
-        ]
-        blocks.append([torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True)])
-    scale, offset = (torch.cat(tensors) for tensors in zip(*blocks, strict=True))
+    parts = [
+        fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+        for columns, weights, size in _split(weight, importance, group_size)
+    ]
+    scale, offset = (torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True))
     return scale, offset
 
 
