@@ -104,7 +104,7 @@ class BackendConformance:
         errors: dict[float, list[float]] = {}
         for bits, source, module in iterate_levels(backend, self.shape):
             error = compute_relative_error(backend, module, source)
-            shannon = 2 ** -backend.storage(bits).bits_per_weight(*self.shape)
+            shannon = 2 ** (-8 * backend.storage(bits).bytes(*self.shape) / math.prod(self.shape))
             weight = source.weight.detach()
             low, high = weight.aminmax(dim=1, keepdim=True)
             step = (high - low) / (2 ** int(backend.width(bits)) - 1)

@@ -12,7 +12,7 @@ from torch import nn
 
 def test_a_backend_says_its_exact_bits_a_weight():
     backend = make_backend("reference")
-    bits = {b: backend.storage(b).bits_per_weight(1536, 576) for b in backend.bits}
+    bits = {b: 8 * backend.storage(b).bytes(1536, 576) / (1536 * 576) for b in backend.bits}
     assert bits == {2: 2.5, 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 8: 8.5}
 
 

@@ -11,7 +11,7 @@ from qra_backends.calibration import check_damping
 from qra_backends.modules import Scales
 from qra_backends.reference import bitpack
 from qra_backends.reference.gptq import ErrorFeedback
-from qra_backends.reference.packed import PackedLinear
+from qra_backends.reference.packed import GroupedLinear
 from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
@@ -22,7 +22,7 @@ _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: the
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
-class CompressedIntegers(PackedLinear):
+class CompressedIntegers(GroupedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - 2^(bits - 1)), g = i // group_size.
 
     Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,15 @@ from qra_backends.storage import ceil_div, choose_block_rows
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
 
 
-class PackedLinear(DequantizedLinear):
-    """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size.
-
-    Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16.
-    """
+class GroupedLinear(DequantizedLinear):
+    """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size."""
 
     bits: int
     group_size: int
+
+    @abstractmethod
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes uint8, one stream for all rows, and the scale and offset (out, groups) of each group."""
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in), computed in float32 and rounded once to `dtype`."""
@@ -29,47 +32,40 @@ class PackedLinear(DequantizedLinear):
     def dequantize_rows(self, at: Tensor) -> Tensor:
         return self._decode_rows(at, self.dtype)
 
-    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed codes uint8, one stream for all rows, and the scale and offset (out, groups) of each group."""
-        stored = self.tensors()
-        return stored["codes"], stored["scale"], stored["offset"]
-
     def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
         stream, scale, offset = self.read_groups()
-        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype)
+        shape, width = (self.out_features, self.in_features), self.in_features * self.bits
         if kernels.is_usable(stream.device):
             from qra_backends.kernels.groupwise import decode as decode_at_once
 
-            return decode_at_once(stream, scale, offset, *form, at=at)
-        width = self.in_features * self.bits
-        if at is None or width % 8:
-            weight = decode_packed(stream, scale, offset, *form)
-            return weight if at is None else weight[at]
-        packed = stream.view(self.out_features, width // 8)[at].reshape(-1)
-        codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features).view(len(at), self.in_features)
-        return decode(codes, scale[at], offset[at], self.group_size, dtype)
+            return decode_at_once(stream, scale, offset, self.bits, self.group_size, shape, dtype, at=at)
+        if at is not None and width % 8 == 0:
+            packed = stream.view(self.out_features, width // 8)[at].reshape(-1)
+            codes = bitpack.unpack(packed, self.bits, len(at) * self.in_features)
+            return decode(
+                codes.view(len(at), self.in_features), scale[at], offset[at], self.group_size, dtype
+            )
+        weight = torch.empty(shape, dtype=dtype, device=stream.device)
+        # Block by block of rows, so that what lies between stays in the cache, with fewer arrays than fitting has.
+        step = 2 * choose_block_rows(self.in_features, stream.device)
+        for start in range(0, self.out_features, step):
+            block = slice(start, start + step)
+            rows, first = (
+                weight[block],
+                start * width // 8,
+            )  # a whole byte, as blocks are of a multiple of 8 rows
+            packed = stream[first : first + ceil_div(len(rows) * width, 8)]
+            codes = bitpack.unpack(packed, self.bits, rows.numel()).view(rows.shape)
+            decode(codes, scale[block], offset[block], self.group_size, dtype, out=rows)
+        return weight if at is None else weight[at]
 
 
-def decode_packed(
-    packed: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    bits: int,
-    group_size: int,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Weights (out, in) of packed codes, block by block of rows, so that what lies between stays in the cache."""
-    columns = shape[1]
-    at_once = 2 * choose_block_rows(columns, packed.device)  # with fewer arrays than fitting has
-    weight = torch.empty(shape, dtype=dtype, device=packed.device)
-    for start in range(0, shape[0], at_once):
-        rows = weight[start : start + at_once]
-        first = start * columns * bits // 8  # a whole byte, as blocks are of a multiple of 8 rows
-        codes = bitpack.unpack(packed[first : first + ceil_div(rows.numel() * bits, 8)], bits, rows.numel())
-        block = slice(start, start + at_once)
-        decode(codes.view(rows.shape), scale[block], offset[block], group_size, dtype, out=rows)
-    return weight
+class PackedLinear(GroupedLinear):
+    """Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16."""
+
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        stored = self.tensors()
+        return stored["codes"], stored["scale"], stored["offset"]
 
 
 def decode(
