@@ -267,8 +267,7 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
     assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
     rank = run.largest_rank
-    config = json.loads((out / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(out.parent.resolve())
+    config = run.adapter_config | {"base_model_name_or_path": str(out.parent.resolve())}
     if one_rank:
         config |= {"r": rank, "rank_pattern": {}, "alpha_pattern": {}}
     write_json(out / "adapter_config.json", config)

@@ -29,10 +29,6 @@ from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 
-class DamagedFile(BadInput):
-    """A tensor file that is cut off or foreign."""
-
-
 def write_tensors(
     tensors: Mapping[str, Tensor],
     path: str | Path,
@@ -56,7 +52,7 @@ def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
-        raise DamagedFile(f"{path} is not a complete tensor file ({error})") from error
+        raise BadInput(f"{path} is not a complete tensor file ({error})") from error
 
 
 log = logging.getLogger(__name__)
@@ -152,13 +148,6 @@ class Bank:
                 missing.setdefault(name, []).append(bits)
         return missing
 
-    def has_any(self, name: str, levels: Iterable[LevelName]) -> bool:
-        return any(bits == UNQUANTIZED_BITS or self.get_path(name, bits).is_file() for bits in levels)
-
-    def write(self, name: str, bits: LevelName, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a linear at a level: what `Backend.to_tensors` gives of it."""
-        write_tensors(tensors, self.get_path(name, bits))
-
     def _open(self, name: str, bits: LevelName) -> Any | None:
         """The opened file of a linear at a level; None if it is missing or not whole. A damaged file is removed."""
         if (name, bits) not in self._files:  # asked for every linear of every plan: nothing is hashed again
@@ -169,8 +158,8 @@ class Bank:
                 file = open_tensors(path)
                 expected = self.backend.describe_tensors(bits, linear.out_features, linear.in_features)
                 if set(file.keys()) != set(expected):
-                    raise DamagedFile(f"{path} holds other tensors")
-            except DamagedFile as error:
+                    raise BadInput(f"{path} holds other tensors")
+            except BadInput as error:
                 log.warning("%s: quantizing again", error)
                 path.unlink(missing_ok=True)  # another process may have found it too
                 return None

@@ -147,7 +147,7 @@ def build(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
                 )
                 for level, module in modules.items():
-                    bank.write(name, level, bank.backend.to_tensors(module))
+                    write_tensors(bank.backend.to_tensors(module), bank.get_path(name, level))
 
             own = {name: bank.linears[name] for name in names if name in missing}
             visit_linears(own, moments, encode_linear, bank.backend, blocks.device, report)

@@ -162,7 +162,9 @@ class PlanSwitcher:
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = None
         self.trained_scales.clear()
-        self._remove_base_weights()
+        for base in self._places.values():
+            base.set_base()
+        self._in_place = {}
 
     @contextmanager
     def use_unquantized(self) -> Iterator[None]:
@@ -181,11 +183,6 @@ class PlanSwitcher:
             yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
-
-    def _remove_base_weights(self) -> None:
-        for base in self._places.values():
-            base.set_base()
-        self._in_place = {}
 
     def _cast_unquantized(self, dtype: torch.dtype) -> None:
         """Cast all that is not quantized; cast back to its own dtype it is exactly as before."""

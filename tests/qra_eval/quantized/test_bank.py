@@ -13,9 +13,8 @@ from safetensors.torch import save
 
 from qra_eval.models.linears import find_linears
 from qra_eval.models.tiny import make_tiny_model
-from qra_eval.quantized import bank as bank_module
 from qra_eval.quantized import build as build_module
-from qra_eval.quantized.bank import Bank
+from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.build import build
 from qra_eval.tasks.batches import Batch
@@ -236,17 +235,17 @@ def test_a_pass_that_was_killed_leaves_no_moments_that_are_taken_for_whole(model
 def test_on_a_full_disk_the_error_is_raised_and_what_was_written_is_whole(
     model, tmp_path, backend, monkeypatch
 ):
-    count, write = itertools.count(1), bank_module.write_tensors
+    count, write = itertools.count(1), build_module.write_tensors
 
     def fail(tensors, path, **options):
         if next(count) > 5:
             raise OSError(28, "No space left on device", str(path))
         write(tensors, path, **options)
 
-    monkeypatch.setattr(bank_module, "write_tensors", fail)
+    monkeypatch.setattr(build_module, "write_tensors", fail)
     with pytest.raises(OSError, match="No space left"):
         make_and_build(model, tmp_path, backend)
-    monkeypatch.setattr(bank_module, "write_tensors", write)
+    monkeypatch.setattr(build_module, "write_tensors", write)
     levels = len(backend.levels)
     bank = make_and_build(model, tmp_path, backend)
     again = [level for levels in backend.levels[levels:] for level in levels]
@@ -278,7 +277,8 @@ def test_a_linear_that_another_process_makes_is_awaited_and_that_process_named(m
         and "QRA_CACHE" in stages[0]
     )
     killed = make(model, tmp_path, backend)
-    killed.write(FIRST, 3, backend.to_tensors(backend.quantize(killed.linears[FIRST], 3)))
+    tensors = backend.to_tensors(backend.quantize(killed.linears[FIRST], 3))
+    write_tensors(tensors, killed.get_path(FIRST, 3))
     released.release()  # after one linear at one level
     thread.join(60)
     assert not thread.is_alive() and sorted(second.levels) == [(3, 4), (4,)]
