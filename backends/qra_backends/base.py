@@ -314,8 +314,6 @@ class Backend(ABC):
         self.check_bits(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        if not weight.numel():
-            raise ValueError(f"the weight {tuple(weight.shape)} is empty")
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(

@@ -59,13 +59,11 @@ class MixedBackend(Backend):
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[float | str, Spec] | None = None):
-        if choice is not None and not isinstance(choice, Mapping):
-            raise ValueError(f"choice must be a mapping of bit-widths to backends, got {choice!r}")
         chosen: dict[float, Spec] = {}
         for key, spec in (choice or DEFAULT_CHOICE).items():
             width = read_width(key)
             if width is None:
-                raise ValueError(f"a mapping of backends must have bit-widths as keys, got {key!r}")
+                raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {key!r}")
             chosen[width] = spec
         self._parts: dict[Level, tuple[Backend, Level]] = {}
         equal: dict[str, Backend] = {}

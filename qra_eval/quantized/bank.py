@@ -67,7 +67,7 @@ class Bank:
 
     Files are named by all that their content follows from: the weights, the backend with its revision and library at
     that level, the calibration data if the level is calibrated, and the kind of device, whose arithmetic rounds its own
-    way. Those that are missing, cut off or foreign are made by `qra_eval.quantized.build`.
+    way. Those that are missing or cut off are made by `qra_eval.quantized.build`.
 
     Args:
         fingerprint, calibration: identify the weights, and the calibration data.
@@ -151,19 +151,15 @@ class Bank:
     def _open(self, name: str, bits: LevelName) -> Any | None:
         """The opened file of a linear at a level; None if it is missing or not whole. A damaged file is removed."""
         if (name, bits) not in self._files:  # asked for every linear of every plan: nothing is hashed again
-            path, linear = self.get_path(name, bits), self.linears[name]
+            path = self.get_path(name, bits)
             if not path.is_file():
                 return None
             try:
-                file = open_tensors(path)
-                expected = self.backend.describe_tensors(bits, linear.out_features, linear.in_features)
-                if set(file.keys()) != set(expected):
-                    raise BadInput(f"{path} holds other tensors")
+                self._files[name, bits] = open_tensors(path)
             except BadInput as error:
                 log.warning("%s: quantizing again", error)
                 path.unlink(missing_ok=True)  # another process may have found it too
                 return None
-            self._files[name, bits] = file
         return self._files[name, bits]
 
     def load_tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:

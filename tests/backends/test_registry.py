@@ -51,14 +51,6 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
         ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
-        (
-            {"name": "mixed", "choice": "gguf"},
-            "choice must be a mapping of bit-widths to backends, got 'gguf'",
-        ),
-        (
-            {"name": "mixed", "choice": {"a": "gguf"}},
-            "a mapping of backends must have bit-widths as keys, got 'a'",
-        ),
         ({2: "gguf"}, r"gguf has several levels of 2 bits \(IQ2_XXS, .*: choose one by its options"),
         (
             {3: "bitsandbytes"},

@@ -101,7 +101,6 @@ class TrellisLinear(DequantizedLinear):
         return decode(self.codes, self.scales(), None, self.code, self.block, dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
         return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
 
 
