@@ -128,7 +128,11 @@ class CompressedTensorsExporter(Exporter):
                 f"{advise_replan('vllm')}"
             )
         reasons += list_rearranged_issues(run)
-        uneven = list_uneven_shards(run)
+        shards: dict[str, set[LevelName]] = {}
+        for name, level in run.levels.items():
+            parent, _, kind = name.rpartition(".")
+            shards.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
+        uneven = [name for name, levels in shards.items() if len(levels) > 1]
         if uneven:
             reasons.append(
                 f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
@@ -189,14 +193,6 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
             for index, ((width, size), names) in enumerate(sorted(groups.items()))
         },
     }
-
-
-def list_uneven_shards(run: TunedRun) -> list[str]:
-    found: dict[str, set[LevelName]] = {}
-    for name, level in run.levels.items():
-        parent, _, kind = name.rpartition(".")
-        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
-    return [name for name, levels in found.items() if len(levels) > 1]
 
 
 # -- parts -------------------------------------------------------------------------------------

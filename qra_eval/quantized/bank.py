@@ -72,7 +72,7 @@ class Bank:
     Args:
         fingerprint, calibration: identify the weights, and the calibration data.
         layers: decoder layer of each linear; tables are in one layer more.
-        device: where modules and weights are given; default: where the linears are.
+        device: where modules are given; default: where the linears are.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class Bank:
         self.layer_of = {name: layers[name] for name in self.linears}
         self._files: dict[tuple[str, LevelName], Any] = {}
 
-    # -- modules and weights -------------------------------------------------------------------
     def load_module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
         linear, device = self.linears[name], self.get_device(name)
@@ -111,13 +110,6 @@ class Bank:
             bias=bias,
             dtype=self.dtypes[name],
         )
-
-    def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
-        """The dequantized weight (out, in), rounded to the linear's dtype as its module computes, then cast."""
-        weight = own = self.linears[name].weight.detach()
-        if bits != UNQUANTIZED_BITS:
-            weight = self.backend.dequantize(self.load_module(name, bits)).detach()
-        return weight.to(device=self.get_device(name), dtype=dtype or own.dtype)
 
     # -- files ---------------------------------------------------------------------------------
     def get_path(self, name: str, bits: LevelName) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from qra_backends.conformance import BackendConformance
 from qra_backends.reference.backend import ReferenceBackend
-from qra_backends.reference.packed import PackedLinear
+from qra_backends.reference.groupwise import PackedLinear
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from qra_backends.calibration import check_damping
 from qra_backends.modules import Scales
-from qra_backends.reference import bitpack
+from qra_backends.reference import groupwise
 from qra_backends.reference.gptq import ErrorFeedback
-from qra_backends.reference.packed import GroupedLinear
 from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
@@ -22,7 +21,7 @@ _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: the
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
-class CompressedIntegers(GroupedLinear):
+class CompressedIntegers(groupwise.GroupedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - 2^(bits - 1)), g = i // group_size.
 
     Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.
@@ -77,7 +76,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         return fit_groups(rows, bits, self.choose_group_size(rows.shape[1]), importance)
 
     def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
-        words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
+        words = groupwise.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
         return {"weight_packed": words, "weight_scale": scale.to(SCALE_DTYPE).contiguous()}
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from qra_backends import kernels
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
-from qra_backends.reference import bitpack, groupwise
+from qra_backends.reference import groupwise
 from qra_backends.reference.backend import ReferenceBackend, join_blocks
 from qra_backends.storage import ceil_div, choose_block_rows, count_block_bytes
 
@@ -127,7 +127,7 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
         return groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
 
     def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
-        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
+        return {"codes": groupwise.pack(codes, bits), "scale": scale, "offset": offset}
 
 
 class Factor(NamedTuple):

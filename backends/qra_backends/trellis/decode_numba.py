@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qra_backends.storage import ceil_div, choose_block_rows
 from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_state_values
-from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
+from qra_backends.trellis.viterbi import OPTIONS, compile_once, compile_sums
 
 ROWS, TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""

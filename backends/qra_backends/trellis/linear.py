@@ -68,7 +68,7 @@ class TrellisLinear(DequantizedLinear):
             factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
         """
         if kernels.is_usable(self.codes.device):
-            from qra_backends.trellis.product_triton import make_product
+            from qra_backends.trellis.decode_triton import make_product
         elif self.codes.device.type == "cpu":
             from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
         else:
