@@ -29,14 +29,11 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
         ("nothing-like-it", "known are .*gguf, .*mixed, reference, reference-gptq"),
         ({"name": "gguf", "groups": 64}, "backend gguf has no option 'groups'; its options: "),
-        ({"name": "ggup"}, "did you mean gguf"),
         ({}, "a backend must be a name"),
         ({"group_size": 64}, "must have the key `name`"),
         (7, "a backend must be a name"),
         ({2: "ggup"}, "did you mean gguf"),
         ({"name": "reference", "group_size": 0}, "group_size"),
-        ({"name": "reference", "group_size": 1.5}, "group_size"),
-        ({"name": "reference", "group_size": True}, "group_size"),
         ({"name": "reference", "ranges": "best"}, "minmax, mse"),
         *(
             ({"name": name, "damping": damping}, f"damping must be a positive number, got {damping!r}")
@@ -44,9 +41,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
             for damping in (0, "1e-2", float("inf"))
         ),
         ({"name": "trellis", "L": 9}, "L must be a whole number from 10 to 16, got 9"),
-        ({"name": "trellis", "L": 12.0}, "L must be"),
         ({"name": "trellis", "block": 48}, "block must be a power of two up to 1024, got 48"),
-        ({"name": "trellis", "block": 2048}, "block must be"),
         ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
