@@ -74,7 +74,7 @@ class VLLMExporter(PEFTExporter):
                 "vLLM reorders the rows of query_key_value, but not of its codes: export as merged"
             )
         try:
-            fit_rank(VLLM, run.largest_rank)
+            fit_rank(VLLM, max(len(A) for A, _ in run.factors.values()))
         except ValueError as error:
             reasons.append(f"{error}: {advise_replan(VLLM)}")
         return reasons
@@ -262,7 +262,7 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
     """
     assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
-    rank = run.largest_rank
+    rank = max(len(A) for A, _ in run.factors.values())
     config = run.adapter_config | {"base_model_name_or_path": str(out.parent.resolve())}
     if one_rank:
         config |= {"r": rank, "rank_pattern": {}, "alpha_pattern": {}}

@@ -114,10 +114,6 @@ class TunedRun:
                 found[name] = A, tensors[key.replace(".lora_A.", ".lora_B.")]
         return found
 
-    @property
-    def largest_rank(self) -> int:
-        return max(len(A) for A, _ in self.factors.values())
-
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
         model.eval()
