@@ -82,7 +82,7 @@ def make_product(
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
         product = np.empty((len(inputs), out_features), np.float32)
         multiply_rows = _multiply_one if is_alone else _multiply_four
-        values = _make_value_pairs(code) if is_alone else _make_float_values(code.L)
+        values = _make_value_pairs(code) if is_alone else make_state_values(code.L).astype(np.float32)
         work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
         _call_in_threads(work, out_features, in_features)
         return torch.from_numpy(product)[:count]
@@ -110,11 +110,6 @@ def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)  # the threads are its parent's
-
-
-@lru_cache
-def _make_float_values(L: int) -> NDArray[np.float32]:
-    return make_state_values(L).astype(np.float32)
 
 
 @lru_cache
