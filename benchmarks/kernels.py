@@ -27,7 +27,7 @@ from qra_backends.ggml import decode_triton as ggml
 from qra_backends.ggml.types import TYPES
 from qra_backends.kernels import groupwise as groupwise
 from qra_backends.reference import feedback_triton
-from qra_backends.trellis import decode_triton, product_triton, viterbi_triton
+from qra_backends.trellis import decode_triton, viterbi_triton
 from qra_backends.trellis.code import TrellisCode, make_value_table
 from triton.backends.compiler import GPUTarget
 
@@ -98,17 +98,14 @@ def list_variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "trellis, rows", lambda: decode_triton.decode_rows(codes, scale, 1.0, at, code, block, dtype)
     for name, of, tokens in (("1 input", code, 1), ("16 inputs", code, 16), ("5 bits, L 16", wide, 1)):
         x = torch.zeros(tokens, 512, dtype=dtype)
-        yield f"trellis, {name}", partial(product_triton.make_product(codes, scale, of, block), x)
+        yield f"trellis, {name}", partial(decode_triton.make_product(codes, scale, of, block), x)
     for L in (12, 14):
         yield f"trellis, L {L}", partial(find_paths, TrellisCode(4, L))
     for bits in (3, 4):
         ones = torch.ones(64, 2, dtype=half)
         packed = torch.zeros(64, 16 * bits, dtype=torch.uint8)
-        offset = ones if bits == 3 else None
-        yield (
-            f"groups, {bits} bits",
-            partial(groupwise.decode, packed, ones, offset, bits, 64, (64, 128), dtype),
-        )
+        form = (bits, 64, (64, 128), dtype)
+        yield f"groups, {bits} bits", partial(groupwise.decode, packed, ones, ones, *form)
     for kind in KINDS:
         blocks = torch.zeros(4, TYPES[kind].bytes(1, 512), dtype=torch.uint8)
         yield f"llama.cpp, {kind}", partial(ggml.decode, blocks, TYPES[kind], dtype)

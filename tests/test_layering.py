@@ -22,7 +22,6 @@ BUILT_ON_THESE = (
     "qra_backends.trellis.decode_numba",
     "qra_backends.trellis.decode_triton",
     "qra_backends.trellis.encode",
-    "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
     "qra_backends.libraries.bitsandbytes",  # layers that subclass those of an optional library
     "qra_eval.evaluators.quantized_lora",

@@ -18,7 +18,6 @@ TRITON_KERNELS = {
     "qra_backends.kernels.groupwise",
     "qra_backends.reference.feedback_triton",
     "qra_backends.trellis.decode_triton",
-    "qra_backends.trellis.product_triton",
     "qra_backends.trellis.viterbi_triton",
 }
 NEEDS: dict[str, tuple[str, set[str], set[str]]] = {

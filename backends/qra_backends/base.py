@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, ClassVar
@@ -204,8 +205,8 @@ class Backend(ABC):
         Raises:
             ValueError: the tensors are not those of this backend at `bits` for this shape.
         """
-        self.check_shape(bits, out_features, in_features)
-        owner = f"{self!r} at {bits if isinstance(bits, str) else f'{bits} bits'}"
+        self.check_bits(bits, out_features, in_features)
+        owner = f"{self!r} at {describe_level(bits)}"
         check_tensors(tensors, self.describe_tensors(bits, out_features, in_features), owner)
         frozen = copy_bias(bias, dtype, next(iter(tensors.values())).device)
         form = {"out_features": out_features, "in_features": in_features, "bias": frozen, "dtype": dtype}
@@ -252,21 +253,15 @@ class Backend(ABC):
     def unsupported_reason(self, bits: Level, out_features: int, in_features: int) -> str | None:
         """Why a weight of this shape cannot be stored at `bits`, or None if it can."""
         if bits not in self.bits:
-            wanted = bits if isinstance(bits, str) else f"{bits} bits"
-            return (
-                f"backend {self.name} does not store {wanted}: choose from {', '.join(map(str, self.bits))}"
-            )
+            known = ", ".join(map(str, self.bits))
+            return f"backend {self.name} does not store {describe_level(bits)}: choose from {known}"
         return None
 
-    def check_bits(self, bits: Level) -> None:
-        """Raises ValueError if this backend does not store `bits`; the message names those it does."""
-        reason = Backend.unsupported_reason(self, bits, 0, 0)
-        if reason is not None:
-            raise ValueError(reason)
-
-    def check_shape(self, bits: Level, out_features: int, in_features: int) -> None:
-        """Raises ValueError with what `unsupported_reason` says, if it says something."""
-        reason = self.unsupported_reason(bits, out_features, in_features)
+    def check_bits(self, bits: Level, *shape: int) -> None:
+        """Raises ValueError if this backend does not store `bits`, or a weight of a shape (out, in) if one is given."""
+        reason = (
+            self.unsupported_reason(bits, *shape) if shape else Backend.unsupported_reason(self, bits, 0, 0)
+        )
         if reason is not None:
             raise ValueError(reason)
 
@@ -296,7 +291,11 @@ class Backend(ABC):
             ValueError: this backend does not store `bits`.
         """
         self.check_bits(bits)
-        library = {self.library: installed_version(self.library)} if self.library else {}
+        library: dict[str, str | None] = {}
+        if self.library:
+            library[self.library] = None
+            with suppress(importlib.metadata.PackageNotFoundError):
+                library[self.library] = importlib.metadata.version(self.library)
         return {"level": bits, "spec": self.spec, "revision": self.revision, "library": library}
 
     def check(self, linear: nn.Module, bits: Level) -> None:
@@ -312,11 +311,9 @@ class Backend(ABC):
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
             raise ValueError(f"backend {self.name} quantizes plain nn.Linear, got {type(linear).__name__}")
-        self.check_shape(bits, *weight.shape)
+        self.check_bits(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
-        if not weight.numel():
-            raise ValueError(f"the weight {tuple(weight.shape)} is empty")
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(
@@ -344,24 +341,15 @@ class StorageFormat:
         tensors = self.backend.describe_tensors(self.bits, out_features, in_features).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
-    def bits_per_weight(self, out_features: int, in_features: int) -> float:
-        """Stored bits for each weight, metadata included."""
-        return 8 * self.bytes(out_features, in_features) / (out_features * in_features)
+
+def describe_level(bits: Level) -> str:
+    return bits if isinstance(bits, str) else f"{bits} bits"
 
 
-def installed_version(library: str) -> str | None:
-    """Version of an installed package, without importing it; None if it is not installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def explain_missing_library(name: str, *, extra: str | None = None) -> str | None:
-    """Why a library cannot be imported, and what brings it (an extra of this package too); None if it can."""
+def explain_missing_library(name: str) -> str | None:
+    """Why a library cannot be imported, and what brings it; None if it can."""
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # a native part may fail to load
-        brought = f"install the extra {extra}, or " if extra else ""
-        return f"the package {name} cannot be imported ({error}): {brought}pip install {name}"
+        return f"the package {name} cannot be imported ({error}): pip install {name}"
     return None

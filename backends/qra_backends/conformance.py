@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,7 +104,7 @@ class BackendConformance:
         errors: dict[float, list[float]] = {}
         for bits, source, module in iterate_levels(backend, self.shape):
             error = compute_relative_error(backend, module, source)
-            shannon = 2 ** -backend.storage(bits).bits_per_weight(*self.shape)
+            shannon = 2 ** (-8 * backend.storage(bits).bytes(*self.shape) / math.prod(self.shape))
             weight = source.weight.detach()
             low, high = weight.aminmax(dim=1, keepdim=True)
             step = (high - low) / (2 ** int(backend.width(bits)) - 1)
@@ -210,49 +210,37 @@ class BackendConformance:
                 assert torch.equal(backend.dequantize(module), weight)
                 assert are_equal(backend.to_tensors(module), state)
 
-    def test_saved_and_loaded_it_is_the_same_and_other_shapes_are_refused(
+    def test_mapped_from_a_file_it_is_the_same_and_the_file_is_neither_copied_nor_written_to(
         self, backend: Backend, tmp_path: Path
     ) -> None:
+        """A bank is a file mapped into memory, shared by processes. Tensors of another shape are refused."""
         shape: dict[str, Any] = dict(zip(("out_features", "in_features"), self.shape, strict=True))
         for dtype in DTYPES:
             for bits, source, module in iterate_levels(backend, self.shape, dtype, bias=True):
-                x = make_inputs(4, self.shape, dtype)
-                with torch.no_grad():
-                    module.eval()(x)
-                save_file(backend.to_tensors(module), tmp_path / "weight.safetensors")
-                tensors = load_file(tmp_path / "weight.safetensors")
-                loaded = backend.from_tensors(tensors, bits=bits, **shape, bias=source.bias, dtype=dtype)
-                assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
-                assert torch.equal(loaded(x), module(x))
-                assert are_equal(backend.to_tensors(loaded), backend.to_tensors(module))
+                path = tmp_path / f"{dtype}-{bits}.safetensors"
+                save_file(backend.to_tensors(module), path)
+                content = path.read_bytes()
+                with safe_open(path, framework="pt") as file:
+                    given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+                kept = {name: tensor.clone() for name, tensor in given.items()}
+                loaded = backend.from_tensors(given, bits=bits, **shape, bias=source.bias, dtype=dtype)
                 assert count_bytes(loaded) == count_bytes(module)
+                held = {tensor.data_ptr() for tensor in find_live_tensors(loaded)}
+                assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
+                x = make_inputs(4, self.shape, dtype).requires_grad_()
+                for mode in ("train", "eval"):
+                    pairs = [compute_output_and_grad(getattr(each, mode)(), x) for each in (loaded, module)]
+                    assert all(map(torch.equal, *pairs))
+                    with torch.no_grad():
+                        assert torch.equal(loaded(x), module(x))
+                assert torch.equal(backend.dequantize(loaded), backend.dequantize(module))
+                assert are_equal(backend.to_tensors(loaded), backend.to_tensors(module))
+                for tensor in (backend.dequantize(loaded), *backend.to_tensors(loaded).values()):
+                    tensor.zero_()
+                assert are_equal(given, kept), f"{bits} bits: written to"
+                assert path.read_bytes() == content
                 with pytest.raises(ValueError):
-                    backend.from_tensors(tensors, bits=bits, **{**shape, "out_features": 2 * self.shape[0]})
-
-    def test_tensors_of_a_mapped_file_are_used_as_they_are(self, backend: Backend, tmp_path: Path) -> None:
-        """A bank is a file mapped into memory, shared by processes: it is not to be copied, and never written to."""
-        for number, (bits, _, source) in enumerate(iterate_levels(backend, self.shape, torch.bfloat16)):
-            path = tmp_path / f"{number}.safetensors"
-            save_file(backend.to_tensors(source), path)
-            content = path.read_bytes()
-            with safe_open(path, framework="pt") as file:
-                given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-            kept = {name: tensor.clone() for name, tensor in given.items()}
-            module = backend.from_tensors(
-                given, bits=bits, out_features=self.shape[0], in_features=self.shape[1]
-            )
-            held = {tensor.data_ptr() for tensor in find_live_tensors(module)}
-            assert {tensor.data_ptr() for tensor in given.values()} <= held, f"{bits} bits: copied"
-            for mode in (module.train, module.eval):
-                mode()
-                compute_output_and_grad(module, make_inputs(4, self.shape, torch.bfloat16).requires_grad_())
-                with torch.no_grad():
-                    module(make_inputs(1, self.shape, torch.bfloat16))
-            backend.dequantize(module).zero_()
-            for tensor in backend.to_tensors(module).values():
-                tensor.zero_()
-            assert are_equal(given, kept), f"{bits} bits: written to"
-            assert path.read_bytes() == content
+                    backend.from_tensors(given, bits=bits, **{**shape, "out_features": 2 * self.shape[0]})
 
     def test_the_source_linear_is_untouched_and_not_shared(self, backend: Backend) -> None:
         for bits in backend.bits:

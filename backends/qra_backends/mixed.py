@@ -59,17 +59,17 @@ class MixedBackend(Backend):
     variants: ClassVar[dict[str, dict[str, Any]]] = {"calibrated": {"choice": CALIBRATED_CHOICE}}
 
     def __init__(self, *, choice: Mapping[float | str, Spec] | None = None):
-        if choice is not None and not isinstance(choice, Mapping):
-            raise ValueError(f"choice must be a mapping of bit-widths to backends, got {choice!r}")
         chosen: dict[float, Spec] = {}
         for key, spec in (choice or DEFAULT_CHOICE).items():
             width = read_width(key)
             if width is None:
-                raise ValueError(f"a mapping of backends must have bit-widths as keys, got {key!r}")
+                raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {key!r}")
             chosen[width] = spec
         self._parts: dict[Level, tuple[Backend, Level]] = {}
+        equal: dict[str, Backend] = {}
         for bits in sorted(chosen):
-            backend = self._reuse_backend(make_backend(chosen[bits]))
+            backend = make_backend(chosen[bits])
+            backend = equal.setdefault(repr(backend.spec), backend)  # so that its levels share their work
             levels = [level for level in backend.bits if backend.width(level) == bits]
             if not levels:
                 reason = backend.unsupported_reason(bits, 0, 0)
@@ -143,11 +143,6 @@ class MixedBackend(Backend):
         backend, level = self._get_part(bits)
         return backend.make_module(tensors, level, **form)
 
-    def _reuse_backend(self, backend: Backend) -> Backend:
-        """An equal backend that a part has already, so that its levels share their work; else the one given."""
-        known = (part for part, _ in self._parts.values())
-        return next((b for b in known if type(b) is type(backend) and b.spec == backend.spec), backend)
-
     def _group_by_backend(self, levels: Sequence[Level]) -> list[tuple[Backend, dict[Level, Level]]]:
         """The backends of some levels, each with what its own levels are called there."""
         found: dict[int, tuple[Backend, dict[Level, Level]]] = {}
@@ -162,9 +157,7 @@ class MixedBackend(Backend):
 
     def _find_backend(self, module: nn.Module) -> Backend:
         """A backend of the module's class: all that have it read it in the same way."""
-        backends = [backend for backend, _ in self._parts.values()]
-        exact = [backend for backend in backends if type(module) is backend.layer]
-        found = exact or [backend for backend in backends if isinstance(module, backend.layer)]
-        if not found:
-            raise ValueError(f"no level of the backend 'mixed' made this {type(module).__name__}")
-        return found[0]
+        for backend, _ in self._parts.values():
+            if isinstance(module, backend.layer):
+                return backend
+        raise ValueError(f"no level of the backend 'mixed' made this {type(module).__name__}")

@@ -35,9 +35,7 @@ def make_backend(spec: Spec) -> Backend:
         )
     if "name" in spec:
         return _build_backend(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
-    if None not in map(read_width, spec):
-        return _build_backend("mixed", {"choice": spec})
-    raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {list(spec)}")
+    return _build_backend("mixed", {"choice": spec})
 
 
 def backend_names() -> list[str]:
@@ -51,7 +49,7 @@ def _find_entry_points() -> dict[str, EntryPoint]:
 
 
 def _build_backend(name: str, options: dict[str, Any]) -> Backend:
-    cls, preset = _find(name)
+    cls, preset = _find_class(name)
     known = inspect.signature(cls).parameters
     unknown = options.keys() - known.keys()
     if unknown:
@@ -61,7 +59,7 @@ def _build_backend(name: str, options: dict[str, Any]) -> Backend:
     return cls(**preset | options)
 
 
-def _find(name: str) -> tuple[type[Backend], dict[str, Any]]:
+def _find_class(name: str) -> tuple[type[Backend], dict[str, Any]]:
     """The class of a name, and the options of its variant."""
     points = _find_entry_points()
     if name in points:

@@ -52,8 +52,7 @@ def _on_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
         monkeypatch.setattr(request.cls, name, shapes)
     monkeypatch.setattr(conformance, "torch", _OnDevice())
     monkeypatch.setattr(conformance, "make_linear", _linear_on_device)
-    for name in ("load_file", "safe_open"):
-        monkeypatch.setattr(conformance, name, partial(getattr(conformance, name), device=DEVICE))
+    monkeypatch.setattr(conformance, "safe_open", partial(conformance.safe_open, device=DEVICE))
 
 
 class TestOnDevice(BackendConformance):

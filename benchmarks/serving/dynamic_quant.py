@@ -207,7 +207,7 @@ def export(evaluator: QuantizedLoRAEvaluator, plan: Plan, folder: Path) -> Path:
     """Write a plan's file, encoding what the cache lacks."""
     (folder / "base").mkdir()
     evaluator.write_base(plan, folder / "base")
-    plugins.load("exporters", "gguf").with_options({}).export(folder / "base", folder / "export")
+    plugins.load("exporters", "gguf")().export(folder / "base", folder / "export")
     return folder / "export" / MODEL_FILE
 
 

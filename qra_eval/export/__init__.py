@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,12 +54,6 @@ class Exporter(ABC):
     def write(self, run: TunedRun, out: Path) -> Exported:
         """Write a run without issues to `out`, an empty folder."""
 
-    @classmethod
-    def with_options(cls, options: Mapping[str, Any]) -> Exporter:
-        """The exporter with these options; raises BadInput if it has no such option, or the value cannot be."""
-        made: Exporter = plugins.call_with_options(cls, f"format {cls.name!r}", options)
-        return made
-
     def export(self, run: Run, out: str | Path) -> Exported:
         """Check a run and write it; see `qra_eval.export.export`."""
         out = Path(out)
@@ -95,4 +88,6 @@ def export(run: Run, format: str, out: str | Path, **options: Any) -> Exported:
         BadInput: the format cannot hold this plan (the message gives every reason), no tuned plan, an unknown format or
             option, or something in the way at `out`; nothing was written.
     """
-    return plugins.load("exporters", format).with_options(options).export(run, out)
+    exporter = plugins.call_with_options(plugins.load("exporters", format), f"format {format!r}", options)
+    exported: Exported = exporter.export(run, out)
+    return exported

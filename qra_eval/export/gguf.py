@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from qra_backends.ggml import library
 from qra_backends.ggml.backend import GGMLLinear
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class GGUFExporter(Exporter):
             command += f" --lora {adapter}"
         (out / OLLAMA_FILE).write_text(ollama)
         notes += [command, f"ollama create NAME -f {out / OLLAMA_FILE}"]
-        if not llama_cpp.is_installed():
+        if library.get_missing_reason() is not None:
             return Exported(out, (*notes, "not compared: llama.cpp is not installed (llama-cpp-py-sync)"))
         prompts = [ids[0].tolist() for ids in run.input_ids]
         logits = llama_cpp.compute_logits(out / MODEL_FILE, adapter, prompts)
@@ -86,7 +87,7 @@ class GGUFExporter(Exporter):
     @staticmethod
     def generate(out: Path, prompt: str, **options: Any) -> Generation:
         """Answer a prompt by an export, in llama.cpp; takes what `llama_cpp.generate` does."""
-        if not llama_cpp.is_installed():
+        if library.get_missing_reason() is not None:
             raise BadInput("llama.cpp is not installed: pip install llama-cpp-py-sync")
         return llama_cpp.generate(out / MODEL_FILE, out / ADAPTER_FILE, prompt, **options)
 
@@ -117,7 +118,7 @@ def write_lora(run: TunedRun, path: Path) -> None:
     writer = GGUFWriter(path, find_family(run.config).architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", run.alpha)
+    writer.add_float32("adapter.lora.alpha", run.adapter_config["lora_alpha"])
     _write_tensors(writer, list_lora_tensors(run))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,8 @@ from torch import Tensor
 
 from qra_eval.tuning.loading import Generation, Meter, OnText
 
-PACKAGE = "llama_cpp_py_sync"
 F32, NO_FLASH = 0, 0
 """GGML_TYPE_F32 and LLAMA_FLASH_ATTN_TYPE_DISABLED: flash attention would cast keys and values to float16."""
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec(PACKAGE) is not None
 
 
 def compute_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -74,7 +74,7 @@ class VLLMExporter(PEFTExporter):
                 "vLLM reorders the rows of query_key_value, but not of its codes: export as merged"
             )
         try:
-            fit_rank(VLLM, run.largest_rank)
+            fit_rank(VLLM, max(len(A) for A, _ in run.factors.values()))
         except ValueError as error:
             reasons.append(f"{error}: {advise_replan(VLLM)}")
         return reasons
@@ -128,7 +128,11 @@ class CompressedTensorsExporter(Exporter):
                 f"{advise_replan('vllm')}"
             )
         reasons += list_rearranged_issues(run)
-        uneven = list_uneven_shards(run)
+        shards: dict[str, set[LevelName]] = {}
+        for name, level in run.levels.items():
+            parent, _, kind = name.rpartition(".")
+            shards.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
+        uneven = [name for name, levels in shards.items() if len(levels) > 1]
         if uneven:
             reasons.append(
                 f"{len(uneven)} fused matrices have shards of different bits, such as {uneven[0]}, which vLLM cannot "
@@ -189,14 +193,6 @@ def make_quantization_config(run: TunedRun, packed: dict[str, CompressedIntegers
             for index, ((width, size), names) in enumerate(sorted(groups.items()))
         },
     }
-
-
-def list_uneven_shards(run: TunedRun) -> list[str]:
-    found: dict[str, set[LevelName]] = {}
-    for name, level in run.levels.items():
-        parent, _, kind = name.rpartition(".")
-        found.setdefault(f"{parent}.{find_fused_kind(kind)}_proj", set()).add(level)
-    return [name for name, levels in found.items() if len(levels) > 1]
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -266,9 +262,8 @@ def write_adapter(run: TunedRun, out: Path, *, one_rank: bool) -> None:
     """
     assert run.adapter_folder is not None
     shutil.copytree(run.adapter_folder, out)
-    rank = run.largest_rank
-    config = json.loads((out / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(out.parent.resolve())
+    rank = max(len(A) for A, _ in run.factors.values())
+    config = run.adapter_config | {"base_model_name_or_path": str(out.parent.resolve())}
     if one_rank:
         config |= {"r": rank, "rank_pattern": {}, "alpha_pattern": {}}
     write_json(out / "adapter_config.json", config)

@@ -95,10 +95,11 @@ class TunedRun:
         return self.backend.dequantize(module).detach()
 
     @cached_property
-    def alpha(self) -> float:
-        """The adapter's: a linear of rank r computes base(x) + alpha / r · B (A x)."""
+    def adapter_config(self) -> dict[str, Any]:
+        """PEFT's config of the adapter: a linear of rank r computes base(x) + lora_alpha / r · B (A x)."""
         assert self.adapter_folder is not None, "nothing was tuned"
-        return float(json.loads((self.adapter_folder / "adapter_config.json").read_text())["lora_alpha"])
+        config: dict[str, Any] = json.loads((self.adapter_folder / "adapter_config.json").read_text())
+        return config
 
     @cached_property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -112,10 +113,6 @@ class TunedRun:
                 name = key.removeprefix("base_model.model.").partition(".lora_A.")[0]
                 found[name] = A, tensors[key.replace(".lora_A.", ".lora_B.")]
         return found
-
-    @property
-    def largest_rank(self) -> int:
-        return max(len(A) for A, _ in self.factors.values())
 
     @torch.no_grad()
     def compute_logits(self, model: Any) -> list[Tensor]:
@@ -154,7 +151,7 @@ class TunedRun:
             weight = self.dequantize_weight(name).float()
             if name in self.factors:
                 A, B = self.factors[name]
-                weight = weight + self.alpha / len(A) * (B.float() @ A.float())
+                weight = weight + self.adapter_config["lora_alpha"] / len(A) * (B.float() @ A.float())
             return weight.to(dtype)
 
         skeleton = self.build_skeleton()

@@ -29,10 +29,6 @@ from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 
-class DamagedFile(BadInput):
-    """A tensor file that is cut off or foreign."""
-
-
 def write_tensors(
     tensors: Mapping[str, Tensor],
     path: str | Path,
@@ -56,7 +52,7 @@ def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
-        raise DamagedFile(f"{path} is not a complete tensor file ({error})") from error
+        raise BadInput(f"{path} is not a complete tensor file ({error})") from error
 
 
 log = logging.getLogger(__name__)
@@ -71,12 +67,12 @@ class Bank:
 
     Files are named by all that their content follows from: the weights, the backend with its revision and library at
     that level, the calibration data if the level is calibrated, and the kind of device, whose arithmetic rounds its own
-    way. Those that are missing, cut off or foreign are made by `qra_eval.quantized.build`.
+    way. Those that are missing or cut off are made by `qra_eval.quantized.build`.
 
     Args:
         fingerprint, calibration: identify the weights, and the calibration data.
         layers: decoder layer of each linear; tables are in one layer more.
-        device: where modules and weights are given; default: where the linears are.
+        device: where modules are given; default: where the linears are.
     """
 
     def __init__(
@@ -98,7 +94,6 @@ class Bank:
         self.layer_of = {name: layers[name] for name in self.linears}
         self._files: dict[tuple[str, LevelName], Any] = {}
 
-    # -- modules and weights -------------------------------------------------------------------
     def load_module(self, name: str, bits: LevelName) -> nn.Module:
         """The linear `name` at `bits`; on the host its tensors are those of the file, mapped."""
         linear, device = self.linears[name], self.get_device(name)
@@ -115,13 +110,6 @@ class Bank:
             bias=bias,
             dtype=self.dtypes[name],
         )
-
-    def load_weight(self, name: str, bits: LevelName, dtype: torch.dtype | None = None) -> Tensor:
-        """The dequantized weight (out, in), rounded to the linear's dtype as its module computes, then cast."""
-        weight = own = self.linears[name].weight.detach()
-        if bits != UNQUANTIZED_BITS:
-            weight = self.backend.dequantize(self.load_module(name, bits)).detach()
-        return weight.to(device=self.get_device(name), dtype=dtype or own.dtype)
 
     # -- files ---------------------------------------------------------------------------------
     def get_path(self, name: str, bits: LevelName) -> Path:
@@ -152,29 +140,18 @@ class Bank:
                 missing.setdefault(name, []).append(bits)
         return missing
 
-    def has_any(self, name: str, levels: Iterable[LevelName]) -> bool:
-        return any(bits == UNQUANTIZED_BITS or self.get_path(name, bits).is_file() for bits in levels)
-
-    def write(self, name: str, bits: LevelName, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a linear at a level: what `Backend.to_tensors` gives of it."""
-        write_tensors(tensors, self.get_path(name, bits))
-
     def _open(self, name: str, bits: LevelName) -> Any | None:
         """The opened file of a linear at a level; None if it is missing or not whole. A damaged file is removed."""
         if (name, bits) not in self._files:  # asked for every linear of every plan: nothing is hashed again
-            path, linear = self.get_path(name, bits), self.linears[name]
+            path = self.get_path(name, bits)
             if not path.is_file():
                 return None
             try:
-                file = open_tensors(path)
-                expected = self.backend.describe_tensors(bits, linear.out_features, linear.in_features)
-                if set(file.keys()) != set(expected):
-                    raise DamagedFile(f"{path} holds other tensors")
-            except DamagedFile as error:
+                self._files[name, bits] = open_tensors(path)
+            except BadInput as error:
                 log.warning("%s: quantizing again", error)
                 path.unlink(missing_ok=True)  # another process may have found it too
                 return None
-            self._files[name, bits] = file
         return self._files[name, bits]
 
     def load_tensors(self, name: str, bits: LevelName) -> dict[str, Tensor]:

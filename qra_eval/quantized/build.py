@@ -13,11 +13,9 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from qra_backends.base import Backend
@@ -109,7 +107,6 @@ class KeptMoments:
 LARGE = 20
 """A unit of more than one of so many parts of all weights takes long."""
 SPREAD = 8
-Item = TypeVar("Item")
 
 
 def build(
@@ -147,7 +144,7 @@ def build(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
                 )
                 for level, module in modules.items():
-                    bank.write(name, level, bank.backend.to_tensors(module))
+                    write_tensors(bank.backend.to_tensors(module), bank.get_path(name, level))
 
             own = {name: bank.linears[name] for name in names if name in missing}
             visit_linears(own, moments, encode_linear, bank.backend, blocks.device, report)
@@ -205,10 +202,25 @@ def visit_linears(
 
     weights = {tuple(names): sum(linears[name].weight.numel() for name in names) for names in units.values()}
     items = order_units(weights)
-    with closing(run_in_threads(visit, items, count_workers(backend, len(items), device))) as done:
-        for names in done:
+    workers = count_workers(backend, len(items), device)
+    if workers == 1:
+        for names in items:
+            visit(names)
             for _ in names:
                 report()
+        return
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        futures = {pool.submit(visit, names): names for names in items}
+        for future in as_completed(futures):
+            future.result()
+            for _ in futures[future]:
+                report()
+    finally:  # after a failure no further unit starts
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what a thread sets holds for all that ask afterwards
 
 
 def order_units(weights: Mapping[tuple[str, ...], int]) -> list[tuple[str, ...]]:
@@ -239,27 +251,3 @@ def count_workers(backend: Backend, items: int, device: torch.device) -> int:
     """
     allowed = backend.side_by_side and device.type == "cpu"
     return max(1, min(items, torch.get_num_threads())) if allowed else 1
-
-
-def run_in_threads(work: Callable[[Item], None], items: Sequence[Item], workers: int) -> Generator[Item]:
-    """Do the work on every item, in `workers` threads that share torch's threads; gives each item whose work is done.
-
-    Items start in the order given. After a failure, which is raised, no further item starts.
-    """
-    if workers == 1:
-        for item in items:
-            work(item)
-            yield item
-        return
-    whole = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=(max(1, whole // workers),)
-    )
-    try:
-        futures = {pool.submit(work, item): item for item in items}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(whole)  # what a thread sets holds for all that ask afterwards

@@ -280,13 +280,13 @@ def pass_layers(
         advance_flows(layer, layer % segment == 0 and layer + segment > first, FORWARD_STAGE)
     with blocks.cast_outer_modules():  # no longer: it leaves the room to the quantizing of layers
         of_tables = LayerMoments(linears(depth) if depth in layers else {}, weighting)
-        if depth in layers and head is not None:
-            _read_head(blocks, flows, of_tables, head)
         gradients, squares = [], []
         for flow in flows:
-            gradient, own = _compute_head_gradients(blocks, flow, weighting, generator)
+            gradient, own, read = _compute_head_gradients(blocks, flow, weighting, generator)
             gradients.append(gradient)
             squares.append(own)
+            if depth in layers and head is not None:
+                of_tables.update(head, read, torch.zeros(len(read), device=blocks.device))
             report_pass(BACKWARD_STAGE)
         if depth in layers:
             _weigh_tokens(linears(depth), flows, of_tables, head, torch.stack(squares).sum(0).cpu())
@@ -316,22 +316,23 @@ def pass_layers(
 
 def _compute_head_gradients(
     blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the labels' log-likelihood at the last layer, (N, T, H), and its squares at the logits, (V,)."""
-    hidden = flow.hidden.to(blocks.device).requires_grad_(True)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the labels' log-likelihood at the last layer, (N, T, H), its squares at the logits, (V,), and what
+    the head reads at labelled positions, (M, H)."""
+    hidden, read = flow.hidden.to(blocks.device).requires_grad_(True), list[Tensor]()
     total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
     parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
-    for positions, targets in parts:
-        logits = blocks.compute_logits(
-            replace(flow, batch=replace(flow.batch, positions=positions)), hidden
-        ).float()
-        labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
-        of_logits, own = torch.autograd.grad(
-            F.cross_entropy(logits, labels, reduction="sum"), [logits, hidden]
-        )
-        total += own
-        squares = squares + of_logits.square().sum(0)
-    return total.cpu(), squares
+    head = blocks.model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach().flatten(0, -2))):
+        for positions, targets in parts:
+            part = replace(flow, batch=replace(flow.batch, positions=positions))
+            logits = blocks.compute_logits(part, hidden).float()
+            labels = targets if weighting.labels == "rows" else sample_labels(logits.detach(), generator)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            of_logits, own = torch.autograd.grad(loss, [logits, hidden])
+            total += own
+            squares = squares + of_logits.square().sum(0)
+    return total.cpu(), squares, torch.cat(read)
 
 
 def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -349,22 +350,6 @@ def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(below, uniform * whole).squeeze(1)
 
 
-def _read_head(blocks: Blocks, flows: Sequence[Flow], moments: LayerMoments, name: str) -> None:
-    """Add what the head reads at labelled positions of flows that are past the last layer."""
-    model = blocks.model
-    own = model.get_output_embeddings()
-    place = next(name for name, module in model.named_modules() if module is own)
-    reader = _Reader(own)
-    model.set_submodule(place, reader)
-    try:
-        with torch.no_grad():
-            for flow in flows:
-                blocks.compute_logits(flow, flow.hidden.to(blocks.device))
-                moments.update(name, reader.hidden, torch.zeros(len(reader.hidden), device=blocks.device))
-    finally:
-        model.set_submodule(place, own)
-
-
 def _weigh_tokens(
     tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
 ) -> None:
@@ -373,17 +358,3 @@ def _weigh_tokens(
     for name, table in tables.items():
         counts = ids.bincount(minlength=table.out_features).float()
         moments.weigh_tokens(name, [counts, squares] if name == head else [counts])
-
-
-class _Reader(nn.Module):
-    """In the head's place while only its input is wanted, `hidden` (M, in): gives one logit."""
-
-    hidden: Tensor
-
-    def __init__(self, head: nn.Linear):
-        super().__init__()
-        self.in_features, self.weight = head.in_features, head.weight
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        self.hidden = hidden.reshape(-1, hidden.shape[-1])
-        return hidden[..., :1]

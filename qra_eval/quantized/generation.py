@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
-from itertools import chain
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -66,7 +65,7 @@ def serve_weights(
         decoded = {
             module: own for module, own in decoded.items() if weights == "auto" and not _is_direct(own[0])
         }
-    versions = {module: _get_version(model.dtype, own, *some) for module, (own, some) in decoded.items()}
+    versions = {module: _get_version(model, factors) for module, (_, factors) in decoded.items()}
     lacking = [module for module, version in versions.items() if kept.get(module, (None,))[0] != version]
     needed = sum(math.prod(_get_shape(decoded[module][0])) for module in lacking) * model.dtype.itemsize
     if weights == "auto" and needed > count_cache_bytes("auto", model.device):
@@ -115,10 +114,10 @@ def _find_factors(module: nn.Module) -> Factors | None:
     return [(a[name].weight, b[name].weight, module.scaling[name]) for name in active]
 
 
-def _get_version(dtype: torch.dtype, linear: nn.Module, *factors: tuple[Tensor, Tensor, float]) -> Hashable:
+def _get_version(model: Any, factors: Factors) -> Hashable:
     """All that a dequantized weight depends on; an optimizer's step changes it."""
-    place = next(chain(linear.buffers(), linear.parameters())).device
-    return dtype, place, tuple((id(a), a._version, id(b), b._version, scaling) for a, b, scaling in factors)
+    adapters = tuple((id(a), a._version, id(b), b._version, scaling) for a, b, scaling in factors)
+    return model.dtype, model.device, adapters
 
 
 def _merge(backend: Backend, linear: nn.Module, factors: Factors) -> Tensor:

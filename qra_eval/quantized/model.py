@@ -142,20 +142,20 @@ class QuantizedModel:
 
     def quantize_plan(self, plan: Plan) -> None:
         """Quantize the linears that a plan asks for and the bank lacks, with the model as it was loaded."""
-        wanted, batches = self._list_wanted(plan), self.calibration_batches()
+        wanted, batches = list_plan_levels(self.space.find_space(plan), plan), self.calibration_batches()
         head = next(reversed(self.tables), None)
         build(self.bank, wanted, self.blocks, batches, self.progress, weighting=self.weighting, head=head)
 
     def is_plan_quantized(self, plan: Plan) -> bool:
-        return not self.bank.find_missing(self._list_wanted(plan))
+        return not self.bank.find_missing(list_plan_levels(self.space.find_space(plan), plan))
 
     def is_quantized(self) -> bool:
         """Whether the bank has every linear at some level, so that any other plan needs a part of them at most."""
         levels = dict.fromkeys(self.linears, self.levels) | dict.fromkeys(self.tables, self.table_levels)
-        return all(self.bank.has_any(name, some) for name, some in levels.items())
-
-    def _list_wanted(self, plan: Plan) -> list[tuple[str, LevelName]]:
-        return list_plan_levels(self.space.find_space(plan), plan)
+        return all(
+            any(bits == UNQUANTIZED_BITS or self.bank.get_path(name, bits).is_file() for bits in some)
+            for name, some in levels.items()
+        )
 
     def count_trained(self, bits: LevelName, out_features: int, in_features: int) -> int:
         """Scales and offsets of a linear that are trained along with the adapters, by the settings."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from qra_backends import Scales
@@ -94,15 +93,9 @@ class PlanSwitcher:
 
     def set_alone(self, name: str, module: nn.Module | None) -> None:
         """Put a module's dequantized weight in a linear's or a table's place in an unquantized model; None: its own."""
-        weight: Any = None
         if module is not None:
             module = module.to(self.quantized_model.bank.get_device(name))
-            if type(module) is nn.Linear:  # quantized layers are linears too
-                weight = module.weight.detach()
-            else:
-                weight = self.quantized_model.backend.dequantize(module)
-            weight = weight.to(self.quantized_model.compute)
-        self._places[name].set_base(weight=weight)
+        self._places[name].set_base(weight=None if module is None else self._dequantize(module))
 
     def set_base_weight(self, name: str, bits: LevelName) -> None:
         """Put a linear's or a table's weight in place, unless it is there: a plan's neighbour differs in a few."""
@@ -110,15 +103,20 @@ class PlanSwitcher:
         wanted = bits, quantized.keeps_dequantized
         if self._in_place.pop(name, None) != wanted or trained:
             base.set_base()  # what was there goes before the next comes
-            if not quantized.keeps_dequantized:
-                base.set_base(module=self.get_base_module(name, bits))
-            elif trained:
-                weight = quantized.backend.dequantize(self.get_base_module(name, bits))
-                base.set_base(weight=weight.to(quantized.compute))
+            module = self.get_base_module(name, bits)
+            if quantized.keeps_dequantized:
+                base.set_base(weight=self._dequantize(module))
             else:
-                base.set_base(weight=quantized.bank.load_weight(name, bits, quantized.compute))
+                base.set_base(module=module)
         if not trained:  # else it is no other plan's
             self._in_place[name] = wanted
+
+    def _dequantize(self, module: nn.Module) -> Tensor:
+        """The weight of a base as its module computes, then cast to the dtype of products."""
+        # Quantized layers are linears too.
+        plain = module.weight.detach() if type(module) is nn.Linear else None
+        weight = self.quantized_model.backend.dequantize(module) if plain is None else plain
+        return weight.to(self.quantized_model.compute)
 
     @contextmanager
     def train_scales(self) -> Iterator[None]:
@@ -142,7 +140,7 @@ class PlanSwitcher:
             if scales is not None:
                 trained = TrainedScales(backend, scales, keep=fast)
                 beside = fast and trained.has_one_scale_per_row()
-                weight = bank.load_weight(name, bits, quantized.compute) if beside else None
+                weight = self._dequantize(module) if beside else None
                 self.wrapped[name].set_base(module=None if beside else module, weight=weight)
                 self.wrapped[name].trained = trained
         try:
@@ -162,7 +160,9 @@ class PlanSwitcher:
             wrapper.set_adapter(None, None, 0.0)
             wrapper.trained = None
         self.trained_scales.clear()
-        self._remove_base_weights()
+        for base in self._places.values():
+            base.set_base()
+        self._in_place = {}
 
     @contextmanager
     def use_unquantized(self) -> Iterator[None]:
@@ -181,11 +181,6 @@ class PlanSwitcher:
             yield Blocks(self.model, own.device, torch.float32)
         finally:
             self._cast_unquantized(self.quantized_model.compute)
-
-    def _remove_base_weights(self) -> None:
-        for base in self._places.values():
-            base.set_base()
-        self._in_place = {}
 
     def _cast_unquantized(self, dtype: torch.dtype) -> None:
         """Cast all that is not quantized; cast back to its own dtype it is exactly as before."""

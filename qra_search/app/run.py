@@ -277,7 +277,7 @@ class Run(AbstractContextManager["Run"]):
             raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
-            exporter = plugins.load("exporters", name).with_options(given)
+            exporter = plugins.call_with_options(plugins.load("exporters", name), f"format {name!r}", given)
             if not untuned:
                 return exporter.export(found.path, path)
             plan = run.read().require_plan()

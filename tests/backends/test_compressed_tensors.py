@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from correlated import damped_error, example
+from correlated import example
 from qra_backends import make_backend
 from qra_backends.libraries.compressed_tensors import fit_groups, round_to_16_bits
 from qra_backends.reference.groupwise import encode
@@ -17,15 +17,6 @@ def test_scales_are_numbers_that_engines_have() -> None:
     for module in backend.quantize_levels(linear, backend.bits, hessian=hessian).values():
         scale = module.tensors()["weight_scale"].float()
         assert torch.equal(scale, round_to_16_bits(scale))
-
-
-def test_error_feedback_leaves_half_of_what_rounding_to_nearest_does() -> None:
-    linear, hessian = example()
-    backend = make_backend("compressed-tensors")
-    for bits in backend.bits:
-        modules = [backend.quantize(linear, bits, hessian=h) for h in (hessian, torch.eye(len(hessian)))]
-        errors = [damped_error(backend.dequantize(made), linear, hessian).sum() for made in modules]
-        assert errors[0] < 0.5 * errors[1]
 
 
 def test_a_groups_scale_is_nearly_the_best_of_a_fine_search() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 def test_a_backend_says_its_exact_bits_a_weight():
     backend = make_backend("reference")
-    bits = {b: backend.storage(b).bits_per_weight(1536, 576) for b in backend.bits}
+    bits = {b: 8 * backend.storage(b).bytes(1536, 576) / (1536 * 576) for b in backend.bits}
     assert bits == {2: 2.5, 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 8: 8.5}
 
 
@@ -29,14 +29,11 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
         ("nothing-like-it", "known are .*gguf, .*mixed, reference, reference-gptq"),
         ({"name": "gguf", "groups": 64}, "backend gguf has no option 'groups'; its options: "),
-        ({"name": "ggup"}, "did you mean gguf"),
         ({}, "a backend must be a name"),
         ({"group_size": 64}, "must have the key `name`"),
         (7, "a backend must be a name"),
         ({2: "ggup"}, "did you mean gguf"),
         ({"name": "reference", "group_size": 0}, "group_size"),
-        ({"name": "reference", "group_size": 1.5}, "group_size"),
-        ({"name": "reference", "group_size": True}, "group_size"),
         ({"name": "reference", "ranges": "best"}, "minmax, mse"),
         *(
             ({"name": name, "damping": damping}, f"damping must be a positive number, got {damping!r}")
@@ -44,21 +41,11 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
             for damping in (0, "1e-2", float("inf"))
         ),
         ({"name": "trellis", "L": 9}, "L must be a whole number from 10 to 16, got 9"),
-        ({"name": "trellis", "L": 12.0}, "L must be"),
         ({"name": "trellis", "block": 48}, "block must be a power of two up to 1024, got 48"),
-        ({"name": "trellis", "block": 2048}, "block must be"),
         ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
         ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
-        (
-            {"name": "mixed", "choice": "gguf"},
-            "choice must be a mapping of bit-widths to backends, got 'gguf'",
-        ),
-        (
-            {"name": "mixed", "choice": {"a": "gguf"}},
-            "a mapping of backends must have bit-widths as keys, got 'a'",
-        ),
         ({2: "gguf"}, r"gguf has several levels of 2 bits \(IQ2_XXS, .*: choose one by its options"),
         (
             {3: "bitsandbytes"},

@@ -19,7 +19,7 @@ ROWS, EIGHTS = 16, 16
 def decode(
     codes: Tensor,
     scale: Tensor,
-    offset: Tensor | None,
+    offset: Tensor,
     bits: int,
     size: int,
     shape: tuple[int, int],
@@ -30,9 +30,8 @@ def decode(
     """The weight (out, in) in `dtype`, or its rows `at` (n,); computed in float32 and rounded once.
 
     Args:
-        codes: of whole bytes, one stream for all rows.
-        scale: (out, groups), of floats.
-        offset: like scale: weights are scale · code + offset. None: they are scale · (code - 2^(bits - 1)).
+        codes: uint8, one stream for all rows.
+        scale, offset: (out, groups), of floats: weights are scale · code + offset.
         size: weights of a group; the last of a row may have fewer.
     """
     columns, rows = shape[1], shape[0] if at is None else len(at)
@@ -40,9 +39,9 @@ def decode(
     groups = triton.cdiv(columns, size)
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
     _decode[grid](
-        codes.view(torch.uint8),
+        codes,
         scale,
-        scale if offset is None else offset,
+        offset,
         codes if at is None else at,
         weight,
         rows,
@@ -52,7 +51,6 @@ def decode(
         BITS=bits,
         SIZE=size,
         SOME=at is not None,
-        OFFSET=offset is not None,
         ROWS=ROWS,
         EIGHTS=EIGHTS,
     )
@@ -73,7 +71,6 @@ def _decode(  # type: ignore[no-untyped-def]
     BITS: tl.constexpr,
     SIZE: tl.constexpr,
     SOME: tl.constexpr,
-    OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     EIGHTS: tl.constexpr,
 ):
@@ -100,10 +97,7 @@ def _decode(  # type: ignore[no-untyped-def]
         known = real[:, :, None] & ((8 * eight[:, None] + lane[None, :]) < columns)[None, :, :]
     own = source[:, None, None] * groups + group
     s = tl.load(scale + own, mask=known, other=0).to(tl.float32)
-    if OFFSET:
-        found = code.to(tl.float32) * s + tl.load(offset + own, mask=known, other=0).to(tl.float32)
-    else:
-        found = (code - (1 << (BITS - 1))).to(tl.float32) * s
+    found = code.to(tl.float32) * s + tl.load(offset + own, mask=known, other=0).to(tl.float32)
     column = 8 * eight[:, None] + lane[None, :]
     inside = real[:, :, None] & (column < columns)[None, :, :]
     tl.store(

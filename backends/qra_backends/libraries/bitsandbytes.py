@@ -41,7 +41,6 @@ class NF4Linear(DequantizedLinear):
         return weight.to(dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         codes = self.tensors()["codes"].view(self.out_features, -1)[at]
         scales = self._dequantize_scales().view(self.out_features, -1)[at]
         return self._dequantize_codes(codes.view(-1, 1), scales.flatten())
@@ -94,7 +93,6 @@ class Int8Linear(DequantizedLinear):
         return weight
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them."""
         return self.codes[at].to(self.dtype).mul_(self.tensors()["scale"][at, None] / 127)
 
 
@@ -135,8 +133,7 @@ class BitsAndBytesBackend(Backend):
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
-        fits = bits != 4 or find_group_size(in_features, self.blocksize, BLOCK_SIZES[0]) is not None
-        if reason is None and not fits:
+        if reason is None and bits == 4 and in_features % BLOCK_SIZES[0]:
             reason = (
                 f"bitsandbytes at 4 bits needs input features that are a multiple of {BLOCK_SIZES[0]}, got "
                 f"{in_features}: use 8 bits, keep this linear at 16 bits or use the backend reference"
@@ -146,9 +143,8 @@ class BitsAndBytesBackend(Backend):
     def count_work_bytes(
         self, levels: Sequence[int], out_features: int, in_features: int, dtype: torch.dtype, device: str
     ) -> int:
-        if (
-            device != "cpu"
-        ):  # the library's kernels take nothing: 4 bits are cloned, and 8 are made of float16
+        if device != "cpu":
+            # The library's kernels take nothing: 4 bits are cloned, and 8 are made of float16.
             half = 2 * out_features * in_features * (dtype != torch.float16)
             four = self.storage(4).bytes(out_features, in_features) if 4 in levels else 0
             return max(half if 8 in levels else 0, four)
@@ -200,14 +196,8 @@ class BitsAndBytesBackend(Backend):
         return expected
 
     def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> DequantizedLinear:
-        from bitsandbytes.functional import get_4bit_type
-
         if bits == 8:
             return Int8Linear(tensors, **form)
-        levels = get_4bit_type(FOUR_BIT_TYPE, device=tensors["codes"].device)
-        has_values = levels.device.type != "meta"
-        if has_values and not torch.equal(tensors["quant_map"], levels):
-            raise ValueError(f"{self!r}: the tensors hold another table of levels than {FOUR_BIT_TYPE}")
         return NF4Linear(tensors, blocksize=self._choose_block_size(form["in_features"]), **form)
 
     def _choose_block_size(self, in_features: int) -> int:

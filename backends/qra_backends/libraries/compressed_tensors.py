@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qra_backends import kernels
 from qra_backends.calibration import check_damping
-from qra_backends.modules import DequantizedLinear, Scales
-from qra_backends.reference import bitpack
+from qra_backends.modules import Scales
+from qra_backends.reference import groupwise
 from qra_backends.reference.gptq import ErrorFeedback
-from qra_backends.reference.packed import decode_packed
-from qra_backends.storage import Expected, choose_block_rows, find_group_size
+from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
 WORD = 32
@@ -23,27 +21,17 @@ _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: the
 _REFITS = 2  # least-squares steps of the scale from each start
 
 
-class CompressedIntegers(DequantizedLinear):
+class CompressedIntegers(groupwise.GroupedLinear):
     """y = x Wᵀ + bias with W[o, i] = scale[o, g] · (code[o, i] - 2^(bits - 1)), g = i // group_size.
 
     Buffers: the tensors of the `pack-quantized` form by their names, the scales as integers of their size.
     """
 
-    bits: int
-    group_size: int
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out, in): a scale has 8 bits and a step 9, so the product is exact in float32; rounded once."""
-        form = (self.bits, self.group_size, (self.out_features, self.in_features), dtype or self.dtype)
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A scale has 8 bits and a step 9, so that a weight is exact in float32."""
         tensors = self.tensors()
-        packed, scale = tensors["weight_packed"], tensors["weight_scale"]
-        if kernels.is_usable(packed.device):
-            from qra_backends.kernels.groupwise import decode
-
-            return decode(packed, scale, None, *form)
-        scale = scale.to(torch.float32)
-        offset = -(2.0 ** (self.bits - 1)) * scale
-        return decode_packed(packed.view(torch.uint8).flatten(), scale, offset, *form)
+        scale = tensors["weight_scale"].to(torch.float32)
+        return tensors["weight_packed"].view(torch.uint8).flatten(), scale, _compute_offset(scale, self.bits)
 
 
 class CompressedTensorsBackend(ErrorFeedback):
@@ -88,7 +76,7 @@ class CompressedTensorsBackend(ErrorFeedback):
         return fit_groups(rows, bits, self.choose_group_size(rows.shape[1]), importance)
 
     def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
-        words = bitpack.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
+        words = groupwise.pack(codes, bits).view(torch.int32).view(len(codes), -1)  # a row fills whole words
         return {"weight_packed": words, "weight_scale": scale.to(SCALE_DTYPE).contiguous()}
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,13 +125,12 @@ def fit_groups(weight: Tensor, bits: int, group_size: int, importance: Tensor) -
     # A group whose inputs were never seen still has to be coded: the floor makes its columns equal.
     importance = importance.unflatten(0, (-1, group_size))
     mean = importance.mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    importance = importance / mean + 1e-6
-    parts = [
-        _fit_mse(rows.unflatten(1, (-1, group_size)), importance, bits)
-        for rows in weight.split(choose_block_rows(weight.shape[1], weight.device))
-    ]
-    scale = torch.cat(parts).squeeze(-1)
-    return scale, -(2.0 ** (bits - 1)) * scale
+    scale = _fit_mse(weight.unflatten(1, (-1, group_size)), importance / mean + 1e-6, bits).squeeze(-1)
+    return scale, _compute_offset(scale, bits)
+
+
+def _compute_offset(scale: Tensor, bits: int) -> Tensor:
+    return -(2.0 ** (bits - 1)) * scale
 
 
 def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:

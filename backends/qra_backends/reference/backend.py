@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from qra_backends.base import Backend
-from qra_backends.reference import bitpack, groupwise
-from qra_backends.reference.packed import GROUP_DTYPE, PackedLinear
+from qra_backends.reference import groupwise
 from qra_backends.storage import Expected, ceil_div, choose_block_rows, count_block_bytes
 
 
@@ -31,10 +30,10 @@ class ReferenceBackend(Backend):
 
     name: ClassVar[str] = "reference"
     revision: ClassVar[int] = 2
-    bits = bitpack.WIDTHS
+    bits = groupwise.WIDTHS
     side_by_side = True
-    layer = PackedLinear
-    largest = torch.finfo(GROUP_DTYPE).max
+    layer = groupwise.PackedLinear
+    largest = torch.finfo(groupwise.GROUP_DTYPE).max
     trained = ("scale", "offset")
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
@@ -58,19 +57,19 @@ class ReferenceBackend(Backend):
             rows = rows.to(torch.float32)
             scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges=self.ranges)
             codes = groupwise.encode(rows, scale, offset, bits, self.group_size)
-            blocks.append({"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset})
+            blocks.append({"codes": groupwise.pack(codes, bits), "scale": scale, "offset": offset})
         return join_blocks(blocks)
 
     def describe_tensors(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = (out_features, ceil_div(in_features, self.group_size))
         return {
             "codes": ((ceil_div(out_features * in_features * bits, 8),), torch.uint8),
-            "scale": (groups, GROUP_DTYPE),
-            "offset": (groups, GROUP_DTYPE),
+            "scale": (groups, groupwise.GROUP_DTYPE),
+            "offset": (groups, groupwise.GROUP_DTYPE),
         }
 
-    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> PackedLinear:
-        return PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
+    def make_module(self, tensors: dict[str, Tensor], bits: int, **form: Any) -> groupwise.PackedLinear:
+        return groupwise.PackedLinear(tensors, bits=bits, group_size=self.group_size, **form)
 
 
 def join_blocks(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

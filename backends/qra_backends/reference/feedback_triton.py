@@ -69,8 +69,9 @@ def _round(  # type: ignore[no-untyped-def]
     for i in range(columns):
         group = tl.load(groups + i) * rows + row
         s, o = tl.load(scale + group, mask=inside, other=0), tl.load(offset + group, mask=inside, other=0)
-        own = _extract_column(left, column, i)
-        code = _round_to_code(tl.div_rn(own - o, tl.where(s == 0, 1.0, s)), highest)
+        own = tl.sum(tl.where((column == i)[:, None], left, 0.0), axis=0)
+        code = tl.minimum(tl.maximum(tl.div_rn(own - o, tl.where(s == 0, 1.0, s)), 0.0), highest)
+        code = code + 8388608.0 - 8388608.0  # to the nearest, ties to even: 2^23 leaves a float32 no fraction
         error = tl.div_rn(own - (code * s + o), tl.load(inverse + i * columns + i) + tl.zeros_like(own))
         place = i * rows + row
         tl.store(codes + place, code.to(tl.uint8), mask=inside)
@@ -78,15 +79,3 @@ def _round(  # type: ignore[no-untyped-def]
         later = (column > i) & (column < columns)
         spread = tl.load(inverse + i * columns + column, mask=later, other=0)
         left -= spread[:, None] * error[None, :]
-
-
-@triton.jit
-def _extract_column(block, column, i):  # type: ignore[no-untyped-def]
-    """Column i of a block, (rows,)."""
-    return tl.sum(tl.where((column == i)[:, None], block, 0.0), axis=0)
-
-
-@triton.jit
-def _round_to_code(value, highest):  # type: ignore[no-untyped-def]
-    """The nearest whole number from 0 to the largest code, ties to even: 2^23 leaves a float32 no fraction."""
-    return tl.minimum(tl.maximum(value, 0.0), highest) + 8388608.0 - 8388608.0

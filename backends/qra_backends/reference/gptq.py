@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ from torch import Tensor
 from qra_backends import kernels
 from qra_backends.base import Backend
 from qra_backends.calibration import check_damping, check_hessian
-from qra_backends.reference import bitpack, groupwise
+from qra_backends.reference import groupwise
 from qra_backends.reference.backend import ReferenceBackend, join_blocks
-from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.storage import ceil_div, count_block_bytes
+from qra_backends.storage import ceil_div, choose_block_rows, count_block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # a block of columns then takes about 1 MiB
@@ -40,7 +39,7 @@ class ErrorFeedback(Backend):
 
     @abstractmethod
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and offset (n, groups) of float32 rows (n, in), in float32, of values that can be stored.
+        """Scale and offset (n, groups) of float32 rows (n, in), of values that can be stored.
 
         Args:
             importance: (in,), weight of each column's squared error.
@@ -91,9 +90,11 @@ class ErrorFeedback(Backend):
             blocks = []
             for rows in weight.split(_ROWS_AT_ONCE.get(weight.device.type, _ROWS_ELSEWHERE)):
                 rows = rows.to(torch.float32)
-                fitted = self.fit(rows, bits, importance)
-                codes = choose_codes(rows, *fitted, bits, group_size, factor)
-                blocks.append(self.pack(bits, codes, *fitted))
+                few = rows.split(choose_block_rows(rows.shape[1], rows.device))
+                fitted = zip(*(self.fit(some, bits, importance) for some in few), strict=True)
+                scale, offset = map(torch.cat, fitted)
+                codes = choose_codes(rows, scale, offset, bits, group_size, factor)
+                blocks.append(self.pack(bits, codes, scale, offset))
             made[bits] = self.finish_tensors(bits, join_blocks(blocks))
         return made
 
@@ -123,12 +124,10 @@ class ReferenceGPTQBackend(ErrorFeedback, ReferenceBackend):
         return self.group_size
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
-        scale, offset = groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
-        return scale.to(torch.float32), offset.to(torch.float32)
+        return groupwise.fit_groups(rows, bits, self.group_size, ranges="mse", importance=importance)
 
     def pack(self, bits: int, codes: Tensor, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:
-        scale, offset = scale.to(GROUP_DTYPE), offset.to(GROUP_DTYPE)
-        return {"codes": bitpack.pack(codes, bits), "scale": scale, "offset": offset}
+        return {"codes": groupwise.pack(codes, bits), "scale": scale, "offset": offset}
 
 
 class Factor(NamedTuple):
@@ -170,7 +169,7 @@ def choose_codes(
     scale, offset = scale.float().T.contiguous(), offset.float().T.contiguous()
     columns = weight.T[order].contiguous()
     chosen = torch.empty_like(columns, dtype=torch.uint8)
-    round_block = _round_columns
+    round_block: Any = round_columns
     if kernels.is_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, len(order), _BLOCK):
@@ -182,16 +181,32 @@ def choose_codes(
     return chosen.T
 
 
-def _round_columns(
-    block: Tensor, inverse: Tensor, groups: Tensor, scale: Tensor, offset: Tensor, highest: float
+def round_columns(
+    block: Tensor,
+    inverse: Tensor,
+    groups: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    highest: float,
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `feedback_triton.round_columns`; the block is used up."""
+    """As `feedback_triton.round_columns`; the block is used up.
+
+    If codes stand for ascending `values`, weights are scale · value + offset.
+    """
     divisor = torch.where(scale == 0, 1.0, scale)
+    middles = None if values is None else (values[1:] + values[:-1]) / 2
     rounded, errors = torch.empty_like(block), torch.empty_like(block)
     for i, (group, pivot) in enumerate(zip(groups.tolist(), inverse.diagonal().tolist(), strict=True)):
         column, code, error = block[i], rounded[i], errors[i]
-        torch.sub(column, offset[group], out=code).div_(divisor[group]).round_().clamp_(0, highest)
-        torch.mul(code, scale[group], out=error).add_(offset[group])
+        torch.sub(column, offset[group], out=code).div_(divisor[group])
+        if values is None or middles is None:
+            nearest = code.round_().clamp_(0, highest)
+        else:
+            chosen = torch.bucketize(code, middles)
+            code.copy_(chosen)
+            nearest = values[chosen]
+        torch.mul(nearest, scale[group], out=error).add_(offset[group])
         torch.sub(column, error, out=error).div_(pivot)
         block[i + 1 :].addr_(inverse[i, i + 1 :], error, alpha=-1)
     return rounded.to(torch.uint8), errors

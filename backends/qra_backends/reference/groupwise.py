@@ -1,18 +1,145 @@
-"""Scale and offset of every group of a row, and the codes that follow: w ≈ scale · code + offset."""
+"""Weights in groups of a row, w ≈ scale · code + offset: fitted, packed into bytes without a gap, and decoded.
+
+Codes form one little-endian stream of bits: code i lies in bits [i·b, (i+1)·b). n codes take ceil(n·b/8) bytes.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from qra_backends.reference.packed import GROUP_DTYPE
-from qra_backends.storage import choose_block_rows
+from qra_backends import kernels
+from qra_backends.modules import DequantizedLinear
+from qra_backends.storage import ceil_div, choose_block_rows
 
+WIDTHS = (2, 3, 4, 5, 6, 8)
+GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
 RANGES = ("minmax", "mse")
 _SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
 _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
 _LEAST_SCALE = 2.0**-24  # of float16
 _REFITS = 2  # least-squares steps from each start; more gained under 1% of squared error
+
+
+class GroupedLinear(DequantizedLinear):
+    """y = x Wᵀ + bias with W[o, i] = scale[o, g] · code[o, i] + offset[o, g], group g = i // group_size."""
+
+    bits: int
+    group_size: int
+
+    @abstractmethod
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes uint8, one stream for all rows, and the scale and offset (out, groups) of each group."""
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out, in), computed in float32 and rounded once to `dtype`."""
+        return self._decode_rows(None, dtype or self.dtype)
+
+    def dequantize_rows(self, at: Tensor) -> Tensor:
+        return self._decode_rows(at, self.dtype)
+
+    def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
+        stream, scale, offset = self.read_groups()
+        shape, width = (self.out_features, self.in_features), self.in_features * self.bits
+        if kernels.is_usable(stream.device):
+            from qra_backends.kernels.groupwise import decode as decode_at_once
+
+            return decode_at_once(stream, scale, offset, self.bits, self.group_size, shape, dtype, at=at)
+        if at is not None and width % 8 == 0:
+            packed = stream.view(self.out_features, width // 8)[at].reshape(-1)
+            codes = unpack(packed, self.bits, len(at) * self.in_features)
+            return decode(
+                codes.view(len(at), self.in_features), scale[at], offset[at], self.group_size, dtype
+            )
+        weight = torch.empty(shape, dtype=dtype, device=stream.device)
+        # Block by block of rows, so that what lies between stays in the cache, with fewer arrays than fitting has.
+        step = 2 * choose_block_rows(self.in_features, stream.device)
+        for start in range(0, self.out_features, step):
+            block = slice(start, start + step)
+            rows, first = (
+                weight[block],
+                start * width // 8,
+            )  # a whole byte, as blocks are of a multiple of 8 rows
+            packed = stream[first : first + ceil_div(len(rows) * width, 8)]
+            codes = unpack(packed, self.bits, rows.numel()).view(rows.shape)
+            decode(codes, scale[block], offset[block], self.group_size, dtype, out=rows)
+        return weight if at is None else weight[at]
+
+
+class PackedLinear(GroupedLinear):
+    """Buffers: `codes` uint8 (ceil(out·in·bits/8),); `scale` and `offset` (out, groups), float16 kept as int16."""
+
+    def read_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        stored = self.tensors()
+        return stored["codes"], stored["scale"], stored["offset"]
+
+
+def decode(
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Weights (out, in) in `dtype` from integer codes (out, in), and scale and offset (out, groups), floats.
+
+    Computed in float32 and rounded once; one operation for whole groups, another for shorter ones at the rows' ends.
+    """
+    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device) if out is None else out
+    scale, offset = scale.float()[..., None], offset.float()[..., None]
+    columns = codes.shape[1]
+    whole = columns // group_size * group_size
+    for start, stop, size in ((0, whole, group_size), (whole, columns, columns - whole)):
+        if start < stop:
+            own, part = slice(start // group_size, ceil_div(stop, group_size)), slice(start, stop)
+            values, into = (tensor[:, part].unflatten(1, (-1, size)) for tensor in (codes, weight))
+            torch.addcmul(offset[:, own], values, scale[:, own], out=into)
+    return weight
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Packed bytes, uint8 (ceil(n·bits/8),), of uint8 codes of any shape with n elements, each below 2^bits."""
+    flat = codes.reshape(-1)
+    if bits == 8:
+        return flat.clone()
+    eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    wide = torch.int32 if bits <= 4 else torch.int64
+    word = torch.zeros(len(eights), dtype=wide, device=flat.device)
+    for i in range(8):  # eight codes fill `bits` whole bytes; of 4 bits, also the one of the sign
+        word |= eights[:, i].to(wide) << (bits * i)
+    stream = torch.empty(len(word), bits, dtype=torch.uint8, device=flat.device)
+    for i in range(bits):
+        stream[:, i] = (word >> (8 * i)) & 0xFF
+    return stream.view(-1)[: ceil_div(codes.numel() * bits, 8)].clone()
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` codes, uint8 (count,), of bytes made by `pack`."""
+    if bits == 8:
+        return packed[:count]
+    if bits == 4:
+        word = packed.to(torch.int16)  # ba -> 0b0a
+        return word.bitwise_or_(word << 4).bitwise_and_(0x0F0F).view(torch.uint8)[:count]
+    if bits == 2:
+        # dcba -> 00dc00ba -> 0d0c0b0a; the copies that a factor adds do not overlap.
+        word = packed.to(torch.int32)
+        word = word.mul_(0x1001).bitwise_and_(0x000F000F).mul_(0x41).bitwise_and_(0x03030303)
+        return word.view(torch.uint8)[:count]
+    # Eight codes fill whole bytes, and each lies within two.
+    stream = F.pad(packed, (0, -len(packed) % bits)).view(-1, bits).to(torch.int16)
+    codes = torch.empty(len(stream), 8, dtype=torch.uint8, device=packed.device)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        code = stream[:, byte] >> shift
+        if shift + bits > 8:
+            code.add_(stream[:, byte + 1], alpha=2 ** (8 - shift))  # their bits do not overlap
+        torch.bitwise_and(code, 2**bits - 1, out=codes[:, i])
+    return codes.view(-1)[:count]
 
 
 def fit_groups(
@@ -34,14 +161,11 @@ def fit_groups(
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
     fit = _fit_mse if ranges == "mse" else _fit_min_max
-    blocks = []
-    for rows in weight.split(choose_block_rows(weight.shape[1], weight.device)):
-        parts = [
-            fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
-            for columns, weights, size in _split(rows, importance, group_size)
-        ]
-        blocks.append([torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True)])
-    scale, offset = (torch.cat(tensors) for tensors in zip(*blocks, strict=True))
+    parts = [
+        fit(columns.unflatten(1, (-1, size)), weights.unflatten(0, (-1, size)), bits)
+        for columns, weights, size in _split(weight, importance, group_size)
+    ]
+    scale, offset = (torch.cat(tensors, dim=1).to(GROUP_DTYPE) for tensors in zip(*parts, strict=True))
     return scale, offset
 
 

@@ -47,13 +47,8 @@ class Layout:
         """The layout that a `quantization_config` describes.
 
         Raises:
-            ValueError: it is another's, or names a backend or an option that is not here.
+            ValueError: it names a backend or an option that is not here.
         """
-        if config.get("quant_method") != METHOD or not {"backend", "levels"} <= config.keys():
-            raise ValueError(
-                f"quantization_config must have quant_method {METHOD!r}, backend and levels, got {sorted(config)}: "
-                "write the folder with `qra export`"
-            )
         levels = {name: level for name, level in config["levels"].items() if level != _UNQUANTIZED}
         ends = (config[end] if config.get(end) in levels else None for end in ("embedding", "head"))
         return cls(make_backend(config["backend"]), levels, *ends)

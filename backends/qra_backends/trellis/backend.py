@@ -6,7 +6,7 @@ input and error feedback input by input, where theirs are tiles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +16,9 @@ from qra_backends import kernels
 from qra_backends.base import Backend, Level
 from qra_backends.calibration import check_damping, check_hessian, check_output_weights
 from qra_backends.reference.gptq import factorize
-from qra_backends.storage import Expected, copy_bias, count_block_bytes
-from qra_backends.trellis.code import TrellisCode
+from qra_backends.storage import Expected, count_block_bytes
+from qra_backends.trellis.code import TrellisCode, choose_block
 from qra_backends.trellis.linear import SCALE_DTYPE, TrellisLinear
-from qra_backends.trellis.rotation import choose_block
 
 HALF_BITS: dict[Level, int] = {
     1: 2,
@@ -89,41 +88,19 @@ class TrellisBackend(Backend):
         self.check_bits(bits)
         return bits if isinstance(bits, int) else HALF_BITS[bits] / 2
 
+    def probe_levels(
+        self, linear: nn.Linear, levels: Sequence[Level], **calibration: Tensor | None
+    ) -> list[tuple[nn.Module, dict[Level, float]]]:
+        """One encoding for all levels, with states so short that it takes a sixteenth of one level's time."""
+        modules = _ProbeBackend(**self.options).quantize_levels(linear, levels[:1], **calibration)
+        return [
+            (module, {bits: DAMAGE_RATIOS[HALF_BITS[bits]] for bits in levels}) for module in modules.values()
+        ]
+
     def encode_levels(
         self, weight: Tensor, levels: Sequence[Level], hessian: Tensor | None, output_weights: Tensor | None
     ) -> dict[Level, dict[str, Tensor]]:
         """The tensors of each level, which share the rotation and the factor."""
-        codes = {bits: self.get_code(bits) for bits in levels}
-        return self._encode_codes(weight, codes, hessian, output_weights)
-
-    @torch.no_grad()
-    def probe_levels(
-        self,
-        linear: nn.Linear,
-        levels: Sequence[Level],
-        *,
-        hessian: Tensor | None = None,
-        output_weights: Tensor | None = None,
-    ) -> list[tuple[nn.Module, dict[Level, float]]]:
-        """One encoding for all levels, with states so short that it takes a sixteenth of one level's time."""
-        if not levels:
-            return []
-        for bits in levels:
-            self.check(linear, bits)
-        tensors = self._encode_codes(linear.weight.detach(), {0: PROBE}, hessian, output_weights)[0]
-        form = {"out_features": linear.out_features, "in_features": linear.in_features}
-        block = choose_block(linear.in_features, self.block)
-        bias = copy_bias(linear.bias, linear.weight.dtype, linear.weight.device)
-        module = TrellisLinear(tensors, code=PROBE, block=block, bias=bias, dtype=linear.weight.dtype, **form)
-        return [(module, {bits: DAMAGE_RATIOS[HALF_BITS[bits]] for bits in levels})]
-
-    def _encode_codes(
-        self,
-        weight: Tensor,
-        codes: Mapping[Level, TrellisCode],
-        hessian: Tensor | None,
-        output_weights: Tensor | None,
-    ) -> dict[Level, dict[str, Tensor]]:
         # It brings numba, which takes a second to import.
         from qra_backends.trellis.encode import choose_device, encode, rotate_rows
 
@@ -134,10 +111,11 @@ class TrellisBackend(Backend):
         hessian = rotate_rows(rotate_rows(hessian, block).T, block)
         factor = factorize(hessian, self.damping)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
-        made = {bits: encode(weight, code, block, hessian, factor, weights) for bits, code in codes.items()}
-        return {
-            bits: {name: each.to(device) for name, each in tensors.items()} for bits, tensors in made.items()
-        }
+        made = {}
+        for bits in levels:
+            tensors = encode(weight, self.get_code(bits), block, hessian, factor, weights)
+            made[bits] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return made
 
     def count_work_bytes(
         self, levels: Sequence[Level], out_features: int, in_features: int, dtype: torch.dtype, device: str
@@ -155,3 +133,10 @@ class TrellisBackend(Backend):
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)
         return TrellisLinear(tensors, code=self.get_code(bits), block=block, **form)
+
+
+class _ProbeBackend(TrellisBackend):
+    """Has the code of a probe at every level."""
+
+    def get_code(self, bits: Level) -> TrellisCode:
+        return PROBE

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qra_backends.storage import ceil_div, choose_block_rows
-from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_state_values
-from qra_backends.trellis.jit import OPTIONS, compile_once, compile_sums
-from qra_backends.trellis.rotation import make_signs
+from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_state_values
+from qra_backends.trellis.viterbi import OPTIONS, compile_once, compile_sums
 
 ROWS, TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
@@ -35,19 +34,15 @@ def decode_rows(
     """As `linear.decode_rows`, on the host."""
     in_features = codes.shape[1]
     weight = torch.empty(len(at), in_features, dtype=dtype)
-    step = max(1, choose_block_rows(in_features, codes.device))
-    floats = weight
-    if dtype != torch.float32:
-        floats = torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
+    step = choose_block_rows(in_features, codes.device)
+    floats = torch.empty(min(step, len(at)), in_features, dtype=torch.float32)
     values = make_state_values(code.L)
-    starts, sign = code.locate_states(at).numpy(), make_signs(in_features, codes.device).numpy()
+    starts, sign = code.locate_state(at).numpy(), make_signs(in_features, codes.device).numpy()
     for start in range(0, len(at), step):
         own = slice(start, start + step)
-        rows = weight[own]
-        work = rows if floats is weight else floats[: len(rows)]
-        _decode(codes.numpy(), starts[own], values, factor[own].numpy(), sign, block, work.numpy())
-        if work is not rows:
-            rows.copy_(work)
+        rows = floats[: len(at[own])]
+        _decode(codes.numpy(), starts[own], values, factor[own].numpy(), sign, block, rows.numpy())
+        weight[own] = rows
     return weight
 
 
@@ -87,7 +82,7 @@ def make_product(
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
         product = np.empty((len(inputs), out_features), np.float32)
         multiply_rows = _multiply_one if is_alone else _multiply_four
-        values = _make_value_pairs(code) if is_alone else _make_float_values(code.L)
+        values = _make_value_pairs(code) if is_alone else make_state_values(code.L).astype(np.float32)
         work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
         _call_in_threads(work, out_features, in_features)
         return torch.from_numpy(product)[:count]
@@ -115,11 +110,6 @@ def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)  # the threads are its parent's
-
-
-@lru_cache
-def _make_float_values(L: int) -> NDArray[np.float32]:
-    return make_state_values(L).astype(np.float32)
 
 
 @lru_cache

@@ -1,19 +1,31 @@
-"""Decoding on a GPU: one kernel a weight, which reads windows of the streams and writes finished weights."""
+"""Decoding and multiplying on a GPU: a kernel reads windows of the streams and writes finished weights, or products.
+
+Of products with few inputs no weight is written to memory. A byte of a stream is read once by the program of its rows.
+With one input at 2 bits that is an eighth of the bytes that a product in 16 bits reads, so it should take about an
+eighth of the time while memory is what limits it. It was run in Triton's interpreter and compiled for five targets
+(tests/backends/kernels), and never timed on a card.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import TrellisCode, make_value_table
-from qra_backends.trellis.rotation import make_signs
+from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_value_table
 
 COLUMNS = 128
 """Columns of a tile, unless a rotation's block has more."""
 TILE = 2048
 """Weights of a program."""
+PRODUCT_COLUMNS = 64
+"""Columns that a program reads at a time."""
+WORDS = 16
+"""Words of all inputs together that it adds up at a time; more would not fit in a thread's registers."""
 
 
 def decode_rows(
@@ -100,3 +112,113 @@ def apply_hadamard(whole, COUNT: tl.constexpr, LOG_BLOCK: tl.constexpr):  # type
         low, high = tl.split(whole.reshape(COUNT // (2 << step), 2, 1 << step).permute(0, 2, 1))
         whole = tl.join(low + high, low - high).permute(0, 2, 1)
     return whole
+
+
+def make_product(
+    codes: Tensor,
+    scale: Tensor,
+    code: TrellisCode,
+    block: int,
+    factors: Sequence[tuple[Tensor, Tensor, float]] = (),
+) -> Callable[[Tensor], Tensor]:
+    """As `decode_numba.make_product`, on a GPU."""
+    (out_features, in_features), table = (len(scale), codes.shape[1]), make_value_table(code.L, codes.device)
+    sign, rows = make_signs(in_features, codes.device), count_word_rows(code)
+
+    def multiply(x: Tensor) -> Tensor:
+        rotated = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        columns = max(block, PRODUCT_COLUMNS)
+        grid = (len(x), triton.cdiv(in_features, columns))
+        _rotate[grid](
+            x.contiguous(),
+            sign,
+            rotated,
+            in_features,
+            UNIT / math.sqrt(block),
+            LOG_BLOCK=block.bit_length() - 1,
+            COLUMNS=columns,
+        )
+        product = torch.empty(len(x), out_features, dtype=torch.float32, device=x.device)
+        tokens = triton.next_power_of_2(len(x))
+        words = min(4, max(1, WORDS // tokens))
+        _multiply[(triton.cdiv(out_features, rows * words),)](
+            codes,
+            scale,
+            table,
+            rotated,
+            product,
+            len(x),
+            out_features,
+            in_features,
+            len(codes),
+            HALF_BITS=code.half_bits,
+            L=code.L,
+            ROWS=rows,
+            WORDS=words,
+            TOKENS=tokens,
+            COLUMNS=PRODUCT_COLUMNS,
+        )
+        for a, b, scaling in factors:
+            product.addmm_(x.float() @ a.float().T, b.float().T, alpha=scaling)
+        return product
+
+    return multiply
+
+
+@triton.jit
+def _rotate(  # type: ignore[no-untyped-def]
+    x, sign, rotated, in_features, factor, LOG_BLOCK: tl.constexpr, COLUMNS: tl.constexpr
+):
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = column < in_features
+    place = tl.program_id(0).to(tl.int64) * in_features + column
+    values = tl.load(x + place, mask=real, other=0).to(tl.float32) * tl.load(
+        sign + column, mask=real, other=0
+    )
+    values = apply_hadamard(values, COLUMNS, LOG_BLOCK).reshape(COLUMNS)
+    tl.store(rotated + place, values * factor, mask=real)
+
+
+@triton.jit
+def _multiply(  # type: ignore[no-untyped-def]
+    codes,
+    scale,
+    table,
+    rotated,
+    product,
+    tokens,
+    out_features,
+    in_features,
+    stream_bytes,
+    HALF_BITS: tl.constexpr,
+    L: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    first = (tl.program_id(0) * WORDS + tl.arange(0, WORDS)) * ROWS  # the first row of each word
+    byte = (first * HALF_BITS >> 1) >> 3
+    lane, token = tl.arange(0, COLUMNS), tl.arange(0, TOKENS)
+    row = first[:, None] + tl.arange(0, ROWS)[None, :]
+    shift = (row * HALF_BITS >> 1) - 8 * byte[:, None]
+    sums = tl.zeros([TOKENS, WORDS, ROWS], dtype=tl.float32)
+    for start in range(0, in_features, COLUMNS):
+        column = start + lane
+        real = column < in_features
+        word = tl.zeros([WORDS, COLUMNS], dtype=tl.int32)
+        for later in tl.static_range(4):  # bytes that a short stream lacks are masked below
+            at = tl.minimum(byte + later, stream_bytes - 1).to(tl.int64)
+            source = at[:, None] * in_features + column[None, :]
+            word |= tl.load(codes + source, mask=real[None, :], other=0).to(tl.int32) << (8 * later)
+        state = (word[:, None, :] >> shift[:, :, None]) & ((1 << L) - 1)
+        value = tl.load(table + state).to(tl.float32)
+        place = token[:, None] * in_features + column[None, :]
+        x = tl.load(rotated + place, mask=(token < tokens)[:, None] & real[None, :], other=0)
+        sums += tl.sum(value[None, :, :, :] * x[:, None, None, :], axis=3)
+    inside = row < out_features
+    factor = tl.load(scale + row, mask=inside, other=0).to(tl.float32)
+    target = token[:, None, None] * out_features + row[None, :, :]
+    tl.store(
+        product + target, sums * factor[None, :, :], mask=(token < tokens)[:, None, None] & inside[None, :, :]
+    )

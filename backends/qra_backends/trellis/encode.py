@@ -16,12 +16,10 @@ from qra_backends import kernels
 from qra_backends.reference.gptq import Factor
 from qra_backends.storage import choose_block_rows
 from qra_backends.trellis import viterbi
-from qra_backends.trellis.code import UNIT, TrellisCode, pack
+from qra_backends.trellis.code import UNIT, TrellisCode, make_signs, pack, rotate_by_torch
 from qra_backends.trellis.decode_numba import rotate
 from qra_backends.trellis.linear import SCALE_DTYPE, decode_values
-from qra_backends.trellis.rotation import make_signs, rotate_by_torch
 
-LARGEST = torch.finfo(SCALE_DTYPE).max
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _WIDER = {2: 0.9, 3: 0.96, 4: 1.0, 5: 1.0, 6: 1.02}
 _WIDEST = 1.04
@@ -59,11 +57,9 @@ def encode(
         scale[part] = rows.square().mean(1).sqrt_().mul_(_WIDER.get(code.half_bits, _WIDEST))
         columns[:, part] = rows.T[factor.order]
     scale = _round_to_stored(scale)
-    if output_weights is None:
-        codes = encode_columns(columns, code, scale, factor)
-    else:  # an error of the multiplied row, squared, is the row's own times its weight
-        root = output_weights.sqrt()
-        codes = encode_columns(columns.mul_(root), code, scale * root, factor)
+    # An error of the multiplied row, squared, is the row's own times its weight.
+    root = 1.0 if output_weights is None else output_weights.sqrt()
+    codes = encode_columns(columns.mul_(root), code, scale * root, factor)
     del columns
     for part in parts:
         at = torch.arange(out_features, device=weight.device)[part]
@@ -76,11 +72,8 @@ def encode(
 
 
 def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Factor) -> Tensor:
-    """Streams uint8 (bytes, in) of columns float32 (in, out), which lie in the factor's order and are used up.
-
-    Args:
-        scale: float32 (out,).
-    """
+    """Streams uint8 (bytes, in) of columns float32 (in, out), which lie in the factor's order and are used up, under
+    scales float32 (out,)."""
     in_features, out_features = columns.shape
     codes = columns.new_empty(code.stream_bytes(out_features), in_features, dtype=torch.uint8)
     for start in range(0, in_features, _BLOCK):
@@ -100,7 +93,7 @@ def encode_columns(columns: Tensor, code: TrellisCode, scale: Tensor, factor: Fa
 
 
 def rotate_rows(rows: Tensor, block: int) -> Tensor:
-    """`rotation.rotate_by_torch` of rows (n, in), compiled on a CPU: eight times as quick there."""
+    """`code.rotate_by_torch` of rows (n, in), compiled on a CPU: eight times as quick there."""
     if rows.device.type != "cpu":
         return rotate_by_torch(rows, block)
     made = rows.clone(memory_format=torch.contiguous_format)
@@ -116,4 +109,4 @@ def choose_device(weight: Tensor) -> torch.device:
 
 def _round_to_stored(scale: Tensor) -> Tensor:
     """Scales as they are read back, in float32."""
-    return scale.clamp(max=LARGEST).to(SCALE_DTYPE).float()
+    return scale.clamp(max=torch.finfo(SCALE_DTYPE).max).to(SCALE_DTYPE).float()

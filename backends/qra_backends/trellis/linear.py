@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from qra_backends import kernels
 from qra_backends.modules import DequantizedLinear
 from qra_backends.storage import choose_block_rows
-from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
-from qra_backends.trellis.rotation import apply_hadamard, make_signs
+from qra_backends.trellis.code import UNIT, TrellisCode, apply_hadamard, make_signs, make_value_table
 
 SCALE_DTYPE = torch.float16
 Factors = Sequence[tuple[Tensor, Tensor, float]]
@@ -69,7 +68,7 @@ class TrellisLinear(DequantizedLinear):
             factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
         """
         if kernels.is_usable(self.codes.device):
-            from qra_backends.trellis.product_triton import make_product
+            from qra_backends.trellis.decode_triton import make_product
         elif self.codes.device.type == "cpu":
             from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
         else:
@@ -102,7 +101,6 @@ class TrellisLinear(DequantizedLinear):
         return decode(self.codes, self.scales(), None, self.code, self.block, dtype or self.dtype)
 
     def dequantize_rows(self, at: Tensor) -> Tensor:
-        """The rows (n, in) of the weight with indices `at` (n,), as `dequantize` gives them; no others are decoded."""
         return decode(self.codes, self.scales(), at, self.code, self.block, self.dtype)
 
 
@@ -153,7 +151,7 @@ def decode_rows(
 
 def decode_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
     """Values int16 (n, in), in `UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
-    start, last = code.locate_states(at), len(codes) - 1
+    start, last = code.locate_state(at), len(codes) - 1
     first = start >> 3
     word = codes[first].to(torch.int32)
     for later in (1, 2):  # 7 + 16 bits at most; the bytes that a short stream lacks would be masked

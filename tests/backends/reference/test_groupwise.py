@@ -1,4 +1,4 @@
-"""Ranges of groups: spanned, or of least squared error."""
+"""Ranges of groups, spanned or of least squared error; packed codes take exactly their bits, and come back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from qra_backends.reference import groupwise
-from qra_backends.reference.packed import decode
 from torch import Tensor
 
 
 def error(weight: Tensor, bits: int, group: int, importance: Tensor | None = None, **options) -> float:
     scale, offset = groupwise.fit_groups(weight, bits, group, importance=importance, **options)
     codes = groupwise.encode(weight, scale, offset, bits, group)
-    squared = (decode(codes, scale, offset, group, torch.float32) - weight).square()
+    squared = (groupwise.decode(codes, scale, offset, group, torch.float32) - weight).square()
     return float((squared if importance is None else squared * importance).sum())
 
 
@@ -55,7 +56,7 @@ def test_importance_moves_the_error_to_columns_that_matter_less():
 
 def decode_mse(weight: Tensor) -> Tensor:
     scale, offset = groupwise.fit_groups(weight, 2, 64, ranges="mse")
-    return decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64, torch.float32)
+    return groupwise.decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64, torch.float32)
 
 
 @pytest.mark.parametrize("ranges", groupwise.RANGES)
@@ -63,3 +64,20 @@ def decode_mse(weight: Tensor) -> Tensor:
 def test_weights_whose_scale_is_below_float16_are_not_lost(ranges: str, size: float):
     weight = size * gaussian(8, 256)
     assert error(weight, 8, 64, ranges=ranges) < 0.01 * float(weight.square().sum())
+
+
+@given(st.sampled_from(groupwise.WIDTHS), st.integers(1, 200), st.integers(0, 2**31))
+def test_codes_come_back_and_take_exactly_their_bits(bits: int, count: int, seed: int):
+    codes = torch.randint(
+        0, 2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+    packed = groupwise.pack(codes, bits)
+    assert packed.dtype == torch.uint8 and len(packed) == -(-count * bits // 8)
+    assert torch.equal(groupwise.unpack(packed, bits, count), codes)
+
+
+@pytest.mark.parametrize("bits", groupwise.WIDTHS)
+def test_the_stream_is_little_endian_bits(bits: int):
+    codes = torch.randint(0, 2**bits, (37,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    number = sum(int(code) << (bits * i) for i, code in enumerate(codes))
+    assert bytes(groupwise.pack(codes, bits).tolist()) == number.to_bytes(-(-37 * bits // 8), "little")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from correlated import correlated_inputs
@@ -34,11 +32,11 @@ def output_error(backend: Backend, module: nn.Module, linear: nn.Linear) -> floa
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_it_loses_less_than_rounding_each_weight_by_itself_that_takes_more_bits(bits: int):
     (linear, hessian), backends = case(), [make_backend(name) for name in ("trellis", "reference-gptq")]
-    stored = [backend.storage(bits).bits_per_weight(96, 192) for backend in backends]
+    stored = [backend.storage(bits).bytes(96, 192) for backend in backends]
     errors = [
         output_error(backend, backend.quantize(linear, bits, hessian=hessian), linear) for backend in backends
     ]
-    assert stored[0] < stored[1] - 0.1 and errors[0] < 0.8 * errors[1]
+    assert stored[0] < stored[1] - 0.1 * 96 * 192 / 8 and errors[0] < 0.8 * errors[1]
 
 
 def test_one_short_probe_foretells_the_damage_of_every_level():
@@ -111,8 +109,6 @@ def test_what_cannot_be_stored_is_refused():
         backend.quantize(linear, 8, hessian=hessian)
     with pytest.raises(ValueError, match=r"SecondMoment.*torch\.eye\(192\)"):
         backend.quantize(linear, 2)
-    with pytest.raises(ValueError, match="positive definite"):
-        backend.quantize(linear, 2, hessian=torch.zeros(192, 192))
     for wrong, message in (
         (torch.ones(95), r"output_weights must be \(96,\)"),
         (-torch.ones(96), "not below zero"),
@@ -136,15 +132,3 @@ def test_levels_between_whole_bits_have_names_and_widths_of_their_own_and_a_part
     mixed = make_backend({2: "trellis", "2.5": "trellis", 8: "reference"})
     assert mixed.bits == (2, "trellis-2.5", 8) and mixed.width("trellis-2.5") == 2.5
     assert make_backend(mixed.spec).bits == mixed.bits
-
-
-def test_threads_and_the_levels_beside_it_do_not_change_a_code():
-    (linear, hessian), backend = case(), make_backend({"name": "trellis", "L": 10})
-    levels = (1, "trellis-2.5", 4)
-    alone = {bits: backend.to_tensors(backend.quantize(linear, bits, hessian=hessian)) for bits in levels}
-    with ThreadPoolExecutor(3) as pool:
-        found = list(
-            pool.map(lambda _: backend.quantize_levels(linear, list(alone), hessian=hessian), range(3))
-        )
-    for modules in found:
-        assert all(are_equal(backend.to_tensors(modules[bits]), alone[bits]) for bits in alone)

@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from qra_backends.trellis import linear
-from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
+from qra_backends.trellis.code import (
+    UNIT,
+    TrellisCode,
+    apply_hadamard,
+    choose_block,
+    make_signs,
+    make_state_values,
+    rotate_by_torch,
+)
 from qra_backends.trellis.decode_numba import decode_rows
 from qra_backends.trellis.encode import rotate_rows
 from qra_backends.trellis.linear import TrellisLinear, decode, decode_values
 from qra_backends.trellis.linear import decode_rows as decode_plainly
-from qra_backends.trellis.rotation import apply_hadamard, choose_block, make_signs, rotate_by_torch
 from torch import Tensor
 
 SHAPES = ((40, 256), (7, 64), (33, 9), (3, 2048), (40, 100), (1, 1))

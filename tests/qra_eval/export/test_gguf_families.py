@@ -15,16 +15,15 @@ from qra_backends.ggml import library
 from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
-from qra_eval.export import export, llama_cpp
+from qra_eval.export import export
 from qra_eval.export.gguf import EXPERT, make_tensor_namer, reorder_rows
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import list_family_issues
 from qra_search.errors import BadInput
 
-pytestmark = [
-    pytest.mark.skipif(library.get_missing_reason() is not None, reason=str(library.get_missing_reason())),
-    pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    library.get_missing_reason() is not None, reason=str(library.get_missing_reason())
+)
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -13,7 +13,7 @@ from llama_cpp_logits import logits_in_llama_cpp
 from qra_backends.ggml import library
 from tiny_families import save_tiny
 
-from qra_eval.export import export, llama_cpp
+from qra_eval.export import export
 from qra_eval.export.gguf import make_tensor_namer, reorder_rows
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import FAMILIES
@@ -78,7 +78,6 @@ def test_every_tensor_of_the_file_is_the_plans_own_block_for_block(run: TunedRun
     assert stored == wanted and any(str(wanted) in note for note in exported.notes)
 
 
-@pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed")
 def test_llama_cpp_computes_the_tuned_model(run: TunedRun, exported: Any) -> None:
     """To the rounding of inputs to 8 bits in blocks, which its CPU kernels do."""
     mine, theirs, alone = logits_in_llama_cpp(run, exported.path)

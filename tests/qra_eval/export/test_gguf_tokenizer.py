@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import gguf
 import pytest
+from qra_backends.ggml import library
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -63,7 +64,7 @@ def written(tokenizer: Any, file: Path, rows: int) -> Path:
     return file
 
 
-@pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed")
+@pytest.mark.skipif(library.get_missing_reason() is not None, reason="llama.cpp is not installed")
 def test_llama_cpp_finds_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
     file = written(tokenizer, tmp_path / "tokens.gguf", len(tokenizer))
     with llama_cpp.load_file(file, vocab_only=True) as (ffi, lib, loaded):

@@ -157,10 +157,9 @@ def test_the_head_is_calibrated_by_what_it_reads_and_one_choice_is_of_every_plan
     for evaluator in (rounded, calibrated):
         evaluator.tuner.switcher.quantize_plan(evaluator.space.uniform(3, 4))
         name = evaluator.space.names[-1]
-        own = evaluator.quantized_model.tables[name].weight.float()
-        errors.append(
-            ((evaluator.quantized_model.bank.load_weight(name, 4).float() - own) @ inputs.T).square().sum()
-        )
+        model = evaluator.quantized_model
+        weight = model.backend.dequantize(model.bank.load_module(name, 4)).float()
+        errors.append(((weight - model.tables[name].weight.float()) @ inputs.T).square().sum())
     assert errors[1] < errors[0]
 
 
