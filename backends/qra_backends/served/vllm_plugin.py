@@ -9,6 +9,7 @@ Needs vllm at import.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,6 +25,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
 from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards
+from qra_backends.trellis.linear import TrellisLinear
 
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of some shards; others have numbers."""
@@ -123,6 +125,7 @@ class QRAMethod(LinearMethodBase):
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.make_modules(buffers))
+            layer.qra_forwards = tuple(map(_make_forward, layer.qra_modules))
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
@@ -148,12 +151,25 @@ def _load(
     shards.copy_shard(buffer.data, key, QKV.get(told, told) or 0, tensor)
 
 
+def _make_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a module does; its product of few inputs is made once, as weights do not change any more."""
+    if not isinstance(module, TrellisLinear) or (multiply := module.make_product()) is None:
+        return module
+    usual, most = module.forward, module.few_inputs
+
+    def forward(x: Tensor) -> Tensor:
+        inputs = x.reshape(-1, x.shape[-1])
+        return usual(x) if len(inputs) > most else multiply(inputs).view(*x.shape[:-1], -1)
+
+    return forward
+
+
 @torch.library.custom_op("qra::linear", mutates_args=())
 def _apply_linear(x: Tensor, key: str, out_features: int) -> Tensor:
     """x (..., in) times the weights of a layer, (..., out): a few inputs straight from the codes."""
     layer: Any = _layers[key]
     with torch.no_grad():
-        products = [module(x) for module in layer.qra_modules]
+        products = [forward(x) for forward in layer.qra_forwards]
     return torch.cat(products, dim=-1) if len(products) > 1 else products[0]
 
 
