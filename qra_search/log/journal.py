@@ -157,6 +157,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def __init__(self, path: str | Path = MEMORY):
         self.path = str(path)
+        self._is_in_memory = self.path == MEMORY
         self._file = -1
         self._lock: BaseFileLock | None = None
         self._contents = JournalContents() if self._is_in_memory else self._load()
@@ -242,10 +243,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    @property
-    def _is_in_memory(self) -> bool:
-        return self.path == MEMORY
 
     def _load(self) -> JournalContents:
         try:

@@ -15,7 +15,6 @@ from pydantic import ByteSize
 from qra_search.errors import BadInput
 from qra_search.schemas import LevelName, check_name, format_level, make_adapter
 
-GROUP_SIZE = 64
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
 
@@ -33,7 +32,7 @@ class GroupwiseFormat:
     """`bits` for each weight and `metadata_bits` for each group of `group_size` weights along a row."""
 
     bits: int
-    group_size: int = GROUP_SIZE
+    group_size: int = 64
     metadata_bits: int = METADATA_BITS
 
     def bytes(self, out_features: int, in_features: int) -> int:

@@ -25,8 +25,6 @@ from qra_search.space.memory import (
     make_levels,
 )
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
-
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
 

@@ -153,7 +153,8 @@ class Study:
         flying: dict[Future[Evaluation], Trial] = {}
         try:
             self._measure_sensitivities()
-            self._notify("on_start")
+            for callback in self.callbacks:
+                callback.on_start(self)
             waiting = list(self.log.running_trials)
             while True:
                 while asked := self._propose_next(len(flying) + len(waiting)):
@@ -214,7 +215,8 @@ class Study:
             trial = self.log.fail(trial.id, describe_failure(error))
         else:
             trial = self.log.finish(trial.id, evaluation)
-        self._notify("on_result", trial)
+        for callback in self.callbacks:
+            callback.on_result(self, trial)
         return trial
 
     def _measure_sensitivities(self) -> None:
@@ -225,10 +227,6 @@ class Study:
             if sensitivities is not None:
                 check_sensitivities(self.space, sensitivities)
                 self.log.bind({"sensitivities": sensitivities.to_dict()})
-
-    def _notify(self, event: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(self, *args)
 
 
 def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:

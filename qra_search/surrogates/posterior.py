@@ -47,28 +47,24 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
     `MOST_GROUPS` groups.
     """
     with BLAS.limit(limits=1, user_api="blas"):
-        fit = fit_table(state, average_observations(state)[1])
+        fit = fit_table(state)
     if fit is None:
         return build_additive_table(state.space, state.sensitivities)
     return fit.compute_posterior_mode()
 
 
-def fit_table(state: StudyState, rows: Rows) -> TableFit | None:
-    """The table given what was observed; None if that is nothing, or there are more than `MOST_GROUPS` groups."""
-    if not len(rows) or len(state.space) > MOST_GROUPS:
-        return None
-    basis = TableBasis(state.space, state.sensitivities)
-    return refine(TableFit(basis, rows, Widths()))
-
-
-def average_observations(state: StudyState) -> tuple[list[Plan], Rows]:
-    """The plans evaluated in full, in the order in which they first appear, and what was observed of them."""
+def fit_table(state: StudyState) -> TableFit | None:
+    """The table given the plans evaluated in full, in the order in which they first appear; None if there are none, or
+    more than `MOST_GROUPS` groups."""
     losses: dict[Plan, list[float]] = {}
     for trial in state.full:
         losses.setdefault(trial.plan, []).append(trial.loss)
+    if not losses or len(state.space) > MOST_GROUPS:
+        return None
     weight = np.array([len(each) for each in losses.values()], float)
     mean = np.array([float(np.mean(each)) for each in losses.values()])
-    return list(losses), Rows(state.space.encode_many(losses), mean, weight)
+    rows = Rows(state.space.encode_many(losses), mean, weight)
+    return refine(TableFit(TableBasis(state.space, state.sensitivities), rows, Widths()))
 
 
 def refine(fit: TableFit) -> TableFit:

@@ -90,8 +90,7 @@ def fit_to_trials(state: StudyState) -> PlanGP | None:
         state.space,
         average_losses(state.full),
         [t.plan for t in state.pending],
-        lambda codes: encode_inputs(values, codes),
-        lambda codes: compute_table_losses(table, codes),
+        lambda codes: np.column_stack([encode_inputs(values, codes), compute_table_losses(table, codes)]),
         kernel="rbf",
         seed=state.seed,
     )
