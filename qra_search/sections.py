@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    StrictFloat,
-    StrictInt,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, StrictFloat, StrictInt, field_validator
 
 from qra_search.plugins import DEFAULT_EVALUATOR as DEFAULT_EVALUATOR
 from qra_search.space.budgets import check_budget_text
@@ -144,9 +136,6 @@ class SpaceConfig(Section):
     _several = field_validator("learning_rates", "lengths", mode="before")(_wrap_single)
 
 
-EVALUATION_RATE = 1e-3
-
-
 class TrainingConfig(Section):
     """How adapters are tuned: briefly in an evaluation, and to the end in the fine-tuning of the chosen plan."""
 
@@ -176,7 +165,7 @@ class TrainingConfig(Section):
     @property
     def rate(self) -> float:
         """The learning rate; of `auto` that of an evaluation."""
-        return EVALUATION_RATE if self.learning_rate == "auto" else self.learning_rate
+        return 1e-3 if self.learning_rate == "auto" else self.learning_rate
 
     @property
     def rows_a_step(self) -> int:

@@ -34,15 +34,7 @@ from qra_search.errors import (
     shorten,
 )
 from qra_search.files import sync_to_disk
-from qra_search.schemas import (
-    CONFIG,
-    Evaluation,
-    Proposal,
-    Schema,
-    Status,
-    Trial,
-    make_adapter,
-)
+from qra_search.schemas import CONFIG, Evaluation, Proposal, Schema, Status, Trial, make_adapter
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -233,13 +225,12 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def close(self) -> None:
         """Close the file and let other processes write; the next write opens it again."""
-        lock = self._lock
-        self._lock = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        if lock is not None and lock.is_locked:
-            lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -17,6 +17,8 @@ from qra_search.schemas import LevelName, check_name, format_level, make_adapter
 
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
+ADAPTER_BITS = 16
+"""Of one stored adapter weight (bfloat16)."""
 
 
 class StorageFormat(Protocol):
@@ -50,11 +52,6 @@ class TabulatedFormat:
 
     def bytes(self, out_features: int, in_features: int) -> int:
         return self.sizes[out_features, in_features]
-
-
-def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
-    """Exact bytes of the LoRA factors A (rank, in) and B (out, rank)."""
-    return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)
 
 
 class BudgetTooSmall(BadInput):

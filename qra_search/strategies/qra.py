@@ -32,8 +32,7 @@ from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
-from qra_search.surrogates.posterior import BLAS, fit_table
-from qra_search.surrogates.table import TableFit
+from qra_search.surrogates.posterior import BLAS, TableFit, fit_table
 
 AT_ONCE = 3
 """Budgets served by one proposal; of more, every second, third, ... in turn."""

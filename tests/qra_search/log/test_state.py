@@ -37,7 +37,6 @@ def odd_space() -> SearchSpace:
         bits=(three, four, 16),
         ranks=(0, 5),
         fixed_bytes=7,
-        adapter_bits=32,
     )
 
 
