@@ -45,10 +45,6 @@ def first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])
 
 
-class TornLine(UserWarning):
-    """The last line of a journal was dropped, because its process died while it wrote it."""
-
-
 @contextmanager
 def convert_to_bad_input() -> Iterator[None]:
     """Raise BadInput for a wrong value, a missing file or an extra that is not installed, where the user gave it."""

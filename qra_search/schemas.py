@@ -322,12 +322,6 @@ class Sensitivities(Schema):
     source: str = ""
     repair: float = 0.5
 
-    def __post_init__(self) -> None:
-        if len(self.bits_damage) != len(self.rank_gain):
-            raise ValueError(
-                f"bits_damage has {len(self.bits_damage)} groups, rank_gain {len(self.rank_gain)}"
-            )
-
 
 @dataclass(frozen=True, config=CONFIG)
 class TuningRecord(Schema):

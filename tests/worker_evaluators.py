@@ -17,12 +17,9 @@ from qra_search import Evaluation, Plan, SearchSpace
 
 WRONG: dict[str, Callable[[], Any]] = {
     "nan": lambda: Evaluation(float("nan"), 1),
-    "infinite": lambda: Evaluation(float("inf"), 1),
     "nothing": lambda: None,
     "unpicklable": lambda: lambda: 0,
-    "words": lambda: Evaluation("low", 1),  # type: ignore[arg-type]
     "odd_metrics": lambda: Evaluation(1.0, 1, {"accuracy": object()}),  # type: ignore[dict-item]
-    "no_share": lambda: Evaluation(1.0, 1, fidelity=float("nan")),
 }
 """What an evaluator may do instead of returning an evaluation."""
 SMALL = {"groups": 3, "bits": (2, 4), "ranks": (4, 8)}

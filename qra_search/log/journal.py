@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,6 @@ from qra_search.errors import (
     BadInput,
     EvaluationFailed,
     RunFailed,
-    TornLine,
     describe_os_error,
     describe_problem,
     shorten,
@@ -138,7 +136,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
     Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
     moment loses at most the evaluations in flight, which `running_trials` then names. Any number of processes may read;
     the first write takes a lock that keeps other writers out until `close`. A line that was being written when its
-    process died is dropped by the next writer, with a `TornLine` warning.
+    process died is dropped by the next writer.
 
     Args:
         path: file of JSON lines, made by the first write if it is missing; `:memory:` writes nothing.
@@ -256,13 +254,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             self._lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 20)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._contents = self._load()
-            if os.fstat(self._file).st_size > self._contents.end:
-                os.ftruncate(self._file, self._contents.end)
-                warnings.warn(
-                    f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
-                    TornLine,
-                    stacklevel=3,
-                )
         except Timeout:
             raise LogError(
                 f"{self.path} is being written by another process: wait for it or end it"
@@ -285,7 +276,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         try:
             if os.fstat(self._file).st_nlink == 0:
                 raise OSError("the file was removed")
-            os.ftruncate(self._file, end)  # of what a write that failed had begun
+            os.ftruncate(self._file, end)  # of what a write that failed, or was killed, had begun
             written = os.pwrite(self._file, data, end)
             if written < len(data):
                 raise OSError(f"only {written} of {len(data)} bytes could be written")

@@ -152,8 +152,6 @@ class Level:
             raise ValueError(
                 f"level {self.name} has width {self.width}: a level's name is its width, or a text"
             )
-        if self.width < 1:
-            raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
             metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0
             object.__setattr__(self, "format", GroupwiseFormat(self.width, metadata_bits=metadata_bits))

@@ -67,7 +67,7 @@ class Study:
 
     Args:
         strategy: name of an installed strategy, or a `Strategy`.
-        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`).
+        options: of the strategy, if it is given by name, such as `{"population": 8}` (see `qra strategies`).
         evaluations: search budget, in full evaluations.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
@@ -89,7 +89,7 @@ class Study:
         self,
         evaluator: Evaluator,
         *,
-        strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+        strategy: str | Strategy = DEFAULT_STRATEGY,
         options: Mapping[str, Any] | None = None,
         evaluations: float = DEFAULT_EVALUATIONS,
         memory_budget: int | str | Sequence[int | str] | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from qra_search.app.cli.app import BAD_INPUT, FAILED, INTERRUPTED, OK, app, check_names
-from qra_search.errors import BadInput, RunFailed, TornLine, describe
+from qra_search.errors import BadInput, RunFailed, describe
 
 TRACEBACK = "QRA_TRACEBACK"
 
@@ -25,7 +25,6 @@ def run_safely(arguments: list[str]) -> int:
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", TornLine)
             warnings.showwarning = _print_warning
             check_names(arguments)
             status = app(arguments, standalone_mode=False, prog_name="qra")

@@ -156,20 +156,6 @@ def test_the_schema_has_every_field_and_the_example_is_a_config_of_defaults(qra:
     assert make_config(yaml.safe_load(qra("schema", "--example").out)) == RunConfig()
 
 
-def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(
-    qra: Qra, tmp_path: Path
-) -> None:
-    assert qra.search(tmp_path / "a").status == 0
-    path = tmp_path / "a" / "trials.jsonl"
-    with path.open("a") as file:
-        file.write('{"trial":')
-    assert qra("show", tmp_path / "a").status == 0, "a reader leaves it to the next writer"
-    done = qra("search", tmp_path / "a", "-n", 14)
-    told = [line for line in done.err.splitlines() if line.startswith("qra: ")]
-    assert done.status == 0 and len(told) == 1
-    assert told[0].startswith(f"qra: {path}: the last line was broken off and is dropped")
-
-
 def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path: Path) -> None:
     words = "bench --task interaction-4-layer-measured --strategy additive --strategy random --seeds 1 -n 6 --workers 1"
     done = qra(*words.split(), "--out", tmp_path / "b", "--json")
