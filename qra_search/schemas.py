@@ -60,12 +60,6 @@ class Schema:
         made: Self = make_adapter(cls).validate_python(data)
         return made
 
-    @classmethod
-    def from_json(cls, text: bytes | str) -> Self:
-        """From a text of JSON, in which numbers that are not finite are texts; raises as `from_dict` does."""
-        made: Self = make_adapter(cls).validate_json(text)
-        return made
-
 
 make_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 """Pydantic's reader and writer of a class, made once."""

@@ -32,7 +32,7 @@ from qra_search.errors import (
     shorten,
 )
 from qra_search.files import sync_to_disk
-from qra_search.schemas import CONFIG, Evaluation, Proposal, Schema, Status, Trial, make_adapter
+from qra_search.schemas import CONFIG, Evaluation, Proposal, Status, Trial, make_adapter
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -52,15 +52,12 @@ class LogError(BadInput):
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
-class Line(Schema):
+class Line:
     """One line of a journal; each has one of these, the first one `format`, and perhaps `header`."""
 
     format: Literal["qra-log/5"] | None = None
     header: dict[str, Any] | None = None
     trials: tuple[Trial, ...] = ()
-
-    def encode(self) -> bytes:
-        return make_adapter(Line).dump_json(self, exclude_defaults=True) + b"\n"
 
 
 @dataclass
@@ -108,7 +105,7 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
     *lines, torn = content.split(b"\n")
     for number, raw in enumerate(lines, start=1):
         try:
-            contents.apply_line(Line.from_json(raw))
+            contents.apply_line(make_adapter(Line).validate_json(raw))
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
                 f"{name}, line {number} is damaged, or not of {FORMAT!r} ({describe_problem(error)}): "
@@ -272,7 +269,8 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         if self._is_in_memory:
             return
         end = self._contents.end
-        data = (line if end else replace(line, format=FORMAT)).encode()
+        line = line if end else replace(line, format=FORMAT)
+        data = make_adapter(Line).dump_json(line, exclude_defaults=True) + b"\n"
         try:
             if os.fstat(self._file).st_nlink == 0:
                 raise OSError("the file was removed")

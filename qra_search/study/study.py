@@ -16,7 +16,7 @@ from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
+from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import check_sensitivities
@@ -235,20 +235,17 @@ def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
-    uniform = [
-        (plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()
-    ]
+    uniform = space.uniform_by_choice()
+    if not budgets:
+        ranks = space.uniform_ranks
+        middle = ranks[len(ranks) // 2] if ranks else 0
+        return [plan for (_, rank), plan in uniform.items() if rank == middle]
     chosen: list[Plan] = []
-    if not budgets and uniform:
-        middle = space.uniform_ranks[len(space.uniform_ranks) // 2]
-        chosen = [plan for plan, _, _, rank in uniform if rank == middle]
     for budget in budgets:
-        best: dict[LevelName, tuple[int, Plan]] = {}
-        for plan, size, level, rank in uniform:
-            if size <= budget and (level not in best or rank > best[level][0]):
-                best[level] = rank, plan
-        widths = sorted({space.level(name).width for name in best})[-2:]
-        chosen += [plan for name, (_, plan) in best.items() if space.level(name).width in widths]
+        # Of the plans of a level that of the largest rank comes last.
+        best = {level: p for (level, _), p in uniform.items() if space.memory_bytes(p) <= budget}
+        widths = sorted({space.level(level).width for level in best})[-2:]
+        chosen += [plan for level, plan in best.items() if space.level(level).width in widths]
     return sorted(dict.fromkeys(chosen), key=space.memory_bytes)
 
 

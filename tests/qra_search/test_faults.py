@@ -1,11 +1,8 @@
-"""Faults really done to a search, kills and a full disk among them: no result is lost and none counts twice."""
+"""Faults really done to a search, kills among them: no result is lost and none counts twice."""
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -16,10 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # workers import the module below by its bare name
 import worker_evaluators as workers  # noqa: E402
-from logs import run_in_child  # noqa: E402
 
 from qra_search import Callback, TrialLog, search  # noqa: E402
-from qra_search.errors import RunFailed  # noqa: E402
 from qra_search.executors import ProcessExecutor  # noqa: E402
 
 PATHS = [str(Path(__file__).parents[1])]
@@ -70,47 +65,11 @@ def test_a_search_killed_at_random_moments_loses_and_doubles_no_result(tmp_path,
         assert facts(after.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
 
 
-def test_workers_killed_at_random_moments_cost_no_trial(tmp_path, notes):
-    class Assassin(Callback):
-        kills = 0
-
-        def on_result(self, study, trial):
-            if trial.id % 5 == 2:
-                victims = [int(f.name.split("-")[1]) for f in notes.glob("built-*")]
-                for pid in victims:
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                        self.kills += 1
-                    except ProcessLookupError:
-                        continue
-
-    assassin = Assassin()
-    with ProcessExecutor(workers.factory(notes=notes, seconds=0.01), 2) as executor:
-        result = search(workers.Misbehaving(), **OPTIONS, executor=executor, callbacks=[assassin])
-    assert assassin.kills >= 2
-    assert facts(result.trials) == facts(search(workers.Misbehaving(), **OPTIONS).trials)
-
-
 def test_a_reason_that_no_file_can_hold_is_stored_as_far_as_it_can_be(tmp_path):
     result = search(workers.Misbehaving("raise_surrogates"), **OPTIONS, log=tmp_path / "log")
     reason = result.failures()[0].reason
     assert reason.startswith("ValueError: ?xxx") and len(reason) < 5000
     assert TrialLog(tmp_path / "log").trials == result.trials
-
-
-@pytest.mark.parametrize("limit", [3_000, 5_001, 9_002])
-def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, limit):
-    """No file may grow beyond `limit` bytes, as on a full disk."""
-    log, options = tmp_path / "log", {**OPTIONS, "evaluations": 60}
-    for _ in range(2):  # the second time it is resumed, and the disk is still full
-        told = run_in_child(
-            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-            lambda: search(workers.Misbehaving(), **options, log=log),
-        )
-        assert told.startswith(RunFailed.__name__) and "mend that, and resume with the same log" in told
-        TrialLog(log)
-    resumed = search(workers.Misbehaving(), **options, log=log)
-    assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)
 
 
 @pytest.mark.parametrize("interrupted", [False, True], ids=["stopped", "interrupted"])
