@@ -108,8 +108,7 @@ def spread_budgets(space: SearchSpace) -> list[int]:
 
 def list_least_rank_uniform_plans(space: SearchSpace) -> list[Plan]:
     least = min(space.uniform_ranks, default=0)
-    plans = [space.uniform(level, least) for level in space.bits]
-    return [plan for plan in plans if plan is not None]
+    return [plan for level in space.bits if (plan := space.uniform(level, least)) is not None]
 
 
 def predict_uniform(

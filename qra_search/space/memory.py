@@ -90,8 +90,7 @@ class MemoryModel:
     @cached_property
     def choice_bytes(self) -> np.ndarray:
         """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
-        both: np.ndarray = self.weight[:, :, None] + self.adapter[:, None, :]
-        return both
+        return np.asarray(self.weight[:, :, None] + self.adapter[:, None, :])
 
     @cached_property
     def minimum(self) -> int:

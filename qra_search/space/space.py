@@ -155,7 +155,7 @@ class SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
         ranks = sorted({0, self.ranks[-1]})
-        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, extra={})
+        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks)
 
     def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
@@ -166,8 +166,7 @@ class SearchSpace:
 
         Raises ValueError, which names the group, if the plan is not of this space.
         """
-        code: np.ndarray = self.encode_many([plan])[0]
-        return code
+        return np.asarray(self.encode_many([plan])[0])
 
     def decode(self, code: np.ndarray) -> Plan:
         b, r = code.tolist()
@@ -213,9 +212,8 @@ class SearchSpace:
         return self if extra == self.extra else self._copy(extra=extra)
 
     def _copy(self, **changes: Any) -> SearchSpace:
-        names = ("groups", "ranks", "fixed_bytes", "extra")
-        known = {name: getattr(self, name) for name in names}
-        return SearchSpace(**{"bits": self.levels, **known, **changes})
+        known = {"bits": self.levels, "ranks": self.ranks, "fixed_bytes": self.fixed_bytes}
+        return SearchSpace(**{"groups": self.groups, **known, **changes})
 
     def contains(self, plan: Plan) -> bool:
         return not self._explain_mismatch(plan)

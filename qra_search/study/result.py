@@ -129,19 +129,18 @@ class SearchResult(StudyState):
         limit = self._resolve(memory_budget)
         fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
-        better = None if best is None else self._predict_better(best, limit)
-        return best if better is None or better.plan in self._failed_plans else better
+        return None if best is None else self._predict_better(best, limit) or best
 
     def _predict_better(self, best: EvaluatedPlan, limit: int) -> EvaluatedPlan | None:
-        """The plan allocated within so many bytes with its predicted loss, if it is not evaluated and is predicted to
-        be lower than the best evaluated one by more than may be chance; else None.
+        """The plan allocated within so many bytes with its predicted loss, if it was neither evaluated nor failed, and is
+        predicted to be lower than the best evaluated one by more than may be chance; else None.
 
         Predicted differences are scaled by the slope of the observed ones over the predicted ones, at most 1; the
         scatter about that slope adds to their deviation.
         """
         allocation = self.allocation(limit)
         plans = [candidate.plan for candidate in self.candidates]
-        if allocation is None or allocation.plan in plans:
+        if allocation is None or allocation.plan in {*plans, *self._failed_plans}:
             return None
         codes = self.space.encode_many([allocation.plan, best.plan, *plans])
         table = build_additive_table(self.space, self.sensitivities)
