@@ -9,18 +9,15 @@
 from __future__ import annotations
 
 import os
-import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pydantic.dataclasses
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic_core import from_json, to_json
 
 from qra_search.errors import (
@@ -33,9 +30,6 @@ from qra_search.errors import (
 )
 from qra_search.files import sync_to_disk
 from qra_search.schemas import CONFIG, Evaluation, Proposal, Status, Trial, make_adapter
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 FORMAT: Final = "qra-log/5"
 BEGIN = b'{"format":"'
@@ -242,8 +236,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         """Take the lock unless it is held, and read what others wrote before it was taken."""
         if self._is_in_memory or (self._lock is not None and self._lock.is_locked):
             return
-        from filelock import FileLock, Timeout  # brings asyncio, a tenth of what a refused command takes
-
         # A new one, since a child made by fork cannot use that of its parent.
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         try:
@@ -288,13 +280,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
                 f"{self.path} cannot be written ({describe_os_error(error)}): mend that, and resume with the same log"
             ) from None
         self._contents.end += len(data)
-
-
-@cache
-def describe_process(pid: int) -> str:
-    """This process, for others that wait for it; by `pid` a forked child differs from its parent."""
-    command = to_printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200])
-    return f"process {pid} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S} ({command})"
 
 
 def _describe_difference(known: Any, value: Any) -> str:

@@ -132,8 +132,8 @@ class SearchResult(StudyState):
         return None if best is None else self._predict_better(best, limit) or best
 
     def _predict_better(self, best: EvaluatedPlan, limit: int) -> EvaluatedPlan | None:
-        """The plan allocated within so many bytes with its predicted loss, if it was neither evaluated nor failed, and is
-        predicted to be lower than the best evaluated one by more than may be chance; else None.
+        """The plan allocated within so many bytes with its predicted loss, unless it was evaluated, failed, or is not
+        predicted to be lower than the best evaluated one by more than may be chance.
 
         Predicted differences are scaled by the slope of the observed ones over the predicted ones, at most 1; the
         scatter about that slope adds to their deviation.
