@@ -115,10 +115,10 @@ def predict_with_process(fitted: Any, traits: Traits, losses: np.ndarray, held_o
     total = np.log1p(traits.damage.sum(1))
     inputs = np.column_stack([total, traits.rank, traits.rate, traits.length])
     inputs = (inputs - inputs.min(0)) / np.maximum(np.ptp(inputs, axis=0), 1e-9)
-    proxy = fitted.predict(traits)
+    inputs = np.column_stack([inputs, fitted.predict(traits)])
     seen = ~held_out
-    process = fit_loss_gp(inputs[seen], proxy[seen], np.log(losses[seen]), kernel="rbf")
-    return process.predict(inputs[held_out], proxy[held_out])[0]
+    process = fit_loss_gp(inputs[seen], np.log(losses[seen]), kernel="rbf")
+    return process.predict(inputs[held_out])[0]
 
 
 def compute_rms(values: np.ndarray) -> float:

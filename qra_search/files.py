@@ -25,9 +25,9 @@ def replace_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        partial.chmod(
-            _compute_mode()
-        )  # safetensors writes files for their owner alone, whatever the umask allows
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # safetensors writes files for their owner alone, whatever it allows
         if durable:
             sync_to_disk(partial)
         partial.replace(path)
@@ -35,19 +35,6 @@ def replace_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
             sync_to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def honour_umask(folder: Path) -> None:
-    """Give every file in a folder the permissions that a new one has: safetensors writes for the owner alone."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(_compute_mode())
-
-
-def _compute_mode() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:

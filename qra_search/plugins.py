@@ -77,27 +77,24 @@ def load_object(text: str) -> Any:
     place, _, name = text.rpartition(":")
     if not place or not name:
         raise BadInput(f"{text!r} names no object: FILE.py:NAME or module:NAME is needed")
+    is_file = place.endswith(".py")
     try:
-        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except BadInput:
-        raise
+        module = _load_file(Path(place)) if is_file else importlib.import_module(place)
     except Exception as error:  # another's code may raise anything
-        raise BadInput(f"module {place} could not be loaded: {describe(error)}") from error
+        what = place if is_file else f"module {place}"
+        raise BadInput(f"{what} could not be loaded: {describe(error)}") from error
     if not hasattr(module, name):
         near = suggest_names(name, [known for known in vars(module) if not known.startswith("_")])
         raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")
     return getattr(module, name)
 
 
-def load_file(path: Path) -> ModuleType:
+def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"qra_file_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for the names in its annotations
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the file may raise anything
-        raise BadInput(f"{path} could not be loaded: {describe(error)}") from error
+    spec.loader.exec_module(module)
     return module
 
 

@@ -10,9 +10,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -35,12 +35,8 @@ from qra_search.errors import EvaluationFailed
 
 CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 MAX_INT = 1 << 63
-LARGEST_LOSS = 1e100
-"""A larger loss has diverged; its square would be no number."""
 LENGTH = "length"
 """Name of the extra parameter that is a share of a full evaluation's steps."""
-ID_DIGITS = 12
-"""Hexadecimal digits of a tuning's id."""
 
 LevelName = int | str
 _TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
@@ -64,21 +60,9 @@ class Schema:
         made: Self = make_adapter(cls).validate_python(data)
         return made
 
-    @classmethod
-    def from_json(cls, text: bytes | str) -> Self:
-        """From a text of JSON, in which numbers that are not finite are texts; raises as `from_dict` does."""
-        made: Self = make_adapter(cls).validate_json(text)
-        return made
 
-
-_adapters: dict[Any, TypeAdapter[Any]] = {}
-
-
-def make_adapter(kind: Any) -> TypeAdapter[Any]:
-    """Pydantic's reader and writer of a class, made once."""
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
+make_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+"""Pydantic's reader and writer of a class, made once."""
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -139,9 +123,6 @@ class Parameter(Schema):
 
 def _convert_numpy_integers(values: Any) -> Any:
     """Integers of numpy among the values as Python's: the only other kind that a plan takes."""
-    is_plain = type(values) is tuple and set(map(type, values)) <= {int, str}
-    if is_plain:  # nearly always: a search makes thousands
-        return values
     if not isinstance(values, (list, tuple, np.ndarray)):
         raise ValueError(f"a list with one choice for each group is needed, got {values!r}")
     return tuple(value.item() if isinstance(value, np.integer) else value for value in values)
@@ -236,7 +217,7 @@ class Evaluation(Schema):
     seed: Int64 = 0
 
     def __post_init__(self) -> None:
-        if not abs(self.loss) < LARGEST_LOSS:  # nan is not below it either
+        if not abs(self.loss) < 1e100:  # nan is not below it either; the square of a larger one is no number
             raise EvaluationFailed(f"loss is {self.loss}")
 
 
@@ -335,12 +316,6 @@ class Sensitivities(Schema):
     source: str = ""
     repair: float = 0.5
 
-    def __post_init__(self) -> None:
-        if len(self.bits_damage) != len(self.rank_gain):
-            raise ValueError(
-                f"bits_damage has {len(self.bits_damage)} groups, rank_gain {len(self.rank_gain)}"
-            )
-
 
 @dataclass(frozen=True, config=CONFIG)
 class TuningRecord(Schema):
@@ -412,4 +387,4 @@ class TuningRecord(Schema):
 def tuning_id(plan: Plan, seed: int, settings: Mapping[str, Any]) -> str:
     """Short digest of what a tuning follows from."""
     content = json.dumps([plan.to_dict(), seed, settings], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -146,9 +146,6 @@ class SpaceConfig(Section):
     _several = field_validator("learning_rates", "lengths", mode="before")(_wrap_single)
 
 
-EVALUATION_RATE = 1e-3
-
-
 class TrainingConfig(Section):
     """How adapters are tuned: briefly in an evaluation, and to the end in the fine-tuning of the chosen plan."""
 
@@ -178,7 +175,7 @@ class TrainingConfig(Section):
     @property
     def rate(self) -> float:
         """The learning rate; of `auto` that of an evaluation."""
-        return EVALUATION_RATE if self.learning_rate == "auto" else self.learning_rate
+        return 1e-3 if self.learning_rate == "auto" else self.learning_rate
 
     @property
     def rows_a_step(self) -> int:

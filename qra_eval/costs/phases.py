@@ -25,6 +25,7 @@ from qra_eval.tasks.batches import CHUNK, Batch, make_batches
 from qra_eval.tasks.example import SplitName
 from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
 from qra_search.schemas import LevelName
+from qra_search.space.memory import ADAPTER_BITS
 
 LIBRARIES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
@@ -110,7 +111,7 @@ class _Run:
         self.rank = max(space.ranks)
         self.adapters = self.rank * sum(map(sum, self.shapes))
         plan = max(0, min(budget or space.memory.maximum, space.memory.maximum) - space.fixed_bytes)
-        self.packed = plan - self.adapters * space.adapter_bits // 8
+        self.packed = plan - self.adapters * ADAPTER_BITS // 8
         self.cache = (self.dense + self.tables) * self.wide if gpu is None and model.keeps_dequantized else 0
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.blocks.layers]
         self.layers = len(sizes)

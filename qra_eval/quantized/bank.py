@@ -6,8 +6,11 @@ import hashlib
 import json
 import logging
 import os
+import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,6 @@ from qra_eval.models.loaded import get_cache_root, make_cache_error
 from qra_search.errors import BadInput
 from qra_search.evaluator import Progress
 from qra_search.files import replace_file, write_text
-from qra_search.log.journal import describe_process
 from qra_search.schemas import LevelName
 from qra_search.space.memory import UNQUANTIZED_BITS
 
@@ -204,7 +206,9 @@ def lock_work(lock_file: Path, work: str, progress: Progress | None) -> Iterator
                     owner = holder.read_text()
                 progress(f"wait for {owner}: it {work}", 0, 1)
     try:
-        write_text(holder, describe_process(os.getpid()))
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+        since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since} ({command})")
         yield
     finally:
         holder.unlink(missing_ok=True)

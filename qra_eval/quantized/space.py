@@ -84,7 +84,6 @@ def make_model_space(
         ],
         ranks=ranks,
         fixed_bytes=fixed_bytes,
-        adapter_bits=8 * ADAPTER_DTYPE.itemsize,
     )
 
 

@@ -14,7 +14,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
 FRONT_SIZES = 16
-"""Budgets that `solve_front` solves for."""
+"""Budgets that stand for all sizes."""
 RELATIVE_DEVIATION = 0.4
 """Deviation of a true difference about the predicted one, as a share of that."""
 LEAST_DEVIATION = 0.012
@@ -94,24 +94,21 @@ def solve(space: SearchSpace, sensitivities: Sensitivities | None, budget_bytes:
     return Allocation(plan, budget_bytes, space.memory_bytes(plan), loss, tuple(uniform), found.is_exact)
 
 
-def solve_front(
-    space: SearchSpace, sensitivities: Sensitivities | None, count: int = FRONT_SIZES
-) -> list[Allocation]:
-    """Allocations within budgets spread evenly from the smallest plan to the largest uniform one, cheapest first."""
-    return [solve(space, sensitivities, budget) for budget in spread_budgets(space, count)]
+def solve_front(space: SearchSpace, sensitivities: Sensitivities | None) -> list[Allocation]:
+    """Allocations within the budgets of `spread_budgets`, cheapest first."""
+    return [solve(space, sensitivities, budget) for budget in spread_budgets(space)]
 
 
-def spread_budgets(space: SearchSpace, count: int = FRONT_SIZES) -> list[int]:
+def spread_budgets(space: SearchSpace) -> list[int]:
     """Budgets spread evenly from the bytes of the smallest plan to those of the largest uniform one."""
     largest = max(map(space.memory_bytes, space.uniform_plans()), default=space.memory.maximum)
-    budgets = np.linspace(space.memory.minimum, max(largest, space.memory.minimum), count).round().astype(int)
+    budgets = np.linspace(space.memory.minimum, largest, FRONT_SIZES).round().astype(int)
     return list(dict.fromkeys(budgets.tolist()))
 
 
 def list_least_rank_uniform_plans(space: SearchSpace) -> list[Plan]:
     least = min(space.uniform_ranks, default=0)
-    plans = [space.uniform(level, least) for level in space.bits]
-    return [plan for plan in plans if plan is not None]
+    return [plan for level in space.bits if (plan := space.uniform(level, least)) is not None]
 
 
 def predict_uniform(

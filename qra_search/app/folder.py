@@ -27,8 +27,8 @@ from qra_search.space.budgets import resolve_budgets
 from qra_search.space.memory import format_bytes
 from qra_search.space.serialization import (
     PLAN_NAME,
+    plan_from_dict,
     plan_to_dict,
-    read_plan,
     read_plan_file,
     read_sensitivities,
 )
@@ -174,7 +174,7 @@ class RunFolder:
             strategy = _load_strategy(study.get("strategy", ""), config.search.options if config else {})
             result = SearchResult.from_state(state, strategy)
         known = self.plan_file.is_file()
-        plan = read_plan(result.space, self.plan_file) if known else result.choose_plan()
+        plan = plan_from_dict(result.space, read_plan_file(self.plan_file)) if known else result.choose_plan()
         records = tuple(self.records())
         return Snapshot(self, config, result, {**evaluator, **study}, plan, records, self._read_selection())
 

@@ -29,7 +29,7 @@ from qra_search.study.study import Callback, Listener, Study, StudyFailed, check
 
 def search(
     evaluator: Evaluator,
-    strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+    strategy: str | Strategy = DEFAULT_STRATEGY,
     *,
     progress: ProgressArgument = None,
     callbacks: Sequence[Callback] = (),

@@ -71,8 +71,6 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
     """
 
     def __init__(self, factory: Factory, slots: int):
-        if slots < 1:
-            raise ValueError(f"at least one worker is needed, got {slots}")
         self.factory = factory
         self.slots = slots
         self._threads = ThreadPoolExecutor(slots, "qra-worker")

@@ -9,19 +9,16 @@
 from __future__ import annotations
 
 import os
-import socket
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pydantic.dataclasses
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic_core import from_json, to_json
 
 from qra_search.errors import (
@@ -34,18 +31,7 @@ from qra_search.errors import (
     shorten,
 )
 from qra_search.files import sync_to_disk
-from qra_search.schemas import (
-    CONFIG,
-    Evaluation,
-    Proposal,
-    Schema,
-    Status,
-    Trial,
-    make_adapter,
-)
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from qra_search.schemas import CONFIG, Evaluation, Proposal, Status, Trial, make_adapter
 
 FORMAT: Final = "qra-log/5"
 BEGIN = b'{"format":"'
@@ -62,15 +48,12 @@ class LogError(BadInput):
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
-class Line(Schema):
+class Line:
     """One line of a journal; each has one of these, the first one `format`, and perhaps `header`."""
 
     format: Literal["qra-log/5"] | None = None
     header: dict[str, Any] | None = None
     trials: tuple[Trial, ...] = ()
-
-    def encode(self) -> bytes:
-        return make_adapter(Line).dump_json(self, exclude_defaults=True) + b"\n"
 
 
 @dataclass
@@ -118,7 +101,7 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
     *lines, torn = content.split(b"\n")
     for number, raw in enumerate(lines, start=1):
         try:
-            contents.apply_line(Line.from_json(raw))
+            contents.apply_line(make_adapter(Line).validate_json(raw))
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
                 f"{name}, line {number} is damaged, or not of {FORMAT!r} ({describe_problem(error)}): "
@@ -157,6 +140,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def __init__(self, path: str | Path = MEMORY):
         self.path = str(path)
+        self._is_in_memory = self.path == MEMORY
         self._file = -1
         self._lock: BaseFileLock | None = None
         self._contents = JournalContents() if self._is_in_memory else self._load()
@@ -232,20 +216,15 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def close(self) -> None:
         """Close the file and let other processes write; the next write opens it again."""
-        lock = self._lock
-        self._lock = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        if lock is not None and lock.is_locked:
-            lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    @property
-    def _is_in_memory(self) -> bool:
-        return self.path == MEMORY
 
     def _load(self) -> JournalContents:
         try:
@@ -259,8 +238,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         """Take the lock unless it is held, and read what others wrote before it was taken."""
         if self._is_in_memory or (self._lock is not None and self._lock.is_locked):
             return
-        from filelock import FileLock, Timeout  # brings asyncio, a tenth of what a refused command takes
-
         # A new one, since a child made by fork cannot use that of its parent.
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         try:
@@ -293,7 +270,8 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         if self._is_in_memory:
             return
         end = self._contents.end
-        data = (line if end else replace(line, format=FORMAT)).encode()
+        line = line if end else replace(line, format=FORMAT)
+        data = make_adapter(Line).dump_json(line, exclude_defaults=True) + b"\n"
         try:
             if os.fstat(self._file).st_nlink == 0:
                 raise OSError("the file was removed")
@@ -311,13 +289,6 @@ class TrialLog(AbstractContextManager["TrialLog"]):
                 f"{self.path} cannot be written ({describe_os_error(error)}): mend that, and resume with the same log"
             ) from None
         self._contents.end += len(data)
-
-
-@cache
-def describe_process(pid: int) -> str:
-    """This process, for others that wait for it; by `pid` a forked child differs from its parent."""
-    command = to_printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200])
-    return f"process {pid} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S} ({command})"
 
 
 def _describe_difference(known: Any, value: Any) -> str:

@@ -99,11 +99,7 @@ def read_state(log: TrialLog) -> StudyState:
         data = log.get_meta("sensitivities")
         sensitivities = check_sensitivities(space, Sensitivities.from_dict(data)) if data else None
         for trial in log:
-            size = space.memory_bytes(trial.plan)  # ValueError for a plan of another space
-            if trial.evaluation is not None and trial.evaluation.memory_bytes != size:
-                raise ValueError(
-                    f"trial {trial.id} has {trial.evaluation.memory_bytes} bytes, its plan {size}"
-                )
+            space.encode(trial.plan)  # ValueError for a plan of another space
         return StudyState(
             space,
             log.trials,

@@ -15,9 +15,10 @@ from pydantic import ByteSize
 from qra_search.errors import BadInput
 from qra_search.schemas import LevelName, check_name, format_level, make_adapter
 
-GROUP_SIZE = 64
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
+ADAPTER_BITS = 16
+"""Of one stored adapter weight (bfloat16)."""
 
 
 class StorageFormat(Protocol):
@@ -33,7 +34,7 @@ class GroupwiseFormat:
     """`bits` for each weight and `metadata_bits` for each group of `group_size` weights along a row."""
 
     bits: int
-    group_size: int = GROUP_SIZE
+    group_size: int = 64
     metadata_bits: int = METADATA_BITS
 
     def bytes(self, out_features: int, in_features: int) -> int:
@@ -51,11 +52,6 @@ class TabulatedFormat:
 
     def bytes(self, out_features: int, in_features: int) -> int:
         return self.sizes[out_features, in_features]
-
-
-def adapter_bytes(out_features: int, in_features: int, rank: int, adapter_bits: int = 16) -> int:
-    """Exact bytes of the LoRA factors A (rank, in) and B (out, rank)."""
-    return math.ceil(rank * (in_features + out_features) * adapter_bits / 8)
 
 
 class BudgetTooSmall(BadInput):
@@ -94,8 +90,7 @@ class MemoryModel:
     @cached_property
     def choice_bytes(self) -> np.ndarray:
         """int64 (G, B, R): bytes of each choice of each group (`fixed` left out)."""
-        both: np.ndarray = self.weight[:, :, None] + self.adapter[:, None, :]
-        return both
+        return np.asarray(self.weight[:, :, None] + self.adapter[:, None, :])
 
     @cached_property
     def minimum(self) -> int:
@@ -156,8 +151,6 @@ class Level:
             raise ValueError(
                 f"level {self.name} has width {self.width}: a level's name is its width, or a text"
             )
-        if self.width < 1:
-            raise ValueError(f"bits must be at least 1, got {self.width}")
         if self.format is None:
             metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0
             object.__setattr__(self, "format", GroupwiseFormat(self.width, metadata_bits=metadata_bits))

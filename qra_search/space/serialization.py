@@ -58,20 +58,14 @@ def read_choices(data: Mapping[str, Any]) -> dict[str, tuple[LevelName, int]]:
 
 
 def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
-    """The plan of `plan_to_dict`, by the names of its groups; raises ValueError if it is none of the space."""
-    chosen = read_choices(data)
-    if different := sorted(set(space.names) ^ set(chosen)):
-        raise ValueError(f"the plan is of another search space: groups differ ({', '.join(different[:3])})")
-    bits, ranks = zip(*(chosen[name] for name in space.names), strict=True)
-    plan = Plan(bits, ranks)
-    space.encode(plan)
-    return plan
-
-
-def read_plan(space: SearchSpace, path: Path) -> Plan:
-    """The plan of a `plan.json`, or of the run in a folder; raises BadInput if there is none of this space."""
+    """The plan of `plan_to_dict`, by the names of its groups; raises BadInput if it is none of the space."""
     with convert_to_bad_input():
-        return plan_from_dict(space, read_plan_file(path))
+        chosen = read_choices(data)
+        if different := sorted(set(space.names) ^ set(chosen)):
+            raise BadInput(f"the plan is of another search space: groups differ ({', '.join(different[:3])})")
+        plan = Plan(*zip(*(chosen[name] for name in space.names), strict=True))
+        space.encode(plan)
+        return plan
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:

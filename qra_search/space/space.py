@@ -16,16 +16,14 @@ import numpy as np
 from qra_search.plugins import describe_unknown
 from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
 from qra_search.space.memory import (
+    ADAPTER_BITS,
     UNQUANTIZED_BITS,
     Level,
     MemoryModel,
     TabulatedFormat,
-    adapter_bytes,
     format_bytes,
     make_levels,
 )
-
-__all__ = ["DEFAULT_BITS", "DEFAULT_RANKS", "SearchSpace"]
 
 DEFAULT_BITS = (2, 3, 4, 8)
 DEFAULT_RANKS = (4, 8, 16, 32)
@@ -40,7 +38,6 @@ class SearchSpace:
             `Level` objects with formats of their own; 16 leaves a linear unquantized.
         ranks: LoRA ranks to choose from; 0 means no adapter.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
-        adapter_bits: bits of one stored adapter weight (bf16).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
             `{"learning_rate": Parameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it get
             the space without it.
@@ -61,7 +58,6 @@ class SearchSpace:
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
         fixed_bytes: int = 0,
-        adapter_bits: int = 16,
         extra: Mapping[str, Parameter] | None = None,
     ):
         self.extra = dict(extra or {})
@@ -72,7 +68,6 @@ class SearchSpace:
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
         self.fixed_bytes = int(fixed_bytes)
-        self.adapter_bits = int(adapter_bits)
         for group in self.groups:
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
@@ -145,11 +140,9 @@ class SearchSpace:
         """Exact bytes of any plan, as tables."""
         shapes = [[(m.out_features, m.in_features) for m in group.linears] for group in self.groups]
         weight = [[sum(level.format.bytes(*s) for s in own) for level in self.levels] for own in shapes]
-        adapter = [
-            [sum(adapter_bytes(*s, r, self.adapter_bits) for s in own) for r in self.ranks] for own in shapes
-        ]
+        a_rank = [sum(out + into for out, into in own) * ADAPTER_BITS // 8 for own in shapes]
         weights = self.pad(np.asarray(weight, dtype=np.int64), self.bits_allowed.shape[1])
-        adapters = self.pad(np.asarray(adapter, dtype=np.int64), len(self.ranks))
+        adapters = self.pad(np.outer(a_rank, self.ranks), len(self.ranks))
         allowed = self.bits_allowed[:, :, None] & self.ranks_allowed[:, None, :]
         return MemoryModel(weights, adapters, self.fixed_bytes, allowed)
 
@@ -162,7 +155,7 @@ class SearchSpace:
         """The same groups, all left in 16 bits, with no adapters or those of the largest rank."""
         groups = [replace(group, bits=None, ranks=None) for group in self.groups]
         ranks = sorted({0, self.ranks[-1]})
-        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks, extra={})
+        return self._copy(groups=groups, bits=(UNQUANTIZED_BITS,), ranks=ranks)
 
     def find_space(self, plan: Plan) -> SearchSpace:
         """The space that a plan is of: this one, or `unquantized`."""
@@ -173,8 +166,7 @@ class SearchSpace:
 
         Raises ValueError, which names the group, if the plan is not of this space.
         """
-        code: np.ndarray = self.encode_many([plan])[0]
-        return code
+        return np.asarray(self.encode_many([plan])[0])
 
     def decode(self, code: np.ndarray) -> Plan:
         b, r = code.tolist()
@@ -188,14 +180,12 @@ class SearchSpace:
     def encode_many(self, plans: Iterable[Plan]) -> np.ndarray:
         """int64 (N, 2, G): the codes of several plans; raises as `encode` does."""
         plans = list(plans)
-        for plan in plans:
-            if len(plan.bits) != len(self.groups):
-                raise ValueError(f"the plan has {len(plan.bits)} groups, the space has {len(self.groups)}")
+        is_allowed = all(len(plan.bits) == len(self) for plan in plans)
         try:
             b = self._find_indices(self.bits, (plan.bits for plan in plans))
             r = self._find_indices(self.ranks, (plan.ranks for plan in plans))
             rows = np.arange(len(self))
-            is_allowed = self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()
+            is_allowed &= self.bits_allowed[rows, b].all() and self.ranks_allowed[rows, r].all()
             extra = np.array([self._encode_extra(plan) for plan in plans], dtype=np.int64)
         except (KeyError, ValueError):
             is_allowed = False
@@ -222,12 +212,11 @@ class SearchSpace:
         return self if extra == self.extra else self._copy(extra=extra)
 
     def _copy(self, **changes: Any) -> SearchSpace:
-        names = ("groups", "ranks", "fixed_bytes", "adapter_bits", "extra")
-        known = {name: getattr(self, name) for name in names}
-        return SearchSpace(**{"bits": self.levels, **known, **changes})
+        known = {"bits": self.levels, "ranks": self.ranks, "fixed_bytes": self.fixed_bytes}
+        return SearchSpace(**{"groups": self.groups, **known, **changes})
 
     def contains(self, plan: Plan) -> bool:
-        return len(plan.bits) == len(self.groups) and not self._explain_mismatch(plan)
+        return not self._explain_mismatch(plan)
 
     def uniform(self, bits: LevelName, rank: int) -> Plan | None:
         """The plan with one choice for every group; None if the space lacks it, or some group does not allow it.
@@ -286,7 +275,7 @@ class SearchSpace:
             "bits": self.bits,
             "ranks": self.ranks,
             "fixed_bytes": self.fixed_bytes,
-            "adapter_bits": self.adapter_bits,
+            "adapter_bits": ADAPTER_BITS,
             "shapes": shapes,
             "levels": {level.name: {"width": level.width, "backend": level.backend} for level in named},
             "bytes": {
@@ -310,7 +299,6 @@ class SearchSpace:
             bits=levels,
             ranks=data["ranks"],
             fixed_bytes=data["fixed_bytes"],
-            adapter_bits=data["adapter_bits"],
             extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
         )
 
@@ -341,6 +329,8 @@ class SearchSpace:
         return same[0] if same else None
 
     def _explain_mismatch(self, plan: Plan) -> str:
+        if len(plan.bits) != len(self):
+            return f"the plan has {len(plan.bits)} groups, the space has {len(self)}"
         for group, *chosen in zip(self.groups, plan.bits, plan.ranks, strict=True):
             allowed = (group.bits or self.bits, group.ranks or self.ranks)
             for what, value, own in zip(("bits", "rank"), chosen, allowed, strict=True):

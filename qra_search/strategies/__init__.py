@@ -80,8 +80,8 @@ def find_non_dominated(losses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return order[np.append(True, best[1:] < best[:-1])] if len(order) else order
 
 
-def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> Strategy:
-    """A strategy from its name, `FILE.py:NAME`, its class, or itself.
+def make_strategy(spec: str | Strategy, /, **options: Any) -> Strategy:
+    """A strategy from its name, `FILE.py:NAME`, or itself.
 
     Raises:
         BadInput: none of these, or an option that the strategy does not take, or not with this value.
@@ -93,16 +93,10 @@ def make_strategy(spec: str | Strategy | type[Strategy], /, **options: Any) -> S
                 f"options are given ({', '.join(options)}), and the strategy is an object already: construct it so"
             )
         return spec
-    if isinstance(spec, type) and issubclass(spec, Strategy):
-        name = spec.name or spec.__name__
-        factory = spec
-    elif isinstance(spec, str):
-        name = spec
-        own = plugins.is_object_path(spec)
-        factory = plugins.load_object(spec) if own else plugins.load("strategies", spec)
-    else:
+    if not isinstance(spec, str):
         raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
+    factory = plugins.load_object(spec) if plugins.is_object_path(spec) else plugins.load("strategies", spec)
     with convert_to_bad_input():
-        strategy: Strategy = plugins.call_with_options(factory, f"strategy {name!r}", options)
-    strategy.name = name
+        strategy: Strategy = plugins.call_with_options(factory, f"strategy {spec!r}", options)
+    strategy.name = spec
     return strategy

@@ -32,12 +32,7 @@ from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
 from qra_search.surrogates.basis import MOST_GROUPS
-from qra_search.surrogates.posterior import (
-    BLAS,
-    average_observations,
-    fit_table,
-)
-from qra_search.surrogates.table import TableFit
+from qra_search.surrogates.posterior import BLAS, TableFit, fit_table
 
 AT_ONCE = 3
 """Budgets served by one proposal; of more, every second, third, ... in turn."""
@@ -75,7 +70,7 @@ class QRAStrategy(Strategy):
             return self._propose(state, n)
 
     def _propose(self, state: StudyState, n: int) -> list[Proposal]:
-        fit = fit_table(state, average_observations(state)[1]) if n > 0 else None
+        fit = fit_table(state) if n > 0 else None
         waiting = [t.plan for t in state.pending if t.fidelity >= 1.0]
         asked = set(state.seen)
         proposals: list[Proposal] = []
@@ -93,12 +88,10 @@ class QRAStrategy(Strategy):
         return proposals
 
     def estimate(self, state: StudyState) -> Estimates:
-        plans, rows = average_observations(state)
+        observed = average_replicates(state.full)
         with BLAS.limit(limits=1, user_api="blas"):
-            fit = fit_table(state, rows)
-            if fit is None:
-                return average_replicates(state.full)
-            return Estimates(tuple(plans), *fit.predict_evaluated())
+            fit = fit_table(state)
+            return observed if fit is None else Estimates(observed.plans, *fit.predict_evaluated())
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +21,9 @@ from qra_search.allocate.solve import (
 )
 from qra_search.files import write_json
 from qra_search.log.state import StudyState
-from qra_search.schemas import Plan, Sensitivities, Trial
+from qra_search.schemas import Plan, Trial
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import plan_to_dict, write_sensitivities
-from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, average_losses, find_non_dominated
 
 
@@ -130,12 +129,33 @@ class SearchResult(StudyState):
         limit = self._resolve(memory_budget)
         fitting = [c for c in self.candidates if c.memory_bytes <= limit]
         best = min(fitting, key=lambda c: (c.loss, c.memory_bytes), default=None)
-        if best is None or self.sensitivities is None:
-            return best
+        return None if best is None else self._predict_better(best, limit) or best
+
+    def _predict_better(self, best: EvaluatedPlan, limit: int) -> EvaluatedPlan | None:
+        """The plan allocated within so many bytes with its predicted loss, unless it was evaluated, failed, or is not
+        predicted to be lower than the best evaluated one by more than may be chance.
+
+        Predicted differences are scaled by the slope of the observed ones over the predicted ones, at most 1; the
+        scatter about that slope adds to their deviation.
+        """
         allocation = self.allocation(limit)
-        assert allocation is not None
-        better = predict_better_plan(self.space, self.sensitivities, allocation.plan, best, self.candidates)
-        return best if better is None or better.plan in self._failed_plans else better
+        plans = [candidate.plan for candidate in self.candidates]
+        if allocation is None or allocation.plan in {*plans, *self._failed_plans}:
+            return None
+        codes = self.space.encode_many([allocation.plan, best.plan, *plans])
+        table = build_additive_table(self.space, self.sensitivities)
+        own, least, *others = compute_table_losses(table, codes)
+        predicted = np.array(others) - least
+        true = np.array([candidate.loss for candidate in self.candidates]) - best.loss
+        slope = predicted @ true / (predicted @ predicted) if predicted.any() else 1.0
+        trust = float(np.clip(slope, 0.0, 1.0))
+        gain = trust * float(least - own)
+        scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))
+        deviation = math.hypot(estimate_gain_std(gain), scatter)
+        if gain <= Z_90 * deviation:
+            return None
+        size = allocation.memory_bytes
+        return EvaluatedPlan(allocation.plan, best.loss - gain, deviation, size, math.nan, evaluations=0)
 
     def find_best_uniform(self, limit: int) -> EvaluatedPlan | None:
         """The evaluated uniform plan of lowest loss within so many bytes; None if none was."""
@@ -240,34 +260,3 @@ class SearchResult(StudyState):
 def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:
     known = {**vars(candidate), "plan": candidate.plan.to_dict()}
     return known | {name: None for name in ("loss_std", "observed") if not math.isfinite(known[name])}
-
-
-def predict_better_plan(
-    space: SearchSpace,
-    sensitivities: Sensitivities,
-    plan: Plan,
-    best: EvaluatedPlan,
-    known: Sequence[EvaluatedPlan],
-) -> EvaluatedPlan | None:
-    """The allocated plan with its predicted loss, if it is not evaluated and is predicted to be lower than the best
-    evaluated one by more than may be chance; else None.
-
-    Predicted differences are scaled by the slope of the observed ones over the predicted ones, at most 1; the scatter
-    about that slope adds to their deviation.
-    """
-    if any(candidate.plan == plan for candidate in known):
-        return None
-    plans = [plan, best.plan, *(candidate.plan for candidate in known)]
-    own, least, *others = compute_table_losses(
-        build_additive_table(space, sensitivities), space.encode_many(plans)
-    )
-    predicted = np.array(others) - least
-    true = np.array([candidate.loss for candidate in known]) - best.loss
-    trust = float(np.clip(predicted @ true / (predicted @ predicted), 0.0, 1.0)) if predicted.any() else 1.0
-    gain = trust * float(least - own)
-    scatter = float(np.sqrt(np.mean((true - trust * predicted) ** 2)))
-    deviation = math.hypot(estimate_gain_std(gain), scatter)
-    if gain <= Z_90 * deviation:
-        return None
-    size = space.memory_bytes(plan)
-    return EvaluatedPlan(plan, best.loss - gain, deviation, size, observed=math.nan, evaluations=0)

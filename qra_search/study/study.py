@@ -16,7 +16,7 @@ from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import MEMORY, TrialLog
 from qra_search.log.state import StudyState
-from qra_search.schemas import Evaluation, LevelName, Plan, Proposal, Sensitivities, Trial
+from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import check_sensitivities
@@ -67,7 +67,7 @@ class Study:
 
     Args:
         strategy: name of an installed strategy, or a `Strategy`.
-        options: of the strategy, if it is given by name or class, such as `{"population": 8}` (see `qra strategies`).
+        options: of the strategy, if it is given by name, such as `{"population": 8}` (see `qra strategies`).
         evaluations: search budget, in full evaluations.
         memory_budget: bytes (or a text such as `108MiB`, `3.5bpw`, `75%`), several, or None for the whole front.
         seed: all randomness of the search follows from it.
@@ -89,7 +89,7 @@ class Study:
         self,
         evaluator: Evaluator,
         *,
-        strategy: str | Strategy | type[Strategy] = DEFAULT_STRATEGY,
+        strategy: str | Strategy = DEFAULT_STRATEGY,
         options: Mapping[str, Any] | None = None,
         evaluations: float = DEFAULT_EVALUATIONS,
         memory_budget: int | str | Sequence[int | str] | None = None,
@@ -153,7 +153,8 @@ class Study:
         flying: dict[Future[Evaluation], Trial] = {}
         try:
             self._measure_sensitivities()
-            self._notify("on_start")
+            for callback in self.callbacks:
+                callback.on_start(self)
             waiting = list(self.log.running_trials)
             while True:
                 while asked := self._propose_next(len(flying) + len(waiting)):
@@ -214,7 +215,8 @@ class Study:
             trial = self.log.fail(trial.id, describe_failure(error))
         else:
             trial = self.log.finish(trial.id, evaluation)
-        self._notify("on_result", trial)
+        for callback in self.callbacks:
+            callback.on_result(self, trial)
         return trial
 
     def _measure_sensitivities(self) -> None:
@@ -226,10 +228,6 @@ class Study:
                 check_sensitivities(self.space, sensitivities)
                 self.log.bind({"sensitivities": sensitivities.to_dict()})
 
-    def _notify(self, event: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(self, *args)
-
 
 def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]:
     """The uniform plans that every study evaluates first, cheapest first.
@@ -237,20 +235,17 @@ def list_initial_plans(space: SearchSpace, budgets: Sequence[int]) -> list[Plan]
     For each budget, and each level of the two largest widths that fit it, the largest rank that fits: the
     strongest opponents that a user would pick by hand. Without a budget, every level at its middle rank.
     """
-    uniform = [
-        (plan, space.memory_bytes(plan), *choice) for choice, plan in space.uniform_by_choice().items()
-    ]
+    uniform = space.uniform_by_choice()
+    if not budgets:
+        ranks = space.uniform_ranks
+        middle = ranks[len(ranks) // 2] if ranks else 0
+        return [plan for (_, rank), plan in uniform.items() if rank == middle]
     chosen: list[Plan] = []
-    if not budgets and uniform:
-        middle = space.uniform_ranks[len(space.uniform_ranks) // 2]
-        chosen = [plan for plan, _, _, rank in uniform if rank == middle]
     for budget in budgets:
-        best: dict[LevelName, tuple[int, Plan]] = {}
-        for plan, size, level, rank in uniform:
-            if size <= budget and (level not in best or rank > best[level][0]):
-                best[level] = rank, plan
-        widths = sorted({space.level(name).width for name in best})[-2:]
-        chosen += [plan for name, (_, plan) in best.items() if space.level(name).width in widths]
+        # Of the plans of a level that of the largest rank comes last.
+        best = {level: p for (level, _), p in uniform.items() if space.memory_bytes(p) <= budget}
+        widths = sorted({space.level(level).width for level in best})[-2:]
+        chosen += [plan for level, plan in best.items() if space.level(level).width in widths]
     return sorted(dict.fromkeys(chosen), key=space.memory_bytes)
 
 

@@ -34,15 +34,15 @@ class Blocks(NamedTuple, Generic[Of]):
     """Something for each block of the parameters theta: their values, derivatives, variances.
 
     Attributes:
-        cells: A, log damage that all groups share; B R parameters.
+        cells: A, log damage that all groups share, by bits and rank; B R parameters.
         trust: t, how far the sensitivities' deviations between groups are trusted; 1.
-        scale: z, log damage of a group; G.
+        scale: z, log damage of a group; G, alike for groups of one kind and of near depth.
         offset: o, log damage of a group at a level; G B.
-        decay: k, how fast a group's damage falls with rank; G.
+        decay: k, how fast a group's damage falls with rank; G, alike as `scale` is.
         rank_gain: u, log gain of a rank; R.
         gain: v, log gain of a group; G.
         constant: c, the loss without damage and gain, above the best one; 1.
-        units: m, log units of gain; 1.
+        units: m, log units of gain: near nats, or any, as the evidence decides; 1.
     """
 
     cells: Of
@@ -132,12 +132,12 @@ class TableBasis:
             gain = np.broadcast_to((h - h.min()) / np.ptp(h), gain.shape) * mean.max() * 0.01
         self.gain = 0.5 * gain + 0.5 * gain.mean(0)
         self.alike = correlate_groups(space)
-        self.cell = self._compute_cells(CELLS)
+        self.cell = self._compute_cells()
         self.alike_root, self.cell_root = (
             np.linalg.cholesky(matrix + JITTER * np.eye(len(matrix))) for matrix in (self.alike, self.cell)
         )
 
-    def _compute_cells(self, deviations: tuple[float, ...]) -> np.ndarray:
+    def _compute_cells(self) -> np.ndarray:
         _, B, R = self.shape
         h = np.outer(self.h, self.h)
         parts = (
@@ -147,7 +147,7 @@ class TableBasis:
             np.kron(np.eye(B), h),
             np.eye(B * R),
         )
-        return np.asarray(sum(d * d * part for d, part in zip(deviations, parts, strict=True)))
+        return np.asarray(sum(d * d * part for d, part in zip(CELLS, parts, strict=True)))
 
 
 def correlate_groups(space: SearchSpace) -> np.ndarray:

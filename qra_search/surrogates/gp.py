@@ -30,16 +30,17 @@ CLIP = 4.0
 """Losses count up to so many times as far above the best as the median is: a broken plan says little of good ones."""
 
 Kernel = Literal["rbf", "matern52"]
-CodeMap = Callable[[np.ndarray], np.ndarray]
-"""From codes (M, 2, G) to an array with M rows."""
+Encoder = Callable[[np.ndarray], np.ndarray]
+"""From codes (M, 2, G) to the inputs of a `LossGP`."""
 
 
 @dataclass(frozen=True)
 class LossGP:
-    """Posterior of the loss given inputs and a proxy of it: the mean is affine in the proxy, the rest is the process.
+    """Posterior of the loss given inputs, the last of which is a proxy of it: the mean is affine in the proxy, the rest
+    is the process.
 
     Attributes:
-        model: BoTorch's, of standardized losses; the last of its inputs is the proxy.
+        model: BoTorch's, of standardized losses.
         center, scale: of the standardization; loss = center + scale * standardized.
     """
 
@@ -47,36 +48,35 @@ class LossGP:
     center: float
     scale: float
 
-    def predict(self, inputs: np.ndarray, proxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and standard deviation (M,), (M,) of the noise-free loss at inputs (M, D), proxy (M,)."""
+    def predict(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and standard deviation (M,), (M,) of the noise-free loss at inputs (M, D)."""
         import torch
 
         with use_one_thread(), torch.no_grad():
-            X = torch.as_tensor(np.column_stack([inputs, proxy]))
-            parts = [self.model.posterior(part) for part in X.split(BATCH)]
+            parts = [self.model.posterior(part) for part in torch.as_tensor(inputs).split(BATCH)]
             mean, variance = (
                 torch.cat([getattr(p, name)[:, 0] for p in parts]) for name in ("mean", "variance")
             )
         std = np.maximum(variance.sqrt().numpy(), LEAST_STD)
         return self.center + self.scale * mean.numpy(), self.scale * std
 
-    def fantasize(self, inputs: np.ndarray, proxy: np.ndarray) -> LossGP:
+    def fantasize(self, inputs: np.ndarray) -> LossGP:
         """The posterior once further plans (M, D) have come out as their posterior mean says."""
         import torch
 
         with use_one_thread(), torch.no_grad():
-            X = torch.as_tensor(np.column_stack([inputs, proxy]))
+            X = torch.as_tensor(inputs)
             return replace(self, model=self.model.condition_on_observations(X, self.model.posterior(X).mean))
 
 
 def fit_loss_gp(
-    inputs: np.ndarray, proxy: np.ndarray, losses: np.ndarray, *, kernel: Kernel = "matern52", seed: int = 0
+    inputs: np.ndarray, losses: np.ndarray, *, kernel: Kernel = "matern52", seed: int = 0
 ) -> LossGP:
     """Fit a `SingleTaskGP` with a dimension-scaled prior on its lengthscales (Hvarfner et al. 2024) by MAP.
 
     Args:
-        inputs: float (N, D), each column within [0, 1].
-        proxy: float (N,); the slope of the mean is learnt, so that data overrule it; 0 where the proxy does not vary.
+        inputs: float (N, D), each column within [0, 1] but the last, the proxy. The slope of the mean is learnt, so
+            that data overrule the proxy; it is 0 where the proxy does not vary.
         kernel: `matern52` has one lengthscale for all inputs, `rbf` one for each if they are not too many.
         seed: of the restarts after a failed fit.
     """
@@ -88,7 +88,7 @@ def fit_loss_gp(
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from gpytorch.priors import LogNormalPrior
 
-    columns = inputs.shape[1]
+    columns = inputs.shape[1] - 1
     center = float(losses.mean())
     scale = float(losses.std()) or 1.0
     unit = (losses - center) / scale
@@ -102,10 +102,10 @@ def fit_loss_gp(
             lengthscale_constraint=GreaterThan(MIN_LENGTHSCALE, transform=None, initial_value=prior.mode),
         )
         model = SingleTaskGP(
-            torch.as_tensor(np.column_stack([inputs, proxy])),
+            torch.as_tensor(inputs),
             torch.as_tensor(unit)[:, None],
             covar_module=covariance,
-            mean_module=_make_affine_mean(proxy, unit),
+            mean_module=_make_affine_mean(inputs[:, -1], unit),
             outcome_transform=None,
         ).double()
         mll = ExactMarginalLogLikelihood(model.likelihood, model)
@@ -135,7 +135,7 @@ def _make_affine_mean(proxy: np.ndarray, losses: np.ndarray) -> Any:
 
 @dataclass(frozen=True)
 class PlanGP:
-    """A `LossGP` over plans, and what turns codes into its inputs.
+    """A `LossGP` over plans.
 
     Attributes:
         codes: int (N, 2, G), the plans that the model knows, fantasized ones last.
@@ -143,28 +143,23 @@ class PlanGP:
     """
 
     gp: LossGP
-    encode: CodeMap
-    proxy: CodeMap
+    encode: Encoder
     codes: np.ndarray
     ceiling: float
 
     def predict(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.gp.predict(self.encode(codes), self.proxy(codes))
+        return self.gp.predict(self.encode(codes))
 
     def fantasize(self, codes: np.ndarray) -> PlanGP:
-        return replace(
-            self,
-            gp=self.gp.fantasize(self.encode(codes), self.proxy(codes)),
-            codes=np.concatenate([self.codes, codes]),
-        )
+        gp = self.gp.fantasize(self.encode(codes))
+        return replace(self, gp=gp, codes=np.concatenate([self.codes, codes]))
 
 
 def fit_plan_gp(
     space: SearchSpace,
     losses: Mapping[Plan, float],
     pending: Iterable[Plan],
-    encode: CodeMap,
-    proxy: CodeMap,
+    encode: Encoder,
     **options: Any,
 ) -> PlanGP | None:
     """The model of these plans' losses, pending plans fantasized; None if they are too few, or all alike."""
@@ -175,8 +170,8 @@ def fit_plan_gp(
     best = values.min()
     middle = np.median(values)
     ceiling = float(best + CLIP * (middle - best) if middle > best else values.max())
-    gp = fit_loss_gp(encode(codes), proxy(codes), np.minimum(values, ceiling), **options)
-    model = PlanGP(gp, encode, proxy, codes, ceiling)
+    gp = fit_loss_gp(encode(codes), np.minimum(values, ceiling), **options)
+    model = PlanGP(gp, encode, codes, ceiling)
     waiting = [plan for plan in pending if plan not in losses]
     return model.fantasize(space.encode_many(waiting)) if waiting else model
 

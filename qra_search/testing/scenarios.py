@@ -21,10 +21,8 @@ from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 
-BETTER_WAY = 0.7
-"""Damage of each further way to store a width, as a share of the one before."""
 TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
-"""Bits of a space that stores four bits in two ways of equal bytes, the second better."""
+"""Bits of a space that stores four bits in two ways of equal bytes."""
 
 
 SHAPES = {
@@ -109,8 +107,6 @@ class ToyEvaluator(Evaluator):
         groups = len(self.space)
         rng = np.random.default_rng(5)
         error = np.array([0.25 ** (b - 2) if b < 16 else 0.0 for b in self.space.widths])
-        widths = self.space.widths.tolist()
-        error *= np.array([BETTER_WAY ** widths[:i].count(width) for i, width in enumerate(widths)])
         self.damage = rng.lognormal(0.0, 0.8, groups)[:, None] * error / groups
         self.gain = (
             rng.uniform(0.01, 0.05, groups)[:, None] * np.log2(1.0 + np.array(self.space.ranks)) / groups

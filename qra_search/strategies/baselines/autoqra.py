@@ -95,20 +95,19 @@ def predict_losses(state: StudyState, steps: GuidedSteps) -> dict[Plan, float]:
     if not cheap or len(both) == len(cheap):
         return {plan: full[plan] for plan in both}
 
-    def describe(plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
+    def describe(plans: list[Plan]) -> np.ndarray:
         codes = space.encode_many(plans)
         bits = [(codes[:, 0] == k).mean(1) for k in range(len(space.bits))]
         ranks = [(codes[:, 1] == k).mean(1) for k in range(len(space.ranks))]
-        return np.column_stack([steps.compute_coverage(codes), *bits, *ranks]), np.array(
-            [cheap[plan] for plan in plans]
-        )
+        proxy = [cheap[plan] for plan in plans]
+        return np.column_stack([steps.compute_coverage(codes), *bits, *ranks, proxy])
 
-    features, proxy = describe(list(cheap))
     known = np.array([full[plan] for plan in both])
     if len(both) >= MIN_PAIRS:
-        predicted, _ = fit_loss_gp(*describe(both), known, seed=state.seed).predict(features, proxy)
+        predicted, _ = fit_loss_gp(describe(both), known, seed=state.seed).predict(describe(list(cheap)))
     else:
-        predicted = proxy + (float(np.mean(known - [cheap[plan] for plan in both])) if both else 0.0)
+        gap = float(np.mean(known - [cheap[plan] for plan in both])) if both else 0.0
+        predicted = np.array(list(cheap.values())) + gap
     return dict(zip(cheap, predicted.tolist(), strict=True)) | {plan: full[plan] for plan in both}
 
 

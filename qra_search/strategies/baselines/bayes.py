@@ -9,13 +9,7 @@ from qra_search.allocate.solve import build_additive_table, compute_table_losses
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
-from qra_search.strategies import (
-    Estimates,
-    Strategy,
-    average_losses,
-    average_replicates,
-    find_non_dominated,
-)
+from qra_search.strategies import Estimates, Strategy, average_losses, average_replicates, find_non_dominated
 from qra_search.strategies.simple import propose_new
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
@@ -90,8 +84,7 @@ def fit_to_trials(state: StudyState) -> PlanGP | None:
         state.space,
         average_losses(state.full),
         [t.plan for t in state.pending],
-        lambda codes: encode_inputs(values, codes),
-        lambda codes: compute_table_losses(table, codes),
+        lambda codes: np.column_stack([encode_inputs(values, codes), compute_table_losses(table, codes)]),
         kernel="rbf",
         seed=state.seed,
     )

@@ -102,10 +102,9 @@ class GuidedSteps(AdjacentSteps):
         return (places * (self.importance / self.importance.sum(1, keepdims=True))).sum(-1)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
-        """float (M, 2 G + 2), within [0, 1]: places of all choices, and coverage."""
-        return np.column_stack(
-            [encode_inputs(scale_by_order(self.space), codes), self.compute_coverage(codes)]
-        )
+        """float (M, 2 G + 3), within [0, 1]: places of all choices, coverage, and no proxy of the loss."""
+        places = encode_inputs(scale_by_order(self.space), codes)
+        return np.column_stack([places, self.compute_coverage(codes), np.zeros(len(codes))])
 
     def list_atomic_edits(self, code: np.ndarray) -> np.ndarray:
         """int (M, 2, G): all codes one edit away: a step of one bit-width or rank, or of both in one group (eq. 11)."""
@@ -248,9 +247,7 @@ def fit_matern(state: StudyState, steps: GuidedSteps) -> PlanGP | None:
         if gaps:
             known |= {plan: loss + float(np.mean(gaps)) for plan, loss in low.items() if plan not in known}
     pending = [t.plan for t in state.pending]
-    return fit_plan_gp(
-        state.space, known, pending, steps.encode, lambda codes: np.zeros(len(codes)), seed=state.seed
-    )
+    return fit_plan_gp(state.space, known, pending, steps.encode, seed=state.seed)
 
 
 def select_trials(state: StudyState, fidelity: float) -> list[Trial]:

@@ -34,13 +34,6 @@ def pids(notes: Path, what: str = "built") -> list[int]:
     ]
 
 
-def test_a_worker_builds_its_evaluator_once_and_keeps_it(notes):
-    with ProcessExecutor(workers.factory(notes=notes), 1) as executor:
-        losses = [executor.submit(Proposal(GOOD, seed=s)).result(WAIT).loss for s in range(4)]
-    assert losses == [workers.Misbehaving().evaluate(GOOD).loss] * 4
-    assert workers.count_notes(notes, "built") == 1 and len(set(pids(notes, "begun"))) == 1
-
-
 def test_workers_run_at_the_same_time_and_none_is_left_after_shutdown(notes):
     with ProcessExecutor(workers.factory(notes=notes, seconds=1.0), 2) as executor:
         futures = [executor.submit(Proposal(GOOD, seed=s)) for s in range(2)]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes import make_space
 from logs import write_log
 
-from qra_search import Proposal, TrialLog
 from qra_search.log.journal import FORMAT, JournalContents, LogError, read_journal
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("log") / "log"
-    write_log(path, 6).close()
+    write_log(path, 6, batch=3).close()
     return path.read_bytes()
 
 
@@ -42,25 +40,12 @@ def test_a_byte_that_was_flipped_or_cut_out_is_refused_or_loses_no_result(conten
     assert refused > len(content) / 3
 
 
-def test_a_log_that_ends_early_is_the_log_as_it_was_earlier(content):
+def test_a_log_that_ends_early_is_the_log_as_it_was_earlier_and_has_a_batch_whole_or_not_at_all(content):
     whole = [0] + [at + 1 for at, byte in enumerate(content) if byte == 10]
     for at in range(len(content) + 1):
         end = max(end for end in whole if end <= at)
         found = read_journal(content[:at])
         assert found.end == end and outcomes(found) == outcomes(read_journal(content[:end]))
-
-
-def test_a_batch_that_was_broken_off_is_dropped_whole(tmp_path):
-    first, *batch = make_space().uniform_plans()[:4]
-    with TrialLog(tmp_path / "log") as log:
-        log.propose(Proposal(first))
-        log.propose_all([Proposal(plan) for plan in batch])
-    content = (tmp_path / "log").read_bytes()
-    start = content.rindex(b"\n", 0, -1) + 1
-    for at in range(start, len(content)):
-        found = read_journal(content[:at])
-        assert [t.id for t in found.trials] == [0] and found.end == start
-    assert [t.id for t in read_journal(content).trials] == [0, 1, 2, 3]
 
 
 PROPOSAL = {"plan": {"bits": [2] * 6, "ranks": [4] * 6}}

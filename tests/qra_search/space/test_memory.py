@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_search import GroupwiseFormat
-from qra_search.space.memory import adapter_bytes, format_bytes, parse_bytes
+from qra_search.space.memory import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,6 @@ from qra_search.space.memory import adapter_bytes, format_bytes, parse_bytes
 )
 def test_a_matrix_takes_its_bits_and_four_bytes_a_group(bits, shape, expected):
     assert GroupwiseFormat(bits).bytes(*shape) == expected
-
-
-def test_an_adapter_takes_two_bytes_a_weight():
-    assert [adapter_bytes(192, 576, rank) for rank in (8, 0)] == [8 * (192 + 576) * 2, 0]
 
 
 @given(st.integers(0, 2**32 - 1))

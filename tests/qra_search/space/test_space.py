@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -63,22 +61,8 @@ def test_the_signature_tells_spaces_apart_and_is_stable():
     assert make_space().signature != make_space(ranks=(4, 8)).signature
 
 
-def test_a_plan_is_encoded_by_each_space_as_it_stands_in_that_space():
-    narrow, wide = make_space(bits=(2, 4), ranks=(4, 8)), make_space(bits=(2, 3, 4), ranks=(4, 8))
-    plan = narrow.uniform(4, 8)
-    for space, level in ((narrow, 1), (wide, 2), (narrow, 1)):
-        b, r = space.encode(plan)
-        assert set(b) == {level} and set(r) == {1}
-        b[:] = 0  # the caller's own copy
-        assert (space.encode_many([plan, plan])[:, 0] == level).all()
-
-
-def test_a_plan_has_no_other_attributes_and_survives_copying():
-    plan = Plan((2, "nf4"), (4, 8))
-    with pytest.raises(AttributeError, match="width"):
-        plan.width  # noqa: B018
-    assert pickle.loads(pickle.dumps(plan)) == plan == copy.deepcopy(plan)
-    assert str(plan) == "Plan(2 groups: 1 at 2 bits, 1 at nf4; mean rank 6.0)"
+def test_a_plan_as_text_counts_its_levels():
+    assert str(Plan((2, "nf4"), (4, 8))) == "Plan(2 groups: 1 at 2 bits, 1 at nf4; mean rank 6.0)"
 
 
 def test_a_plan_is_uniform_if_every_group_has_the_same_choice():
