@@ -52,7 +52,7 @@ class TunedRun:
         self.spec = str(self.plan["model"])
         self.dtype: torch.dtype = getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
-        self.base, self.tokenizer = loading.load_base(self.folder, device=DEVICE)
+        self.base, self.tokenizer = loading.load_base(self.folder, plan=self.plan, device=DEVICE)
         self.base.eval()
         self.config = copy.deepcopy(self.base.config)
         self.input_ids = [

@@ -96,10 +96,20 @@ def load(
     return tuned, tokenizer
 
 
-def load_base(folder: str | Path, *, device: str = "auto", weights: str = "auto") -> tuple[Any, Any]:
-    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does."""
+def load_base(
+    folder: str | Path,
+    *,
+    plan: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    weights: str = "auto",
+) -> tuple[Any, Any]:
+    """The quantized base of a tuned plan, and its tokenizer; takes and raises what `load` does.
+
+    Args:
+        plan: what the folder's `plan.json` holds, if it was read.
+    """
     folder, place = find_tuning(Path(folder)), resolve_device(device)
-    data = read_tuned_plan(folder)
+    data = read_tuned_plan(folder) if plan is None else plan
     loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
