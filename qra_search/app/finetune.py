@@ -127,7 +127,9 @@ class _Job:
         with tuning.lock(wait=wait) as is_ours:
             record = tuning.record()
             if record is None and not is_ours:
-                self.listener.say(f"tuning {tuning.id} is left for the end: {tuning.owner} is at it")
+                self.listener.say(
+                    f"tuning {tuning.id} is left for the end, because {tuning.owner} works on it"
+                )
                 return False
             record = record or self._run(tuning, plan, seed)
         if record is not None:
@@ -198,7 +200,7 @@ def tune_missing(
         awaited = [(plan, seed) for plan, seed in pairs if not job.tune(plan, seed, wait=False)]
         for plan, seed in awaited:
             tuning = folder.tuning(tuning_id(plan, seed, settings))
-            listener.say(f"waiting for tuning {tuning.id}, which {tuning.owner} is at")
+            listener.say(f"waiting for tuning {tuning.id}, because {tuning.owner} works on it")
             job.tune(plan, seed, wait=True)
         _tune_rungs(job)
     except KeyboardInterrupt as stop:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import numba
@@ -24,8 +25,10 @@ from qra_backends.trellis.viterbi import OPTIONS, compile_once, compile_sums
 
 ROWS, TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
-LEAST_PART = 1 << 17
-"""Weights for which it pays to wake a thread: about 40 microseconds of work."""
+LEAST_PART = 1 << 20
+"""Weights for which it pays to wake a thread, which takes about 100 microseconds: 180 of work."""
+_taken = 0
+"""Threads that products took from torch, see `take_threads`."""
 
 
 def decode_rows(
@@ -90,9 +93,25 @@ def make_product(
     return multiply
 
 
+@contextmanager
+def take_threads() -> Iterator[None]:
+    """Give products all threads that torch has, and its other operations one.
+
+    A thread of torch spins for a while once its work is done, and so keeps its core from a product's.
+    """
+    global _taken
+    _taken = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_taken)
+        _taken = 0
+
+
 def _call_in_threads(work: Callable[[int, int], None], rows: int, columns: int) -> None:
     """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
-    parts = min(torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
+    parts = min(_taken or torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
     step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
     others = [
         _get_thread_pool(parts - 1).submit(work, first, min(first + step, rows))

@@ -63,7 +63,7 @@ OutRun = Annotated[
 ]
 COLUMNS = option(
     "--columns FIELD=COLUMN,...",
-    "Your columns: prompt=ask reads the column ask as the prompt, answer={intent,words} joins two into JSON.",
+    "Which of your columns to read. prompt=question takes the prompt from the column `question`, and answer={intent,words} makes JSON of two columns.",
     WHAT,
 )
 SETTINGS: dict[str, tuple[str, Any]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qra_backends.trellis import linear
+from qra_backends.trellis import decode_numba, linear
 from qra_backends.trellis.code import (
     UNIT,
     TrellisCode,
@@ -167,7 +167,8 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("inputs", [1, 5])
-def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int):
+def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode_numba, "LEAST_PART", 1 << 10)
     multiply = make_layer(601, 256, torch.float32).make_product()
     x, threads = torch.randn(inputs, 256), torch.get_num_threads()
     try:

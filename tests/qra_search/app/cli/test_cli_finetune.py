@@ -193,8 +193,8 @@ def test_two_processes_tune_different_records_of_one_run(
         done = qra(*mixed)
     said = " ".join(done.err.split())
     assert done.status == 0
-    assert f"tuning {record.id} is left for the end: process {os.getpid()} on " in said
-    assert f"waiting for tuning {record.id}, which process {os.getpid()} on " in said
+    assert f"tuning {record.id} is left for the end, because process {os.getpid()} on " in said
+    assert f"waiting for tuning {record.id}, because process {os.getpid()} on " in said
     assert len(tuner["tuned"]) == 1 and tuner["tuned"][0][0] != MIXED
     assert own.record_file.read_bytes() == content
 
