@@ -63,7 +63,8 @@ OutRun = Annotated[
 ]
 COLUMNS = option(
     "--columns FIELD=COLUMN,...",
-    "Which of your columns to read. prompt=question takes the prompt from the column `question`, and answer={intent,words} makes JSON of two columns.",
+    "Which of your columns to read. prompt=question takes the prompt from the column question, and "
+    "answer={intent,words} makes JSON of two columns.",
     WHAT,
 )
 SETTINGS: dict[str, tuple[str, Any]] = {
