@@ -86,7 +86,7 @@ def measure(options: Namespace) -> Iterator[dict[str, Any]]:
 def measure_damage(evaluator: QuantizedLoRAEvaluator, layers: Sequence[int], tokens: int) -> dict[str, Any]:
     """Damage by linear and level, by about so many tokens; 0: by all that calibrate, and at every level."""
     model, backend = evaluator.quantized_model, make_backend("trellis")
-    rows, taken = model.rows("train", model.calibration_rows), 0
+    rows, taken = model.rows("train", model.calibration_row_count), 0
     for count, row in enumerate(rows, 1):
         taken += len(row)
         if taken >= tokens > 0:

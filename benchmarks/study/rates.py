@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.app.evaluator import RateTrial
-from qra_search.app.rates import choose_trial, foretell_rate
+from qra_search.app.rates import foretell_rate, propose_next_trial
 
 OUT = RESULTS / "study" / "rates.jsonl"
 BITS, RANK = 2, 8
@@ -62,7 +62,7 @@ def main() -> None:
         RateTrial(**{name: line[name] for name in fields} | {"loss": line["loss"] or math.inf})
         for line in read_own("trial")
     ]
-    while (chosen := choose_trial(trials, options.steps)) is not None:
+    while (chosen := propose_next_trial(trials, options.steps)) is not None:
         rate, length = chosen
         whole = [trial for trial in trials if trial.steps == length == trial.made]
         beside = min(whole, key=lambda trial: trial.loss, default=None)

@@ -172,27 +172,27 @@ class QuantizedModel:
     @property
     def calibration(self) -> str:
         """Text that identifies the calibration rows, their weighting, and the dtype of their pass."""
-        return f"{self.rows.hash(train=self.calibration_rows)}-{self.weighting}-{self.blocks.compute}"
+        return f"{self.rows.hash(train=self.calibration_row_count)}-{self.weighting}-{self.blocks.compute}"
 
     @cached_property
-    def calibration_rows(self) -> int:
+    def calibration_row_count(self) -> int:
         return self._count_rows_for_tokens(self.quantization.calibration_tokens)
 
     @cached_property
     def plan_rows(self) -> int:
-        return min(self.calibration_rows, self._count_rows_for_tokens(PLAN_TOKENS))
+        return min(self.calibration_row_count, self._count_rows_for_tokens(PLAN_TOKENS))
 
     @property
     def is_pass_shared(self) -> bool:
         """Whether the codes are chosen on the plan's rows, so that one pass gives the moments for both."""
-        return self.backend.calibrated and self.calibration_rows == self.plan_rows
+        return self.backend.calibrated and self.calibration_row_count == self.plan_rows
 
     def _count_rows_for_tokens(self, tokens: int) -> int:
         rows = self.rows("train", MEASURED_ROWS)
         return max(LEAST_ROWS, min(tokens * len(rows) // sum(map(len, rows)), MOST_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
-        return self._make_batches(self.calibration_rows)
+        return self._make_batches(self.calibration_row_count)
 
     def plan_batches(self) -> list[Batch]:
         return self._make_batches(self.plan_rows)

@@ -302,7 +302,7 @@ class Comparison:
     def __str__(self) -> str:
         """The table, as the command prints it."""
         tables = import_module("qra_search.app.report.tables")  # which stands above this module
-        return str(tables.render_text(tables.render_comparison(self)))
+        return str(tables.print_to_text(tables.render_comparison(self)))
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.tunings)} plans, test loss {self.chosen.loss:.4g})"

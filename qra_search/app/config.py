@@ -136,7 +136,7 @@ def read_pairs(
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise BadInput(f"{option} is {text!r}: a name and a value are needed, such as {example}")
+            raise BadInput(f"{option} takes a name and a value, such as {example}, not {text!r}")
         if name in given:
             raise BadInput(f"{option} {name} is given twice: give it once")
         try:
@@ -320,7 +320,7 @@ def make_absolute(name: Any) -> Any:
 
 
 def require_task(config: RunConfig) -> None:
-    """Raises BadInput if a real model would be tuned for the default task, which nobody asked for."""
+    """Raises BadInput if a config for a real model names no task."""
     chosen = "task" in config.model_fields_set and "name" in config.task.model_fields_set
     if config.evaluator == DEFAULT_EVALUATOR and not chosen:
         raise BadInput(

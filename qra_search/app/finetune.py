@@ -17,7 +17,7 @@ from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import describe_tuning_time, report_rows
 from qra_search.app.evaluator import StepFigures, TunableEvaluator, check_can_tune
 from qra_search.app.folder import Snapshot, read_plan_data
-from qra_search.app.rates import append_trial, choose_trial, foretell_rate, make_rate_key, read_trials
+from qra_search.app.rates import append_trial, foretell_rate, make_rate_key, propose_next_trial, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tuning_folder import TuningFolder
@@ -294,7 +294,7 @@ def foretell_rate_by_trials(
     space = evaluator.space
     plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
     trials = read_trials(file, key)
-    while (chosen := choose_trial(trials, steps)) is not None:
+    while (chosen := propose_next_trial(trials, steps)) is not None:
         rate, length = chosen
         alike = [
             trial for trial in trials if trial.steps == length and len(trial.curve) and trial.made == length

@@ -90,7 +90,7 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
     return Foretold(round_rate(2 ** (best + slope * ahead)), steps, deviation, tuple(trials), is_at_edge)
 
 
-def choose_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
+def propose_next_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
     """Rate and steps of the next trial; None if there are enough, or they would cost more than the tuning."""
     first = max(TRIAL_STEPS, round(TRIAL_SHARE * steps))
     length = max([first, *(trial.steps for trial in trials)])

@@ -100,12 +100,13 @@ def take_threads() -> Iterator[None]:
     A thread of torch spins for a while once its work is done, and so keeps its core from a product's.
     """
     global _taken
-    _taken = torch.get_num_threads()
+    threads = _taken or torch.get_num_threads()  # another answer may be generated at the same time
+    _taken = threads
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(_taken)
+        torch.set_num_threads(threads)
         _taken = 0
 
 

@@ -40,7 +40,7 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def _setting(path: str, kind: Any, usage: str, panel: str = WHAT) -> tuple[str, Any]:
+def _make_setting(path: str, kind: Any, usage: str, panel: str = WHAT) -> tuple[str, Any]:
     """A field of the config and its option, whose help is the field's description."""
     section, _, field = path.partition(".")
     info = RunConfig.model_fields[section]
@@ -69,22 +69,22 @@ COLUMNS = option(
 )
 SETTINGS: dict[str, tuple[str, Any]] = {
     "config": ("", Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")]),
-    "model": _setting("model.name", str, "--model -m M"),
-    "task": _setting("task.name", str, "--task -t T"),
-    "data": _setting("task.data", str, "--data PATH"),
+    "model": _make_setting("model.name", str, "--model -m M"),
+    "task": _make_setting("task.name", str, "--task -t T"),
+    "data": _make_setting("task.data", str, "--data PATH"),
     "columns": ("task.options.columns", Annotated[str | None, COLUMNS]),
-    "metric": _setting("task.metrics", list[str], "--metric FILE.py:NAME"),
-    "memory": _setting("search.memory", list[str], "--memory SIZE"),
-    "bits": _setting("space.bits", str, "--bits 2,2.5,3"),
-    "ranks": _setting("space.ranks", str, "--ranks 2,4,8,16,32"),
-    "granularity": _setting("space.granularity", str, "--granularity module|expert|layer|fused"),
-    "engine": _setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
-    "backend": _setting("quantization.backend", str, "--backend NAME|2=NAME,4=NAME"),
-    "evaluations": _setting("search.evaluations", float, "--evaluations -n N", HOW),
-    "strategy": _setting("search.strategy", str, "--strategy S", HOW),
-    "seed": _setting("search.seed", int, "--seed N", HOW),
-    "device": _setting("model.device", str, "--device D", HOW),
-    "evaluator": _setting("evaluator", str, "--evaluator E", HOW),
+    "metric": _make_setting("task.metrics", list[str], "--metric FILE.py:NAME"),
+    "memory": _make_setting("search.memory", list[str], "--memory SIZE"),
+    "bits": _make_setting("space.bits", str, "--bits 2,2.5,3"),
+    "ranks": _make_setting("space.ranks", str, "--ranks 2,4,8,16,32"),
+    "granularity": _make_setting("space.granularity", str, "--granularity module|expert|layer|fused"),
+    "engine": _make_setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
+    "backend": _make_setting("quantization.backend", str, "--backend NAME|2=NAME,4=NAME"),
+    "evaluations": _make_setting("search.evaluations", float, "--evaluations -n N", HOW),
+    "strategy": _make_setting("search.strategy", str, "--strategy S", HOW),
+    "seed": _make_setting("search.seed", int, "--seed N", HOW),
+    "device": _make_setting("model.device", str, "--device D", HOW),
+    "evaluator": _make_setting("evaluator", str, "--evaluator E", HOW),
     "sets": ("", Set),
 }
 """The options that say what a run is, in the order of the help, each with the field of the config that it sets."""

@@ -77,7 +77,7 @@ class TextTable:
         return Group(table, *([Text("\n" + " ".join(self.notes), style="dim")] if self.notes else []))
 
     def __str__(self) -> str:
-        return render_text(self)
+        return print_to_text(self)
 
 
 def make_tuned_table(comparison: Comparison) -> TextTable:
@@ -297,7 +297,7 @@ def render_comparison(comparison: Comparison) -> Group:
     return Group(*lines, Text(), make_tuned_table(comparison))
 
 
-def render_text(thing: object) -> str:
+def print_to_text(thing: object) -> str:
     """What rich prints of an object, as plain text."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
     console.print(thing)

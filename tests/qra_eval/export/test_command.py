@@ -108,7 +108,7 @@ def test_the_difference_of_logits_is_printed_and_json_is_only_json(
     "arguments, said",
     [
         (("--format", "gguf"), "--engine llama.cpp"),
-        (("--format", "gguf", "--option", "weights"), "a name and a value are needed"),
+        (("--format", "gguf", "--option", "weights"), "takes a name and a value"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_the_last_line_with_status_2(arguments, said, engine, folder, qra):

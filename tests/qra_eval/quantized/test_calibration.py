@@ -190,7 +190,7 @@ def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, famil
         training={"max_length": 512},
     )
     model = evaluator.tuner.quantized_model
-    longest = max(map(len, evaluator.tuner.rows("train", model.calibration_rows)))
+    longest = max(map(len, evaluator.tuner.rows("train", model.calibration_row_count)))
     widest = max(batch.input_ids.shape[1] for batch in model.calibration_batches())
     assert longest % PASS_MULTIPLE and (widest > longest) == is_padded
 

@@ -179,8 +179,8 @@ def test_as_many_rows_calibrate_as_have_the_tokens_asked_for(tmp_path, monkeypat
     for asked, count in counts.items():
         given = quantized.quantization.model_copy(update={"calibration_tokens": asked})
         monkeypatch.setattr(quantized, "quantization", given)
-        vars(quantized).pop("calibration_rows", None)
-        assert quantized.calibration_rows == count
+        vars(quantized).pop("calibration_row_count", None)
+        assert quantized.calibration_row_count == count
 
 
 def test_codes_on_the_rows_of_the_plan_need_no_pass_of_their_own(tmp_path, monkeypatch):

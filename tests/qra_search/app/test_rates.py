@@ -7,7 +7,7 @@ import math
 import pytest
 
 from qra_search.app.evaluator import RateTrial
-from qra_search.app.rates import choose_trial, foretell_rate
+from qra_search.app.rates import foretell_rate, propose_next_trial
 
 
 def make_trials(
@@ -15,7 +15,7 @@ def make_trials(
 ) -> list[RateTrial]:
     """The trials that are asked for, of a model with this best rate, which diverges above another."""
     trials: list[RateTrial] = []
-    while (chosen := choose_trial(trials, steps)) is not None:
+    while (chosen := propose_next_trial(trials, steps)) is not None:
         rate, length = chosen
         off = math.log2(rate / at_600) - slope * math.log2(length / 600)
         loss = math.inf if rate > highest else math.exp(0.1 * off**2)
@@ -58,5 +58,5 @@ def test_two_lengths_tell_the_slope_as_far_as_they_are_certain() -> None:
 
 
 def test_short_tunings_follow_the_law_and_make_no_trials() -> None:
-    assert choose_trial([], 299) is None and choose_trial([], 300) is not None
+    assert propose_next_trial([], 299) is None and propose_next_trial([], 300) is not None
     assert [foretell_rate([], steps).rate for steps in (10, 60, 600, 2400)] == [3.2e-3, 3.2e-3, 1e-3, 5e-4]

@@ -67,7 +67,7 @@ CASES = [
         (*SEARCH, "--backend", "two=gguf"),
         "quantization.backend is {'two': 'gguf'}: a mapping has the key",
     ),
-    ((*SEARCH, "--set", "evaluation.steps"), "--set is 'evaluation.steps': a name and a value are needed"),
+    ((*SEARCH, "--set", "evaluation.steps"), "--set takes a name and a value, such as"),
     ((*SEARCH, "--set", "search.seed=1", "--set", "search.seed=2"), "--set search.seed is given twice: give"),
     ((*SEARCH, "--memory", "75%", "--set", "search.memory=50%"), "give --memory or --set search.memory, not"),
     (("finetune", "a", "--steps", "5", "--set", "finetune.steps=9"), "give --steps or --set finetune.steps"),
@@ -78,7 +78,7 @@ CASES = [
     (("show", "x" * 300), "file name too long"),
     ((*SEARCH[:-1], "x" * 300), "file name too long"),
     ((*SEARCH, "--set", "training.lr=3"), "training.lr is not a known field: did you mean learning_rate?"),
-    ((*SEARCH, "--columns", "prompt"), "--columns is 'prompt': a name and a value are needed, such as"),
+    ((*SEARCH, "--columns", "prompt"), "--columns takes a name and a value, such as"),
     ((*SEARCH, "--set", "evaluation.steps=[1"), "--set evaluation.steps: '[1' is not a YAML value"),
     ((*SEARCH, "--workers", "2", "--executor", "prozess"), "unknown executor 'prozess': did you mean"),
     # configs and folders

@@ -16,8 +16,8 @@ from qra_search.app.report.tables import (
     TextTable,
     arrange_groups,
     make_plan_table,
+    print_to_text,
     render_result,
-    render_text,
 )
 from qra_search.schemas import Sensitivities
 from qra_search.testing.scenarios import make_toy_space
@@ -140,6 +140,6 @@ def test_names_are_no_markup() -> None:
 def test_a_result_of_a_plan_alone_says_that_nothing_was_tuned(tmp_path: Path) -> None:
     empty = make_run(tmp_path / "e", evaluations=None).read().result
     assert empty.candidates == ()
-    text = render_text(render_result(empty))
+    text = print_to_text(render_result(empty))
     assert "the sensitivities choose" in text and "Nothing was tuned yet" in text
     assert repr(empty) == "SearchResult(0 trials by qra, front of 0)"
