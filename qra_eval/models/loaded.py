@@ -27,8 +27,8 @@ SUFFIX = ".safetensors"
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
-class MappedFiles:
-    """The checkpoints that this process has mapped, as ranges of addresses; none but on Linux."""
+class CheckpointPages:
+    """Pages of the checkpoints that this process has mapped into memory; none but on Linux."""
 
     def __init__(self) -> None:
         lines = Path("/proc/self/maps").read_text().splitlines() if _libc is not None else []
@@ -132,7 +132,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
 
     By `release` pages of tensors that are mapped from a file, and were never written to, are let go.
     """
-    files = MappedFiles() if release else None
+    files = CheckpointPages() if release else None
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

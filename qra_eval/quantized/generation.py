@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -80,8 +80,8 @@ def serve_weights(
         for module, (linear, factors) in linears.items():
             if module in decoded:
                 module.forward = _make_forward(module, kept[module][1], linear.bias)
-            elif _is_direct(linear) and (forward := _make_direct_forward(module, linear, factors)):
-                module.forward = forward
+            elif _is_direct(linear):  # with its adapters in one call, which PEFT takes several modules for
+                module.forward = linear.make_forward(factors, partial(type(module).forward, module))
         for table in tables & decoded.keys():
             table.frozen = kept[table][1]
         few = min((getattr(linear, "few_inputs", 0) for linear, _ in linears.values()), default=0)
@@ -163,20 +163,5 @@ def _make_forward(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Cal
         if args or options:  # such as one adapter for each row
             return usual(module, x, *args, **options)  # type: ignore[no-any-return]
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    return forward
-
-
-def _make_direct_forward(module: nn.Module, linear: Any, factors: Factors) -> Callable[..., Tensor] | None:
-    """A quantized linear and its adapters in one call, which PEFT takes several modules for; None if it has none."""
-    multiply, usual = linear.make_product(factors), type(module).forward
-    if multiply is None:
-        return None
-
-    def forward(x: Tensor, *args: Any, **options: Any) -> Tensor:
-        inputs = x.reshape(-1, x.shape[-1])
-        if args or options or len(inputs) > linear.few_inputs or torch.is_grad_enabled():
-            return usual(module, x, *args, **options)  # type: ignore[no-any-return]
-        return multiply(inputs).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     return forward

@@ -93,8 +93,8 @@ def check_metric(name: str, metric: Metric, example: Example) -> None:
         _score_answer(metric, example.answer, example)
     except Exception as error:  # another's code may raise anything
         raise BadInput(
-            f"metric {name!r} fails on the wanted answer of a test row ({describe(error)}): an answer is text, parse "
-            "it, and give a number"
+            f"metric {name!r} failed on the right answer of a test row ({describe(error)}). It gets the answer as "
+            "text, and must return a number"
         ) from error
 
 

@@ -276,7 +276,7 @@ class TrialWatch(training.TrainerCallback):
 
     def average_losses_by_part(self, steps: int) -> list[float]:
         """Mean training loss of each part that was made, of `steps` steps in all."""
-        ends = [round(i * steps / TRIAL_PARTS) for i in range(TRIAL_PARTS + 1)]
+        ends = sorted({round(i * steps / TRIAL_PARTS) for i in range(TRIAL_PARTS + 1)})
         parts = (self.losses[a:b] for a, b in zip(ends, ends[1:], strict=False) if b <= len(self.losses))
         return [sum(part) / len(part) for part in parts]
 

@@ -157,8 +157,8 @@ def make_config(
         for section in sections:
             holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
-                what = f"{section} is {shorten(holder)}"
-                raise ConfigError(f"{source}: {what}: a mapping is needed to set {field}")
+                what = f"{section} is {shorten(holder)}, and not a section"
+                raise ConfigError(f"{source}: {field} cannot be set, because {what}")
         holder[name] = value
     try:
         config = RunConfig.model_validate(data)

@@ -210,7 +210,7 @@ class Study:
                 raise outcome
             evaluation = check_evaluation(outcome, self.space, trial.plan)
         except WorkerUnusable as error:
-            raise StudyFailed(f"{error}; resuming the search repeats trial {trial.id}") from error
+            raise StudyFailed(f"{error}. Resume the search to run trial {trial.id} again") from error
         except (Exception, SystemExit) as error:
             trial = self.log.fail(trial.id, describe_failure(error))
         else:

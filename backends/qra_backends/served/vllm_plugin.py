@@ -9,7 +9,6 @@ Needs vllm at import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -125,7 +124,10 @@ class QRAMethod(LinearMethodBase):
         if hasattr(layer, "qra_shards"):
             buffers = {key: layer.get_parameter(key).data for key in layer.qra_shards.buffers}
             layer.qra_modules = tuple(layer.qra_shards.make_modules(buffers))
-            layer.qra_forwards = tuple(map(_make_forward, layer.qra_modules))
+            layer.qra_forwards = tuple(
+                module.make_forward() if isinstance(module, TrellisLinear) else module
+                for module in layer.qra_modules
+            )
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         given = torch.ops.qra.linear(x, layer.qra_key, layer.qra_out)
@@ -149,19 +151,6 @@ def _load(
     """vLLM's loader of a parameter; it tells the shard by the tensor, or by an argument in releases before."""
     told: Any = getattr(tensor, "shard_id", shard)
     shards.copy_shard(buffer.data, key, QKV.get(told, told) or 0, tensor)
-
-
-def _make_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a module does; its product of few inputs is made once, as weights do not change any more."""
-    if not isinstance(module, TrellisLinear) or (multiply := module.make_product()) is None:
-        return module
-    usual, most = module.forward, module.few_inputs
-
-    def forward(x: Tensor) -> Tensor:
-        inputs = x.reshape(-1, x.shape[-1])
-        return usual(x) if len(inputs) > most else multiply(inputs).view(*x.shape[:-1], -1)
-
-    return forward
 
 
 @torch.library.custom_op("qra::linear", mutates_args=())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,27 @@ class TrellisLinear(DequantizedLinear):
         multiply = self.make_product() if len(inputs) <= self.few_inputs else None
         product = self._multiply_by_blocks(inputs) if multiply is None else multiply(inputs)
         return product.view(*x.shape[:-1], -1)
+
+    def make_forward(
+        self, factors: Factors = (), usual: Callable[..., Tensor] | None = None
+    ) -> Callable[..., Tensor]:
+        """A function that gives what `forward` does, with adapters on it, and makes its product once: as weights and
+        adapters are now.
+
+        Args:
+            factors: as `make_product` takes them.
+            usual: what does the same for many inputs, with gradients, and with other arguments; default: `forward`.
+        """
+        multiply, usual = self.make_product(factors), usual or self.forward
+
+        def forward(x: Tensor, *args: Any, **options: Any) -> Tensor:
+            inputs = x.reshape(-1, self.in_features)
+            is_many = len(inputs) > self.few_inputs
+            if multiply is None or is_many or args or options or torch.is_grad_enabled():
+                return usual(x, *args, **options)
+            return multiply(inputs).view(*x.shape[:-1], -1)
+
+        return forward
 
     def make_product(self, factors: Factors = ()) -> Callable[[Tensor], Tensor] | None:
         """A function of few inputs x (n, in) that gives what the layer does (n, out), as it is now; None if there is

@@ -84,7 +84,7 @@ def test_an_unknown_architecture_is_refused_in_one_line(tmp_path, own_cache):
 
 def test_rotary_scaling_that_is_left_out_is_said(tmp_path, own_cache):
     write_gguf(tmp_path / "tiny.gguf", "llama", **{"rope.scaling.type": "yarn"})
-    with pytest.warns(UserWarning, match="rotary scaling is ignored"):
+    with pytest.warns(UserWarning, match="ignores the rotary scaling"):
         convert_gguf(tmp_path / "tiny.gguf", torch.float32)
 
 

@@ -103,6 +103,7 @@ def test_a_trial_gives_a_loss_and_changes_nothing_of_the_tuning():
     assert ended.made == STEPS // 2 and len(ended.curve) == 5
     assert math.isclose(ended.loss, ended.curve[-1] / 0.1), "as far behind at the end as at its middle"
     assert evaluator.try_rate(plan, 1e-2, STEPS, beside=slow) == good
+    assert len(evaluator.try_rate(plan, 1e-2, 4).curve) == 4, "a part has one step at least"
     diverged = evaluator.try_rate(plan, 1e30, STEPS)
     assert math.isinf(diverged.loss) and diverged.made < STEPS
     assert evaluator.tuning_steps() == STEPS and evaluator.describe()["training"]["learning_rate"] == "auto"

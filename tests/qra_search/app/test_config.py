@@ -135,7 +135,9 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model is 'smollm2': a mapping is needed to set model.name"):
+    with pytest.raises(
+        ConfigError, match=r"model.name cannot be set, because model is 'smollm2', and not a section"
+    ):
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
 
 
