@@ -213,7 +213,9 @@ def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_
 
 
 def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
-    with pytest.raises(BadInput, match="metric 'f' failed on the right answer .* .KeyError: 'x'.. It gets the answer as text"):
+    with pytest.raises(
+        BadInput, match="metric 'f' failed on the right answer .* .KeyError: 'x'.. It gets the answer as text"
+    ):
         check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
     with pytest.raises(BadInput, match="metric 'f' failed on .*the score is None.*must return a number"):
         check_metric("f", lambda answer, example: None, Example("a", "b"))
