@@ -103,7 +103,7 @@ class Group(Schema):
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Parameter(Schema):
+class ExtraParameter(Schema):
     """What a search may choose beside bits and ranks, for the whole plan.
 
     Attributes:

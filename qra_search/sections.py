@@ -199,8 +199,8 @@ class FinetuneConfig(Section):
     epochs: float | None = Field(None, gt=0)
     """passes over the train split; wins over steps"""
     evaluate_every: int = Field(0, ge=0)
-    """steps between evaluations on the validation split, of which the best adapters are kept; 0: keep those of the last
-    step"""
+    """evaluate on the validation split every so many steps, and keep the adapters of the best evaluation; 0: keep those
+    of the last step"""
     checkpoint_minutes: float = Field(5.0, ge=0)
     """minutes between checkpoints; 0: after every step"""
     sample_answers: int = Field(3, ge=0)

@@ -85,7 +85,7 @@ class QuietTunable(TunableEvaluator):
     def tune(self, plan, **options):
         raise NotImplementedError
 
-    def tuning_steps(self):
+    def finetune_steps(self):
         return 100
 
     def set_learning_rate(self, rate):

@@ -3,7 +3,8 @@
     python -m benchmarks.study.rates --data DIR --task banking77 --steps 300
 
 Uniform 2 bits, rank 8, as `qra finetune` tunes it. The grid lies around the foretold rate by factors of the square root
-of two. Losses are of `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows.
+of two. Losses are of up to `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows. `nats` are those of each test
+row, of which intervals follow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OUT = RESULTS / "study" / "rates.jsonl"
 BITS, RANK = 2, 8
 GRID = (0, 2, -2, 1, -1)
 """Places of full tunings, in factors of the square root of two from the foretold rate."""
-VALIDATION_ROWS, TEST_ROWS = 64, 500
+VALIDATION_ROWS, TEST_ROWS = 64, 2000
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def main() -> None:
         record = evaluator.tune(plan, steps=options.steps)
         losses = {"validation_loss": record.validation_loss, "failed": record.failed}
         losses["test_loss"] = record.test_loss if math.isfinite(record.test_loss) else None
+        losses["nats"] = [round(nats, 3) for nats in record.row_nats]
         cost = {"trials_cost": round(foretold.cost, 3), "deviation": round(foretold.deviation, 3)}
         append_lines(options.out, {**line, "rate": rate, **losses, **cost, **machine})
         print(f"  {rate:.4g}: test loss {record.test_loss:.4f}", flush=True)

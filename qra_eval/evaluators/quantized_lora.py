@@ -25,7 +25,7 @@ from qra_eval.costs.search import (
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.device import resolve_device
 from qra_eval.models.load import load_model
-from qra_eval.models.loaded import LoadedModel, get_max_positions
+from qra_eval.models.loaded import LoadedModel, get_position_table_size
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import check_bits
 from qra_eval.sensitivities.cache import read_or_measure
@@ -40,7 +40,7 @@ from qra_search.app.config import RunConfig, make_config
 from qra_search.app.evaluator import RateTrial, RowCount, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
-from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities, TuningRecord
+from qra_search.schemas import LENGTH, Evaluation, ExtraParameter, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 
 LEARNING_RATE = "learning_rate"
@@ -89,7 +89,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         backend = make_backend(config.quantization.backend)
         check_bits(config.space.bits, backend)
         loaded = self._load_model(device, weights, progress)
-        most = get_max_positions(loaded.model) or config.training.max_length
+        most = get_position_table_size(loaded.model) or config.training.max_length
         if config.training.max_length > most:
             raise BadInput(
                 f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
@@ -230,7 +230,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
     def write_base(self, plan: Plan, folder: Path) -> None:
         write_base(self.tuner, plan, folder)
 
-    def tuning_steps(self) -> int:
+    def finetune_steps(self) -> int:
         return self.tuner.finetune_steps
 
     def set_learning_rate(self, rate: float | Literal["auto"]) -> None:
@@ -253,11 +253,11 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         return measure_untuned(self.tuner)
 
 
-def make_extra(config: RunConfig) -> dict[str, Parameter]:
+def make_extra(config: RunConfig) -> dict[str, ExtraParameter]:
     """What a search chooses beside bits and ranks by the settings: learning rates, and lengths of evaluations."""
     extra, rate = {}, config.training.rate
     if config.space.learning_rates:
-        extra[LEARNING_RATE] = Parameter(tuple(sorted({*config.space.learning_rates, rate})), rate)
+        extra[LEARNING_RATE] = ExtraParameter(tuple(sorted({*config.space.learning_rates, rate})), rate)
     if config.space.lengths:
-        extra[LENGTH] = Parameter(tuple(sorted({*config.space.lengths, 1.0})), 1.0)
+        extra[LENGTH] = ExtraParameter(tuple(sorted({*config.space.lengths, 1.0})), 1.0)
     return extra

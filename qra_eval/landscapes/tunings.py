@@ -23,7 +23,7 @@ from qra_search.allocate import knapsack
 from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluator import Evaluator
-from qra_search.schemas import LENGTH, Evaluation, Parameter, Plan, Sensitivities
+from qra_search.schemas import LENGTH, Evaluation, ExtraParameter, Plan, Sensitivities
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import read_sensitivities
 from qra_search.space.space import SearchSpace
@@ -232,8 +232,8 @@ and a tuning of 480 steps about 440."""
 RANK_PRICES = (0.0, *np.geomspace(1e-3, 30.0, 24))
 """What a factor of two in all ranks may count as, in nats of damage, when the best plan is sought."""
 EXTRA = {
-    "learning_rate": Parameter(values=LEARNING_RATES, default=DEFAULT_RATE),
-    LENGTH: Parameter(values=tuple(steps / STEPS[-1] for steps in STEPS), default=1.0),
+    "learning_rate": ExtraParameter(values=LEARNING_RATES, default=DEFAULT_RATE),
+    LENGTH: ExtraParameter(values=tuple(steps / STEPS[-1] for steps in STEPS), default=1.0),
 }
 
 

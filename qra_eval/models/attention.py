@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qra_eval.models.loaded import get_max_positions
+from qra_eval.models.loaded import get_position_table_size
 
 NAME = "qra_matmul"
 LONGEST_ROW = 512
@@ -41,7 +41,7 @@ def use_fast_attention(model: Any) -> bool:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     same = True
-    tokens = min(40, get_max_positions(model) or 40)
+    tokens = min(40, get_position_table_size(model) or 40)
     try:
         ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

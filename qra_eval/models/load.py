@@ -91,7 +91,9 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         raise
     except (*UNREADABLE, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
-            raise BadInput(f"{source} needs code from its repository, which is not run") from error
+            raise BadInput(
+                f"{source} needs code from its repository (trust_remote_code), which qra does not run"
+            ) from error
         raise _make_load_error(source, error) from error
     if missing:
         raise BadInput(

@@ -107,7 +107,7 @@ def prepare_model(
     return LoadedModel(model, tokenizer, fingerprint=digest, **fields)
 
 
-def get_max_positions(model: nn.Module) -> int | None:
+def get_position_table_size(model: nn.Module) -> int | None:
     """Most tokens of a row that a model with a table of positions takes; None where it computes them."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
     if not any(name.rpartition(".")[2] in POSITION_TABLES for name in tables):

@@ -160,7 +160,9 @@ class Bank:
         """What `Backend.to_tensors` gave of a linear at a level, mapped from the file."""
         file = self._open(name, bits)
         if file is None:
-            raise RuntimeError(f"quantized weights are missing or damaged: {self.get_path(name, bits)}")
+            raise RuntimeError(
+                f"quantized weights in {self.get_path(name, bits)} are missing or damaged. Run the command again"
+            )
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
     def get_device(self, name: str) -> torch.device:

@@ -86,7 +86,7 @@ def serve_weights(
             table.frozen = kept[table][1]
         few = min((getattr(linear, "few_inputs", 0) for linear, _ in linears.values()), default=0)
         is_direct = few > 0 and not decoded and model.device.type == "cpu"
-        with _share_threads(model, few) if is_direct else nullcontext():
+        with _give_products_threads(model, few) if is_direct else nullcontext():
             yield
     finally:
         for module in linears:
@@ -96,7 +96,7 @@ def serve_weights(
 
 
 @contextmanager
-def _share_threads(model: Any, most: int) -> Iterator[None]:
+def _give_products_threads(model: Any, most: int) -> Iterator[None]:
     """While up to `most` tokens pass a model at once, products have all threads."""
     from qra_backends.trellis.decode_numba import take_threads  # numba takes a second to import
 

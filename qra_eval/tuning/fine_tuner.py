@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from qra_eval.models.device import release_freed_memory
-from qra_eval.models.loaded import get_max_positions
+from qra_eval.models.loaded import get_position_table_size
 from qra_eval.quantized import adapters
 from qra_eval.quantized.model import QuantizedModel
 from qra_eval.quantized.space import ADAPTER_DTYPE
@@ -32,6 +32,9 @@ SCORED_TOGETHER = 8
 """Times as many rows as train together are scored together."""
 TRIAL_PARTS = 10
 """Parts of a trial whose mean training losses are kept."""
+TRIAL_ROWS = 256
+"""Validation rows of a trial, at least. The ratio of two trials' losses has a deviation of 7% on 64 rows of Banking77,
+and of 3.5% on so many; they take a tenth of the time of 100 steps."""
 FAR = 1.3
 """Times another trial's training loss over the same steps beyond which a trial ends at its middle."""
 
@@ -164,7 +167,7 @@ class FineTuner:
     def compute_max_length(self, tokens: int) -> int:
         """Tokens of a row and so many more, for its answer; no more than the model has positions for."""
         asked = self.settings.max_length + tokens
-        most = get_max_positions(self.model)
+        most = get_position_table_size(self.model)
         return asked if most is None else min(asked, most)
 
     # -- what a training sees ------------------------------------------------------------------
@@ -303,7 +306,7 @@ def try_rate(
         curve = watch.average_losses_by_part(steps)
         made = len(watch.losses)
         if made == steps:
-            loss = tuner.measure_loss("validation", tuner.evaluation.validation_rows)
+            loss = tuner.measure_loss("validation", max(TRIAL_ROWS, tuner.evaluation.validation_rows))
         else:
             assert beside is not None  # else it would not have ended
             loss = beside.loss * curve[-1] / beside.curve[len(curve) - 1]

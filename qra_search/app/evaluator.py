@@ -135,7 +135,7 @@ class TunableEvaluator(Evaluator):
         """
 
     @abstractmethod
-    def tuning_steps(self) -> int:
+    def finetune_steps(self) -> int:
         """Steps of a full tuning by the settings."""
 
     @abstractmethod

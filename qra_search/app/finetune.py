@@ -290,7 +290,7 @@ def foretell_rate_by_trials(
     processes none makes trials.
     """
     key = make_rate_key(collect_tuning_settings(config, evaluator))
-    file, steps = tunings.run.folder.rates_file, evaluator.tuning_steps()
+    file, steps = tunings.run.folder.rates_file, evaluator.finetune_steps()
     space = evaluator.space
     plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
     trials = read_trials(file, key)

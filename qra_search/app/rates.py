@@ -1,6 +1,6 @@
 """The learning rate of a full tuning, foretold from short trials: which one is next, and what they say.
 
-The best rate falls as the inverse square root of the steps, by a factor that differs by model (docs/tuning.md).
+The best rate falls as a power of the steps, by a factor that differs by model (docs/tuning.md).
 Trials at one length, by factors of two until the best has a worse one on either side, give its best rate by a parabola
 in the logarithm; the law carries it to the full length.
 """
@@ -13,22 +13,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qra_search.app.evaluator import RateTrial
 from qra_search.errors import BadInput
 
-LAW_RATE, LAW_STEPS, LAW_FROM = 1e-3, 600, 60
+LAW_RATE, LAW_STEPS, LAW_FROM = 1.8e-3, 200, 60
 """Best rate after so many steps, the middle of the models that were measured; fewer steps than the last count as these,
 since the best rate is then at the edge of divergence."""
-SLOPE, SLOPE_DEVIATION = -0.5, 0.07
-"""Slope of the best rate over the steps, both in logarithms, and its deviation between models."""
+SLOPE, SLOPE_DEVIATION = -0.35, 0.12
+"""Slope of the best rate over the steps, both in logarithms, and its deviation between models and tasks. Bjorck et al.
+(arXiv 2409.19913) find -0.32 in pre-training."""
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1
 """A trial's steps, at least, and as a share of those of the tuning."""
 LEAST_TRIALS = 3
-NOISE = 0.01
+NOISE = 0.025
 """Deviation of a trial's log loss, of trials that see the same rows."""
-WIDE = 0.4
+WIDE = 0.6
 """Deviation of the foretold rate, in factors of two, beyond which trials of twice the length are worth their cost."""
 DIVERGED = math.log(2)
 """What a trial that diverged counts as having lost in log loss."""
@@ -71,23 +72,22 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
     """The best rate of a tuning of so many steps, by its trials, or by the law alone if there are none.
 
     >>> foretell_rate((), 600).rate, foretell_rate((), 150).rate
-    (0.001, 0.002)
+    (0.0012, 0.002)
     """
     if not trials:
         return Foretold(round_rate(_apply_law(steps)), steps, 1.0)
-    *_, (last, best, deviation, is_at_edge) = fits = [
-        (length, *_find_best(select_length(trials, length))) for length in sorted({t.steps for t in trials})
-    ]
+    fits = [fit_best_rate(select_length(trials, length)) for length in sorted({t.steps for t in trials})]
+    first, last = fits[0], fits[-1]
     slope, variance = SLOPE, SLOPE_DEVIATION**2
     if len(fits) > 1:
-        first, other, other_deviation, _ = fits[0]
-        apart = math.log2(last / first)
-        own = (deviation**2 + other_deviation**2) / apart**2
-        slope = (slope * own + (best - other) / apart * variance) / (own + variance)
+        apart = math.log2(last.steps / first.steps)
+        own = (last.deviation**2 + first.deviation**2) / apart**2
+        slope = (slope * own + (last.log2_rate - first.log2_rate) / apart * variance) / (own + variance)
         variance = own * variance / (own + variance)
-    ahead = math.log2(steps / last)
-    deviation = math.hypot(deviation, math.sqrt(variance) * ahead)
-    return Foretold(round_rate(2 ** (best + slope * ahead)), steps, deviation, tuple(trials), is_at_edge)
+    ahead = math.log2(steps / last.steps)
+    deviation = math.hypot(last.deviation, math.sqrt(variance) * ahead)
+    rate = round_rate(2 ** (last.log2_rate + slope * ahead))
+    return Foretold(rate, steps, deviation, tuple(trials), last.is_at_edge)
 
 
 def propose_next_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
@@ -120,19 +120,30 @@ def select_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
     return [trial for trial in trials if trial.steps == length]
 
 
-def _find_best(trials: Sequence[RateTrial]) -> tuple[float, float, bool]:
+class BestRate(NamedTuple):
     """log2 of the best rate of trials of one length, its deviation, and whether it is the lowest or the highest."""
+
+    steps: int
+    log2_rate: float
+    deviation: float
+    is_at_edge: bool
+
+
+def fit_best_rate(trials: Sequence[RateTrial]) -> BestRate:
+    """The best rate of trials of one length, by a parabola through the best one and its neighbours."""
+    steps = trials[0].steps
     losses = {round(math.log2(trial.rate / trials[0].rate)): trial.loss for trial in trials}
     at = min(losses, key=lambda place: (losses[place], place))
     middle = math.log2(trials[0].rate) + at
     if not {at - 1, at + 1} <= losses.keys() or math.isinf(losses[at]):
-        return middle, 1.0, True
+        return BestRate(steps, middle, 1.0, True)
     lower, higher = (min(math.log(losses[place] / losses[at]), DIVERGED) for place in (at - 1, at + 1))
     bend = lower + higher
     if bend < NOISE:
-        return middle, 1.0, False
+        return BestRate(steps, middle, 1.0, False)
     off = (lower - higher) / (2 * bend)
-    return middle + off, min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2)), False
+    deviation = min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2))
+    return BestRate(steps, middle + off, deviation, False)
 
 
 def round_rate(rate: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qra_search.plugins import describe_unknown
-from qra_search.schemas import Group, LevelName, Parameter, Plan, make_adapter
+from qra_search.schemas import ExtraParameter, Group, LevelName, Plan, make_adapter
 from qra_search.space.memory import (
     ADAPTER_BITS,
     UNQUANTIZED_BITS,
@@ -39,8 +39,8 @@ class SearchSpace:
         ranks: LoRA ranks to choose from; 0 means no adapter.
         fixed_bytes: bytes of everything that is not searched (embeddings, norms, head).
         extra: what else is chosen for the whole plan, by name, at no bytes: what the evaluator takes, such as
-            `{"learning_rate": Parameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it get
-            the space without it.
+            `{"learning_rate": ExtraParameter(values=(0.001, 0.002), default=0.001)}`. Strategies that do not search it
+            get the space without it.
 
     `levels` are by width, then as given, `bits` their names, `ranks` ascending.
 
@@ -58,7 +58,7 @@ class SearchSpace:
         bits: Iterable[int | Level] = DEFAULT_BITS,
         ranks: Iterable[int] = DEFAULT_RANKS,
         fixed_bytes: int = 0,
-        extra: Mapping[str, Parameter] | None = None,
+        extra: Mapping[str, ExtraParameter] | None = None,
     ):
         self.extra = dict(extra or {})
         self.groups = tuple(groups)
@@ -208,7 +208,7 @@ class SearchSpace:
     def without_extra(self) -> SearchSpace:
         return self.with_extra({})
 
-    def with_extra(self, extra: Mapping[str, Parameter]) -> SearchSpace:
+    def with_extra(self, extra: Mapping[str, ExtraParameter]) -> SearchSpace:
         return self if extra == self.extra else self._copy(extra=extra)
 
     def _copy(self, **changes: Any) -> SearchSpace:
@@ -299,7 +299,7 @@ class SearchSpace:
             bits=levels,
             ranks=data["ranks"],
             fixed_bytes=data["fixed_bytes"],
-            extra={name: Parameter.from_dict(given) for name, given in data.get("extra", {}).items()},
+            extra={name: ExtraParameter.from_dict(given) for name, given in data.get("extra", {}).items()},
         )
 
     @cached_property

@@ -62,11 +62,15 @@ def finetune(
     ] = None,
     rates: Annotated[
         str | None,
-        option("--rates 5e-4,1e-3,2e-3", "Tune the plan at each, go on with the lowest validation loss."),
+        option(
+            "--rates 5e-4,1e-3,2e-3", "Learning rates to try; that of the lowest validation loss is used."
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,
-        option("--tolerance X", "What the deployed model may be worse by than the best: " + TOLERANCE, min=0),
+        option(
+            "--tolerance X", "How much worse than the best the deployed model may be: " + TOLERANCE, min=0
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None,

@@ -8,7 +8,7 @@ import pytest
 
 from qra_eval.landscapes.configspace import make_configuration_space, make_plan
 from qra_search.errors import BadInput
-from qra_search.schemas import Group, Linear, Parameter
+from qra_search.schemas import ExtraParameter, Group, Linear
 from qra_search.space.memory import GroupwiseFormat, Level
 from qra_search.space.space import SearchSpace
 
@@ -18,7 +18,10 @@ GROUPS = [
     Group("table", (Linear("table", 64, 64),), bits=(4,), ranks=(0,)),
 ]
 SPACE = SearchSpace(
-    groups=GROUPS, bits=LEVELS, ranks=(0, 8), extra={"learning_rate": Parameter((0.001, 0.002, 0.004), 0.002)}
+    groups=GROUPS,
+    bits=LEVELS,
+    ranks=(0, 8),
+    extra={"learning_rate": ExtraParameter((0.001, 0.002, 0.004), 0.002)},
 )
 
 

@@ -84,7 +84,7 @@ CANNOT = "cannot be loaded \\(.*save it again, as safetensors"
         ),
         (remove_tensor, "lacks 1 tensors of a .*layers.1.mlp.up_proj"),
         (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "quantized already"),
-        (bring_code, "needs code from its repository, which is not run"),
+        (bring_code, "needs code from its repository"),
     ],
 )
 def test_a_damaged_or_unfit_folder_is_refused_in_one_line(folder, damage, why):

@@ -106,7 +106,7 @@ def test_a_trial_gives_a_loss_and_changes_nothing_of_the_tuning():
     assert len(evaluator.try_rate(plan, 1e-2, 4).curve) == 4, "a part has one step at least"
     diverged = evaluator.try_rate(plan, 1e30, STEPS)
     assert math.isinf(diverged.loss) and diverged.made < STEPS
-    assert evaluator.tuning_steps() == STEPS and evaluator.describe()["training"]["learning_rate"] == "auto"
+    assert evaluator.finetune_steps() == STEPS and evaluator.describe()["training"]["learning_rate"] == "auto"
     evaluator.set_learning_rate(1e-2)
     assert math.isclose(evaluator.tune(plan).validation_loss, good.loss, rel_tol=1e-6)
 

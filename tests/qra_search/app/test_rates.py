@@ -7,11 +7,11 @@ import math
 import pytest
 
 from qra_search.app.evaluator import RateTrial
-from qra_search.app.rates import foretell_rate, propose_next_trial
+from qra_search.app.rates import SLOPE, foretell_rate, propose_next_trial
 
 
 def make_trials(
-    steps: int, at_600: float, *, slope: float = -0.5, highest: float = math.inf
+    steps: int, at_600: float, *, slope: float = SLOPE, highest: float = math.inf
 ) -> list[RateTrial]:
     """The trials that are asked for, of a model with this best rate, which diverges above another."""
     trials: list[RateTrial] = []
@@ -32,7 +32,7 @@ def test_the_rate_of_a_parabola_is_found_within_a_tuning_of_trials(at_600: float
     if found.is_at_edge:
         assert found.cost >= 0.9 and "edge of the rates tried" in str(found)
     else:
-        assert found.rate == pytest.approx(at_600 * (600 / steps) ** 0.5, rel=0.06)
+        assert found.rate == pytest.approx(at_600 * (steps / 600) ** SLOPE, rel=0.06)
     assert found.cost <= 1.0 and min(trial.steps for trial in trials) >= 100
 
 
@@ -59,4 +59,9 @@ def test_two_lengths_tell_the_slope_as_far_as_they_are_certain() -> None:
 
 def test_short_tunings_follow_the_law_and_make_no_trials() -> None:
     assert propose_next_trial([], 299) is None and propose_next_trial([], 300) is not None
-    assert [foretell_rate([], steps).rate for steps in (10, 60, 600, 2400)] == [3.2e-3, 3.2e-3, 1e-3, 5e-4]
+    assert [foretell_rate([], steps).rate for steps in (10, 60, 600, 2400)] == [
+        2.7e-3,
+        2.7e-3,
+        1.2e-3,
+        7.5e-4,
+    ]

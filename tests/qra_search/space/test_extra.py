@@ -7,16 +7,16 @@ import pytest
 
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.schemas import Group, Linear, Parameter, Plan, Sensitivities, Trial
+from qra_search.schemas import ExtraParameter, Group, Linear, Plan, Sensitivities, Trial
 from qra_search.space.serialization import plan_from_dict, plan_to_dict
 from qra_search.space.space import SearchSpace
 from qra_search.strategies.simple import sample_plan
 
-RATE = Parameter((0.001, 0.002, 0.004, 0.008, 0.016), 0.002)
-LENGTH = Parameter((0.25, 1.0), 1.0)
+RATE = ExtraParameter((0.001, 0.002, 0.004, 0.008, 0.016), 0.002)
+LENGTH = ExtraParameter((0.25, 1.0), 1.0)
 
 
-def make_space(**extra: Parameter) -> SearchSpace:
+def make_space(**extra: ExtraParameter) -> SearchSpace:
     groups = [Group(f"l{i}", (Linear(f"l{i}", 64, 32 + 32 * i),)) for i in range(3)]
     return SearchSpace(groups=groups, bits=(2, 3, 4), ranks=(4, 8), extra=extra)
 
@@ -59,7 +59,7 @@ def test_a_value_or_a_name_of_another_space_is_refused(extra: tuple) -> None:
 )
 def test_values_are_distinct_and_ascending_with_the_default_among_them(values: tuple, default: float) -> None:
     with pytest.raises(ValueError):
-        Parameter(values, default)
+        ExtraParameter(values, default)
 
 
 def test_random_plans_draw_every_value() -> None:

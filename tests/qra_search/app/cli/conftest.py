@@ -113,7 +113,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return RateTrial(rate, steps, steps, math.exp(0.1 * off**2), (1.0,) * 10)
 
         evaluator.set_learning_rate, evaluator.try_rate = set_learning_rate, try_rate
-        evaluator.tuning_steps = lambda: config.finetune.steps
+        evaluator.finetune_steps = lambda: config.finetune.steps
         evaluator.tune, evaluator.tuning_data = tune, lambda: seen["data"]
         evaluator.estimate = lambda: {"tuning_seconds": 60.0}
         return evaluator
