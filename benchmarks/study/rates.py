@@ -1,24 +1,28 @@
 """The learning rate that short trials foretell, beside full tunings at a grid of rates: one line each, resumable.
 
     python -m benchmarks.study.rates --data DIR --task banking77 --steps 300
+    python -m benchmarks.study.rates --page docs/tuning.md
 
 Uniform 2 bits, rank 8, as `qra finetune` tunes it. The grid lies around the foretold rate by factors of the square root
-of two. Losses are of up to `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows. `nats` are those of each test
-row, of which intervals follow.
+of two. Losses are of up to `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows. `nats` are those of each
+test row, of which intervals follow. Lines of an earlier slope have none: 500 test rows, and trials on 64 rows.
 """
 
 from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
+from benchmarks.study.finetunes_table import fill_page
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.app.evaluator import RateTrial
+from qra_search.app.intervals import bootstrap_log_ratio
 from qra_search.app.rates import foretell_rate, propose_next_trial
 
 OUT = RESULTS / "study" / "rates.jsonl"
@@ -30,13 +34,17 @@ VALIDATION_ROWS, TEST_ROWS = 64, 2000
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with the task's files")
+    parser.add_argument("--data", help="folder with the task's files")
+    parser.add_argument("--page", type=Path, help="put the table into a page, between its marks")
     parser.add_argument("--task", default="banking77")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    if options.page:
+        fill_page(options.page, "rates", list_table(read_lines(options.out)))
+        return
     torch.set_num_threads(options.threads)
     evaluator = QuantizedLoRAEvaluator(
         {
@@ -85,6 +93,30 @@ def main() -> None:
         cost = {"trials_cost": round(foretold.cost, 3), "deviation": round(foretold.deviation, 3)}
         append_lines(options.out, {**line, "rate": rate, **losses, **cost, **machine})
         print(f"  {rate:.4g}: test loss {record.test_loss:.4f}", flush=True)
+
+
+def list_table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """A row a model, task and length: the foretold rate beside the best of those tuned in full."""
+    made: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "tuning" and "nats" in line and line["test_loss"] is not None:
+            made.setdefault((line["model"], line["task"], line["for_steps"]), {})[line["place"]] = line
+    table = [
+        "| model | task | steps | trials cost | foretold | test loss | best rate | test loss | foretold worse by |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (model, task, steps), places in made.items():
+        own, best = places[0], min(places.values(), key=lambda line: line["test_loss"])
+        worse, interval = own["test_loss"] / best["test_loss"] - 1, "the best"
+        if best is not own and (found := bootstrap_log_ratio(own["nats"], best["nats"])):
+            low, high = map(math.expm1, found)
+            interval = f"{worse:.1%} ({low:.1%} to {high:.1%})"
+        rates = f"{best['rate']:.2g} of {len(places)}"
+        table.append(
+            f"| {model} | {task} | {steps} | {own['trials_cost']:.2f} | {own['rate']:.2g} | {own['test_loss']:.3f} "
+            f"| {rates} | {best['test_loss']:.3f} | {interval} |"
+        )
+    return table
 
 
 if __name__ == "__main__":
