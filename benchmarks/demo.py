@@ -43,7 +43,7 @@ def main() -> None:
 def measure(out: Path, seeds: int) -> None:
     """Tune what the run lacks, and append the lines that are not there yet."""
     with Run(out, make_config(DEMO)) as run:
-        run.choose_plan(progress=True)
+        run.make_plan(progress=True)
         run.finetune(seeds=seeds, with_16_bit=True, progress=True)
         comparison = run.finetune(seeds=seeds, against="shuffled", progress=True)
     known = {line.get("id") for line in read_lines(PATH)}

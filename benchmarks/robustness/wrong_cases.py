@@ -92,7 +92,7 @@ CASES: tuple[tuple[str, str], ...] = (
     (f"plan {TINY} --backend 2=ggup,4=bitsandbytes", "unknown backend 'ggup'"),
     (f"plan {TINY} --engine tgi", "engine is 'tgi': known are"),
     (f"plan {TINY} --engine llama.cpp --backend reference", "or leave the field out"),
-    (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2: engine transformers has 4, 16"),
+    (f"plan {TINY} --engine transformers --bits 2,4", "space.bits has 2, but engine transformers has 4, 16"),
     (f"plan {TINY} --set quantization.embeddings=99", "less than or equal to 16"),
     # budgets
     (f"search {LAND} --out new --memory 108", "is below the smallest plan"),

@@ -65,13 +65,13 @@ def measure(options: Namespace) -> None:
         }
     )
     with Run(options.run or Path(f"runs/ladder-{options.task}"), config) as run:
-        result = run.choose_plan(progress=True)
+        result = run.make_plan(progress=True)
         comparison = run.finetune(against="ladder", progress=True)
         rungs = list_rungs(result.space, run.plan, result)
     tuned = [t for t in comparison.tunings if t.plan in rungs]
     machine = {"commit": find_commit(), "cpu": find_cpu_name(), "threads": options.threads}
     shared = {"task": options.task, "steps": options.steps, "learning_rate": RATE}
-    metric = comparison.judged_by
+    metric = comparison.judging_metric
     for own in tuned:
         rung = {
             "plan": format_plan(own.plan, result.space),
@@ -79,7 +79,7 @@ def measure(options: Namespace) -> None:
             "test_loss": round(own.loss, 4),
             "metric": metric,
             "score": round(own.metrics[metric], 4) if metric else None,
-            "interval": own.metric_interval(metric) if metric else None,
+            "interval": own.compute_metric_interval(metric) if metric else None,
             "scored": TEST_ROWS,
             "deployed": own is comparison.deployed,
             "seconds": round(own.seconds, 1),

@@ -11,9 +11,9 @@ import numpy as np
 
 from qra_search.app.compare import (
     Comparison,
+    count_choices_by_shape,
     find_best,
     group_by_shape,
-    group_choices,
     is_as_good,
     list_deployable,
 )
@@ -76,14 +76,14 @@ def list_rungs(space: SearchSpace, plan: Plan, result: SearchResult, limit: int 
     return sorted(rungs, key=lambda p: (space.memory_bytes(p), p.key))
 
 
-def choose_rung(rungs: Sequence[Plan], comparison: Comparison) -> Plan | None:
+def choose_next_rung(rungs: Sequence[Plan], comparison: Comparison) -> Plan | None:
     """The rung of a ladder, cheapest first, to tune next: the last, then the middle of those of which one may be the
     smallest that is as good as the best. None if that is known: the curve is flat above it."""
     known = {t.plan: t for t in list_deployable(comparison.tunings)}
     places = [i for i, rung in enumerate(rungs) if rung in known]
     if len(rungs) - 1 not in places:
         return rungs[-1]
-    metric = comparison.judged_by
+    metric = comparison.judging_metric
     best = find_best([known[rungs[i]] for i in places], metric)
     high = next(i for i in places if is_as_good(known[rungs[i]], best, metric, comparison.tolerance))
     low = max((i for i in places if i < high), default=-1)
@@ -99,11 +99,13 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
     for alike in group_by_shape(space):
         order[alike] = rng.permutation(alike)
     if not can_shuffle(space, plan):
-        raise BadInput("the plan cannot be shuffled, since linears of one shape all have one width and rank")
+        raise BadInput(
+            "the plan cannot be shuffled, because linears of the same shape all have the same width and rank"
+        )
     shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
     return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)
 
 
 def can_shuffle(space: SearchSpace, plan: Plan) -> bool:
     """Whether groups of the same shape have different widths or ranks."""
-    return any(len(choices) > 1 for choices in group_choices(space, plan))
+    return any(len(choices) > 1 for choices in count_choices_by_shape(space, plan))

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 
 from qra_search.app.intervals import (
     Interval,
-    add_seeds,
     bootstrap_log_ratio,
-    mean_interval,
-    score_interval,
-    seeds_half_width,
-    standard_error,
+    compute_mean_interval,
+    compute_score_interval,
+    compute_seeds_half_width,
+    compute_standard_error,
+    widen_by_seeds,
 )
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.space.memory import UNQUANTIZED_BITS
@@ -58,7 +58,11 @@ class TunedPlan:
     @property
     def loss_error(self) -> float:
         """Standard error of the mean over the seeds; nan for a single one."""
-        return standard_error(self.list_seeds("test_loss")) if math.isfinite(self.loss) else math.nan
+        return (
+            compute_standard_error(self.list_seed_values("test_loss"))
+            if math.isfinite(self.loss)
+            else math.nan
+        )
 
     @cached_property
     def row_nats(self) -> tuple[float, ...]:
@@ -85,17 +89,19 @@ class TunedPlan:
     def failed(self) -> str:
         return next(filter(None, (record.failed for record in self.records)), "")
 
-    def list_seeds(self, name: str) -> list[float]:
+    def list_seed_values(self, name: str) -> list[float]:
         """A metric, or `test_loss`, of every seed."""
         return [r.test_loss if name == "test_loss" else r.metrics[name] for r in self.records]
 
-    def metric_interval(self, name: str) -> Interval | None:
+    def compute_metric_interval(self, name: str) -> Interval | None:
         """95% interval of a metric over its rows and seeds; None with too few rows."""
         scores = self.row_scores[name]
-        interval = score_interval(scores)
+        interval = compute_score_interval(scores)
         if interval is None:
             return None
-        low, high = add_seeds(interval, self.metrics[name], seeds_half_width(self.list_seeds(name)))
+        low, high = widen_by_seeds(
+            interval, self.metrics[name], compute_seeds_half_width(self.list_seed_values(name))
+        )
         is_share = min(scores) >= 0 and max(scores) <= 1
         return (max(0.0, low), min(1.0, high)) if is_share else (low, high)
 
@@ -113,7 +119,7 @@ class TunedPlan:
             "metrics": {
                 name: {
                     "mean": mean,
-                    "interval": self.metric_interval(name),
+                    "interval": self.compute_metric_interval(name),
                     "rows": len(self.row_scores[name]),
                 }
                 for name, mean in self.metrics.items()
@@ -135,13 +141,15 @@ def compare_losses(tuned: TunedPlan, other: TunedPlan) -> LossChange | None:
     share = (loss - other_loss) / abs(other_loss)
     if min(loss, other_loss) <= 0:
         return LossChange(share)
-    seeds = seeds_half_width(*([record.test_loss / t.loss for record in t.records] for t in (tuned, other)))
+    seeds = compute_seeds_half_width(
+        *([record.test_loss / t.loss for record in t.records] for t in (tuned, other))
+    )
     same_rows = tuned.records[0].row_tokens == other.records[0].row_tokens
     rows = bootstrap_log_ratio(tuned.row_nats, other.row_nats) if same_rows else None
     if rows is None and not math.isfinite(seeds):
         return LossChange(share)
     middle = math.log(loss / other_loss)
-    low, high = add_seeds(rows or (middle, middle), middle, seeds)
+    low, high = widen_by_seeds(rows or (middle, middle), middle, seeds)
     return LossChange(share, (math.expm1(low), math.expm1(high)))
 
 
@@ -150,10 +158,12 @@ def compare_scores(tuned: TunedPlan, other: TunedPlan, name: str) -> tuple[float
     too few rows."""
     rows = zip(tuned.row_scores[name], other.row_scores[name], strict=False)
     gains = [own - others for own, others in rows]
-    gain, interval = sum(gains) / len(gains), mean_interval(gains)
+    gain, interval = sum(gains) / len(gains), compute_mean_interval(gains)
     if interval is None:
         return gain, None
-    return gain, add_seeds(interval, gain, seeds_half_width(tuned.list_seeds(name), other.list_seeds(name)))
+    return gain, widen_by_seeds(
+        interval, gain, compute_seeds_half_width(tuned.list_seed_values(name), other.list_seed_values(name))
+    )
 
 
 def measure_lead(tuned: TunedPlan, other: TunedPlan, metric: str) -> tuple[float, Interval | None]:
@@ -230,7 +240,7 @@ class Comparison:
 
         Of several of one size the plan comes first, then the one of lowest loss.
         """
-        found, metric = list_deployable(self.tunings), self.judged_by
+        found, metric = list_deployable(self.tunings), self.judging_metric
         if self.is_named or not found:
             return self.chosen if self.is_named else None
         best = find_best(found, metric)
@@ -243,25 +253,25 @@ class Comparison:
         return [] if self.deployed is None else [record.id for record in self.deployed.records]
 
     @property
-    def judged_by(self) -> str:
+    def judging_metric(self) -> str:
         """The first metric by which something tuned beats a constant answer; empty if none is: the loss judges."""
         names = (name for name in self.metric_names if not name.endswith("_loss"))
-        return next((name for name in names if name not in self.constant_scores), "")
+        return next((name for name in names if name not in self.unbeaten_commonest_scores), "")
 
     @property
-    def constant_scores(self) -> dict[str, float]:
+    def unbeaten_commonest_scores(self) -> dict[str, float]:
         """Scores of the most common answer, given to every row, by the metrics of which nothing tuned is certainly
         better."""
         tuned = [t for t in self.tunings if t.role != "untuned" and not t.failed]
         found = {}
         for name, least in self.chosen.records[0].commonest_scores.items():
             scored = [t for t in tuned if name in t.metrics]
-            lows = [(t.metric_interval(name) or (t.metrics[name],))[0] for t in scored]
+            lows = [(t.compute_metric_interval(name) or (t.metrics[name],))[0] for t in scored]
             if lows and max(lows) <= least:
                 found[name] = least
         return found
 
-    def find_role(self, role: str) -> TunedPlan | None:
+    def find_by_role(self, role: str) -> TunedPlan | None:
         """The tuning of lowest test loss in a role; None if there is none. A uniform plan is a baseline of itself."""
         if role == "uniform":
             return self.baseline
@@ -344,8 +354,8 @@ def classify_record(record: TuningRecord, space: SearchSpace, plan: Plan | None)
         return "uniform"
     if _is_unquantized(record.plan):
         return "16-bit"
-    choices = plan and group_choices(space, plan)
-    return "shuffled" if choices == group_choices(space, record.plan) else "other"
+    choices = plan and count_choices_by_shape(space, plan)
+    return "shuffled" if choices == count_choices_by_shape(space, record.plan) else "other"
 
 
 def _is_unquantized(plan: Plan) -> bool:
@@ -368,5 +378,5 @@ def group_by_shape(space: SearchSpace) -> list[Sequence[int]]:
     return list(alike.values())
 
 
-def group_choices(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
+def count_choices_by_shape(space: SearchSpace, plan: Plan) -> list[Counter[tuple[object, int]]]:
     return [Counter((plan.bits[i], plan.ranks[i]) for i in alike) for alike in group_by_shape(space)]

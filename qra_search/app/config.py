@@ -86,7 +86,7 @@ class RunConfig(Section):
 
     @field_validator("engine")
     @classmethod
-    def _check_name(cls, name: str | None) -> str | None:
+    def _check_engine_name(cls, name: str | None) -> str | None:
         if name is not None and name not in ENGINES:
             raise ValueError(f"{suggest_names(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
         return name
@@ -111,7 +111,9 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(data, dict | None):
         kind = type(data).__name__
-        raise ConfigError(f"{path} holds a {kind}, a mapping of sections is needed, such as model and task")
+        raise ConfigError(
+            f"{path} holds a {kind}, but a mapping of sections is needed, such as model and task"
+        )
     return make_config(data or {}, overrides, source=str(path))
 
 
@@ -177,19 +179,21 @@ def _check_engine(config: RunConfig, name: str, source: str) -> None:
     given, embeddings = config.quantization.backend, config.quantization.embeddings
     backend = given.get("name") if isinstance(given, dict) else given
     if not f"{backend}-".startswith(f"{engine.backend}-"):
-        fault = f"quantization.backend is {shorten(given)}: engine {name} runs what backend {engine.backend} stores"
+        what = f"engine {name} runs what backend {engine.backend} stores"
+        fault = f"quantization.backend is {shorten(given)}, but {what}"
     elif space.bits != "auto" and (wrong := set(space.bits) - {*engine.bits, UNQUANTIZED_BITS}):
         has = _join(engine.bits)
-        fault = f"space.bits has {_join(wrong)}: engine {name} has {has}, and 16 for unquantized"
+        fault = f"space.bits has {_join(wrong)}, but engine {name} has {has}, and 16 for unquantized"
     elif embeddings != "auto" and (wrong := set(embeddings) - set(engine.embeddings)):
-        fault = f"quantization.embeddings has {_join(wrong)}: engine {name} has {_join(engine.embeddings)}"
+        has = _join(engine.embeddings)
+        fault = f"quantization.embeddings has {_join(wrong)}, but engine {name} has {has}"
     elif engine.granularities is not None and space.granularity not in engine.granularities:
-        fault = f"space.granularity is {space.granularity}: engine {name} runs q, k, v as one matrix, and gate, up, "
-        fault += f"so choose {' or '.join(engine.granularities)}"
+        fault = f"space.granularity is {space.granularity}, but engine {name} runs q, k and v as one matrix, "
+        fault += f"and gate and up as another, so choose {' or '.join(engine.granularities)}"
     elif engine.ranks is not None and max(space.ranks) > max(engine.ranks):
-        fault = f"space.ranks has {max(space.ranks)}: engine {name} takes at most {max(engine.ranks)}"
+        fault = f"space.ranks has {max(space.ranks)}, but engine {name} takes at most {max(engine.ranks)}"
     if fault:
-        raise ConfigError(f"{source}: {fault}; or leave the field out")
+        raise ConfigError(f"{source}: {fault}. Change it, or leave the field out")
 
 
 def _join(values: Iterable[float]) -> str:
@@ -328,7 +332,7 @@ def require_task(config: RunConfig) -> None:
         )
 
 
-def check_budget(config: RunConfig) -> None:
+def require_budget(config: RunConfig) -> None:
     """Raises BadInput if a config names no budget: a plan is one for so many bytes."""
     if not config.search.memory:
         raise BadInput("say with --memory how many bytes the plan may take, such as --memory 108MiB or 75%")

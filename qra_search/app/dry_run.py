@@ -10,7 +10,7 @@ from typing import Any
 from qra_search.app.config import RunConfig
 from qra_search.app.evaluator import TunableEvaluator, count_rows, render_row
 from qra_search.app.report.formatting import (
-    format_engine,
+    describe_engine,
     format_evaluations,
     format_resident_memory,
     format_time,
@@ -36,10 +36,10 @@ def format_cost(evaluations: float, charge: float = 0.0, seconds: float = math.n
     if not charge:
         return text
     more = format_evaluations(charge)
-    return f"{text}. The sensitivities, measured first, take as long as {more} more{format_seconds(charge)}"
+    return f"{text}. Measuring the sensitivities first takes as long as {more} more{format_seconds(charge)}"
 
 
-def estimate_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
+def describe_search_cost(evaluator: Evaluator, evaluations: float, *, is_measured: bool) -> str | None:
     """`format_cost` of a search with an evaluator; None if the evaluator cannot estimate it."""
     if not isinstance(evaluator, TunableEvaluator):
         return format_cost(evaluations) if is_measured else None
@@ -68,7 +68,9 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
     lines = [", ".join(parts)]
     if few := {name: count for name, count in counts.items() if count.had < FEW_ROWS}:
         rows = " and ".join(f"{count.had} {name}" for name, count in few.items())
-        lines.append(f"warning: {rows} rows: fewer than {FEW_ROWS} say little of others")
+        lines.append(
+            f"warning: only {rows} rows. A loss on fewer than {FEW_ROWS} rows says little about other rows"
+        )
     if cut := sum(count.cut for count in counts.values()):
         had = sum(count.had for count in counts.values())
         longest = max(count.longest for count in counts.values())
@@ -79,7 +81,7 @@ def describe_rows(evaluator: Evaluator) -> list[str]:
     return lines
 
 
-def report_rows(evaluator: Evaluator, listener: Listener) -> None:
+def warn_about_rows(evaluator: Evaluator, listener: Listener) -> None:
     """Tell a listener of rows that are cut, or fewer than asked for."""
     lines = describe_rows(evaluator)
     if len(lines) > 1 or any(count.had < count.asked for count in count_rows(evaluator).values()):
@@ -138,13 +140,14 @@ def list_run_facts(
     yield "smallest plan", format_size(facts["smallest_bytes"])
     yield "largest plan", format_size(facts["largest_bytes"])
     yield "budget", ", ".join(map(format_size, budgets)) or "none: the whole front"
-    yield "will run", format_engine(config)
+    yield "will run", describe_engine(config)
     for name, least in estimate.get("engines", {}).items():
         if isinstance(least, str):
             yield f"in {name}", f"not this model: {least}"
         else:
-            fits = ": fits the budget" if least <= max(budgets, default=0) else ": more than the budget"
-            yield f"in {name}", f"from {format_bytes(least)}{fits if budgets else ''}, planned with --engine"
+            fits = "fits the budget" if least <= max(budgets, default=0) else "is more than the budget"
+            size = f"{format_bytes(least)}{f', which {fits},' if budgets else ''}"
+            yield f"in {name}", f"at least {size} if planned with --engine {name}"
     if budgets and (resident := format_resident_memory(config, budgets[-1], weights)):
         yield "memory", resident
     yield from (("rows", line) for line in rows)
@@ -154,7 +157,7 @@ def list_run_facts(
         yield "strategy", config.search.strategy
     if "total_seconds" in estimate:
         if not is_plan:
-            answers = ", but for the answers that it writes" if config.search.metric == "task" else ""
+            answers = ", not counting the answers that it writes" if config.search.metric == "task" else ""
             parts.append(f"{format_time(estimate['evaluation_seconds'])} an evaluation{answers}")
         if estimate.get("sensitivities_seconds"):
             parts.append(f"{format_time(estimate['sensitivities_seconds'])} for the sensitivities")
@@ -165,10 +168,11 @@ def list_run_facts(
     else:
         yield "time", "unknown until the first evaluation"
     if "tuning_seconds" in estimate:
-        trials = ", and at most as much for the trials of learning rates" * (
+        trials = ". Trials of learning rates take at most as long again" * (
             config.training.learning_rate == "auto"
         )
-        yield "each tuning", f"about {format_time(estimate['tuning_seconds'])}, but for its answers{trials}"
+        time = format_time(estimate["tuning_seconds"])
+        yield "each tuning", f"about {time}, not counting its answers{trials}"
     for name, peak in estimate.get("phases", {}).items():
         if not is_plan or name in PLAN_PHASES:
             device = f"{format_bytes(peak['device'])} on the GPU, " if peak["device"] else ""

@@ -248,14 +248,14 @@ def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     device, factory = config.model.device, partial(build_in_worker, config)
     if device.startswith("cuda:"):
         raise BadInput(
-            f"--device {device} names one GPU, and each worker gets its own: use --device cuda, and "
-            "CUDA_VISIBLE_DEVICES to say which"
+            f"--device {device} names one GPU, but each worker needs its own. Use --device cuda, and choose "
+            "the GPUs with CUDA_VISIBLE_DEVICES"
         )
     if workers.kind == "ray":
         with_gpus = None if device == "auto" else device == "cuda"
         return RayExecutor(factory, workers.count, address=workers.address, with_gpus=with_gpus)
     if workers.address is not None:
-        raise BadInput("--address is that of a Ray cluster: give --executor ray")
+        raise BadInput("--address names a Ray cluster, so it needs --executor ray")
     return ProcessExecutor(factory, devices=assign_devices(device, workers.count))
 
 

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qra_search.app.baselines import Against, choose_rung, list_rungs, select_baselines
+from qra_search.app.baselines import Against, choose_next_rung, list_rungs, select_baselines
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, make_config
-from qra_search.app.dry_run import describe_tuning_time, report_rows
+from qra_search.app.dry_run import describe_tuning_time, warn_about_rows
 from qra_search.app.evaluator import StepFigures, TunableEvaluator, check_can_tune
 from qra_search.app.folder import Snapshot, read_plan_data
-from qra_search.app.rates import append_trial, foretell_rate, make_rate_key, propose_next_trial, read_trials
+from qra_search.app.rates import append_trial, foretell_rate, make_trials_key, propose_next_trial, read_trials
 from qra_search.app.report.formatting import format_plan
 from qra_search.app.report.tables import summarize_record
 from qra_search.app.tuning_folder import TuningFolder
@@ -37,7 +37,7 @@ StepListener = Callable[[str, int, StepFigures], None]
 
 
 @dataclass(frozen=True)
-class Tunings:
+class TuningRequest:
     """What is to be tuned in a run, each plan with each seed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Tunings:
         return self.plans[0]
 
 
-def select_tunings(
+def make_tuning_request(
     run: Snapshot,
     plan: Plan | str | Path | None = None,
     memory: int | str | None = None,
@@ -65,7 +65,7 @@ def select_tunings(
     seeds: int = 1,
     against: Against = "best",
     with_16_bit: bool = False,
-) -> Tunings:
+) -> TuningRequest:
     """What `Run.finetune` tunes: a plan, its baselines, and 16-bit LoRA if it is asked for.
 
     Their budget is `memory`, or the run's largest, or the plan's own bytes if these are more. Raises BadInput if the
@@ -93,7 +93,7 @@ def select_tunings(
     plans = [plan, *select_baselines(space, plan, budget_bytes, against, result)]
     if with_16_bit and (unquantized := space.unquantized.uniform(UNQUANTIZED_BITS, space.ranks[-1])):
         plans.append(unquantized)
-    return Tunings(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)), tuple(rungs))
+    return TuningRequest(run, tuple(dict.fromkeys(plans)), budget_bytes, tuple(range(seeds)), tuple(rungs))
 
 
 def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
@@ -112,16 +112,16 @@ def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> d
 
 
 @dataclass(frozen=True)
-class _Job:
+class _TuningJob:
     """What all tunings of a command share."""
 
     evaluator: TunableEvaluator
     listener: Listener
-    tunings: Tunings
+    tunings: TuningRequest
     settings: Mapping[str, Any]
     on_step: StepListener | None
 
-    def tune(self, plan: Plan, seed: int, *, wait: bool) -> bool:
+    def tune_if_missing(self, plan: Plan, seed: int, *, wait: bool) -> bool:
         """Write a record if it is missing; returns whether no other process is at it."""
         tuning = self.tunings.run.folder.tuning(tuning_id(plan, seed, self.settings))
         with tuning.lock(wait=wait) as is_ours:
@@ -131,7 +131,7 @@ class _Job:
                     f"tuning {tuning.id} is left for the end, because {tuning.owner} works on it"
                 )
                 return False
-            record = record or self._run(tuning, plan, seed)
+            record = record or self._tune_and_write(tuning, plan, seed)
         if record is not None:
             self.listener.say(summarize_record(record, self.evaluator.space, self.tunings.plan))
             if record.failed and plan == self.tunings.plan:
@@ -147,7 +147,7 @@ class _Job:
         assert found is not None  # the plan's record is there
         return found
 
-    def _run(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
+    def _tune_and_write(self, tuning: TuningFolder, plan: Plan, seed: int) -> TuningRecord | None:
         """Tune, and write the record; None for a baseline that could not be tuned."""
         try:
             record = self.evaluator.tune(
@@ -162,14 +162,14 @@ class _Job:
                 raise RunFailed(f"the plan could not be tuned with seed {seed}: {error}") from error
             self.listener.say(f"a baseline could not be tuned with seed {seed} and has no record: {error}")
             return None
-        return _write(tuning, record, self.settings)
+        return _write_record(tuning, record, self.settings)
 
 
 def tune_missing(
     evaluator: Evaluator,
     config: RunConfig,
     listener: Listener,
-    tunings: Tunings,
+    tunings: TuningRequest,
     *,
     on_step: StepListener | None = None,
     untuned: bool = True,
@@ -181,7 +181,7 @@ def tune_missing(
     """
     evaluator = check_can_tune(evaluator, config)
     settings = collect_tuning_settings(config, evaluator)
-    report_rows(evaluator, listener)
+    warn_about_rows(evaluator, listener)
     count, seeds = len(tunings.plans) - 1, len(tunings.seeds)
     beside = f" and {count} other plan{'s' * (count > 1)}" if count else ""
     listener.say(f"tuning the plan{beside}{f', with {seeds} seeds each' if seeds > 1 else ''}")
@@ -193,15 +193,15 @@ def tune_missing(
         listener.say(f"{len(pairs) - left} of {len(pairs)} tunings are finished, {left} left")
     if left:
         listener.say(f"estimated time: {describe_tuning_time(evaluator, left)}")
-    job = _Job(evaluator, listener, tunings, settings, on_step)
+    job = _TuningJob(evaluator, listener, tunings, settings, on_step)
     try:
         if untuned:
             _measure_untuned(job)
-        awaited = [(plan, seed) for plan, seed in pairs if not job.tune(plan, seed, wait=False)]
+        awaited = [(plan, seed) for plan, seed in pairs if not job.tune_if_missing(plan, seed, wait=False)]
         for plan, seed in awaited:
             tuning = folder.tuning(tuning_id(plan, seed, settings))
             listener.say(f"waiting for tuning {tuning.id}, because {tuning.owner} works on it")
-            job.tune(plan, seed, wait=True)
+            job.tune_if_missing(plan, seed, wait=True)
         _tune_rungs(job)
     except KeyboardInterrupt as stop:
         kept = f"{stop}, and finished tunings are kept" if str(stop) else "finished tunings are kept"
@@ -210,21 +210,21 @@ def tune_missing(
     return job.compare_records()
 
 
-def _tune_rungs(job: _Job) -> None:
+def _tune_rungs(job: _TuningJob) -> None:
     """Tune rungs of a ladder until it is known which is the smallest that is as good as the best."""
     rungs = list(job.tunings.rungs)
     tried: set[Plan] = set()
-    while rungs and (plan := choose_rung(rungs, job.compare_records())) is not None:
+    while rungs and (plan := choose_next_rung(rungs, job.compare_records())) is not None:
         if plan in tried:  # it has no figures
             rungs.remove(plan)
             continue
         tried.add(plan)
         job.listener.say(f"tuning the next plan of the ladder, {format_plan(plan, job.evaluator.space)}")
         for seed in job.tunings.seeds:
-            job.tune(plan, seed, wait=True)
+            job.tune_if_missing(plan, seed, wait=True)
 
 
-def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
+def _write_record(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, Any]) -> TuningRecord:
     if not (record.failed or math.isfinite(record.test_loss)):
         record = replace(record, failed=f"diverged: test loss is {record.test_loss}", row_nats=())
     if not math.isfinite(validation := record.validation_loss or 0.0):
@@ -235,7 +235,7 @@ def _write(tuning: TuningFolder, record: TuningRecord, settings: Mapping[str, An
     return record
 
 
-def _measure_untuned(job: _Job) -> None:
+def _measure_untuned(job: _TuningJob) -> None:
     """Write the record of the untuned model, if it is missing and the evaluator can say it."""
     plan = job.evaluator.space.unquantized.uniform(UNQUANTIZED_BITS, 0)
     if plan is None:
@@ -251,11 +251,11 @@ def _measure_untuned(job: _Job) -> None:
             job.listener.say(f"the untuned model could not be tested: {error}")
             return
         if record is not None:
-            _write(tuning, record, job.settings)
+            _write_record(tuning, record, job.settings)
         job.listener.progress("test the untuned model", 1, 1)
 
 
-def select_answer(
+def select_comparison(
     run: Snapshot, comparison: Comparison, listener: Listener, tolerance: float | None = None
 ) -> Snapshot:
     """The run with a finished comparison as its answer, and the tolerance with which one of its rows is chosen to be
@@ -266,22 +266,23 @@ def select_answer(
     selected, known = run.selected, run.selection
     if selected is not None and selected.steps > own.steps:
         listener.say(
-            f"tuning {selected.id} of {selected.steps} steps stays selected, as this one has {own.steps}: "
-            f"`qra show {folder.path} --tuning {own.id}` selects this one"
+            f"tuning {selected.id} of {selected.steps} steps stays selected, because the new tuning "
+            f"{own.id} has only {own.steps}. To select the new one, run "
+            f"`qra show {folder.path} --tuning {own.id}`"
         )
         return run
     if selected is not None and known is not None and known.is_named and selected.id != own.id:
         listener.say(
-            f"tuning {selected.id}, which you named, is no longer selected: `qra show {folder.path} --tuning "
-            f"{selected.id}` names it again"
+            f"tuning {selected.id}, which you selected by --tuning, is no longer selected. "
+            f"To select it again, run `qra show {folder.path} --tuning {selected.id}`"
         )
     if tolerance is None and known is not None:
         tolerance = known.tolerance
     return replace(run, selection=folder.select(own, comparison.budget_bytes, tolerance=tolerance))
 
 
-def foretell_rate_by_trials(
-    evaluator: TunableEvaluator, config: RunConfig, listener: Listener, tunings: Tunings
+def choose_rate_by_trials(
+    evaluator: TunableEvaluator, config: RunConfig, listener: Listener, tunings: TuningRequest
 ) -> RunConfig:
     """The settings with the learning rate that short trials foretell for the tuning's steps.
 
@@ -289,7 +290,7 @@ def foretell_rate_by_trials(
     plan that is to be tuned, or else the plan, since the best rate hardly depends on bits and ranks. Of several
     processes none makes trials.
     """
-    key = make_rate_key(collect_tuning_settings(config, evaluator))
+    key = make_trials_key(collect_tuning_settings(config, evaluator))
     file, steps = tunings.run.folder.rates_file, evaluator.finetune_steps()
     space = evaluator.space
     plan = next((p for p in tunings.plans if space.contains(p) and space.uniform_choice(p)), tunings.plan)
@@ -307,11 +308,11 @@ def foretell_rate_by_trials(
     return make_config(config.model_dump(mode="json"), {"training.learning_rate": foretold.rate})
 
 
-def choose_rate(
+def choose_rate_by_tuning(
     build: Callable[[RunConfig], Evaluator],
     config: RunConfig,
     listener: Listener,
-    tunings: Tunings,
+    tunings: TuningRequest,
     rates: Sequence[float],
 ) -> RunConfig:
     """The settings with the learning rate of lowest validation loss, after the plan is tuned in full at each.

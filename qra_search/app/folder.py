@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qra_search.app.compare import Comparison, compare
 from qra_search.app.config import RunConfig, dump_config, find_differences, load_config
-from qra_search.app.rates import Foretold, foretell_rate, make_rate_key, read_trials
+from qra_search.app.rates import RateForecast, foretell_rate, make_trials_key, read_trials
 from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluator import Evaluator
@@ -99,7 +99,7 @@ class RunFolder:
             raise NoRun(f"{self.path} is not a run: it {what}")
         return self
 
-    def check_begin(self, config: RunConfig, *, resume: bool = False) -> None:
+    def check_can_begin(self, config: RunConfig, *, resume: bool = False) -> None:
         """Raises BadInput if the folder holds a run and `resume` is off, or one whose config differs in what may not
         change; writes nothing."""
         has_run = self.has_run  # or it cannot be looked into
@@ -132,9 +132,9 @@ class RunFolder:
         """Make the folder, or check that its run may be resumed; it is removed if this process made it and left it
         empty. Once the log is this process's own, `write_config`.
 
-        Raises BadInput as `check_begin` does, and if nothing can be written; nothing was spent.
+        Raises BadInput as `check_can_begin` does, and if nothing can be written; nothing was spent.
         """
-        self.check_begin(config, resume=resume)
+        self.check_can_begin(config, resume=resume)
         is_made = True
         try:
             try:
@@ -159,7 +159,9 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
-            raise NoRun(f"{self.path} has no config.yaml: `qra plan` or `qra search` did not begin it")
+            raise NoRun(
+                f"{self.path} has no config.yaml, because it was not begun by `qra plan` or `qra search`"
+            )
         return load_config(self.config_file)
 
     def read(self, result: SearchResult | None = None) -> Snapshot:
@@ -259,11 +261,11 @@ class Snapshot:
         id = None if self.selection is None else self.selection.tuning
         return next((record for record in self.records if record.id == id), None)
 
-    def foretold_rate(self) -> Foretold | None:
+    def find_rate_forecast(self) -> RateForecast | None:
         """The learning rate of the selected tuning, as trials foretold it; None if there were none for it."""
         if self.selected is None:
             return None
-        trials = read_trials(self.folder.rates_file, make_rate_key(self.selected.settings))
+        trials = read_trials(self.folder.rates_file, make_trials_key(self.selected.settings))
         foretold = foretell_rate(trials, self.selected.steps)
         return foretold if trials and foretold.rate == self.selected.learning_rate else None
 
@@ -316,7 +318,7 @@ class Snapshot:
             comparison = self.comparison()
             tuned = None
             if comparison is not None:
-                tuned = comparison.deployed if name is None else comparison.find_role(name)
+                tuned = comparison.deployed if name is None else comparison.find_by_role(name)
             found = [] if tuned is None else [record for record in tuned.records if record.has_adapter][:1]
         else:
             found = [record for record in records if record.id.startswith(name)]

@@ -40,12 +40,12 @@ def bootstrap_log_ratio(nats: Sequence[float], other_nats: Sequence[float]) -> I
     return (math.log(low), math.log(high)) if low > 0 and math.isfinite(high) else None
 
 
-def share_interval(share: float, rows: int) -> Interval:
+def compute_share_interval(share: float, rows: int) -> Interval:
     """Interval of a share of independent rows (Wilson 1927), which holds near 0 and 1 as well.
 
-    >>> tuple(round(x, 3) for x in share_interval(0.5, 64))
+    >>> tuple(round(x, 3) for x in compute_share_interval(0.5, 64))
     (0.381, 0.619)
-    >>> tuple(round(x, 3) for x in share_interval(0.0, 20))
+    >>> tuple(round(x, 3) for x in compute_share_interval(0.0, 20))
     (0.0, 0.161)
     """
     z = TWO_SIDED
@@ -55,26 +55,26 @@ def share_interval(share: float, rows: int) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def score_interval(scores: Sequence[float]) -> Interval | None:
+def compute_score_interval(scores: Sequence[float]) -> Interval | None:
     """Interval of a mean score over independent rows, within 0 and 1 if all scores are; None with fewer than
     `LEAST_ROWS`.
 
     Scores between 0 and 1 vary at most as much as a share of rows with the same mean.
     """
     if len(scores) >= LEAST_ROWS and min(scores) >= 0 and max(scores) <= 1:
-        return share_interval(float(np.mean(scores)), len(scores))
-    return mean_interval(scores)
+        return compute_share_interval(float(np.mean(scores)), len(scores))
+    return compute_mean_interval(scores)
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
+def compute_mean_interval(values: Sequence[float]) -> Interval | None:
     """Interval of a mean over independent rows, such as of differences; None with fewer than `LEAST_ROWS`."""
     if len(values) < LEAST_ROWS:
         return None
-    mean, half = float(np.mean(values)), TWO_SIDED * standard_error(values)
+    mean, half = float(np.mean(values)), TWO_SIDED * compute_standard_error(values)
     return mean - half, mean + half
 
 
-def seeds_half_width(*sides: Sequence[float]) -> float:
+def compute_seeds_half_width(*sides: Sequence[float]) -> float:
     """Half the width of the interval of a mean, or of a difference of two, by the spread over seeds (Student 1908),
     which is taken to be the same on both sides; nan if every side has a single seed.
 
@@ -92,7 +92,7 @@ def seeds_half_width(*sides: Sequence[float]) -> float:
     )
 
 
-def add_seeds(interval: Interval, middle: float, half: float) -> Interval:
+def widen_by_seeds(interval: Interval, middle: float, half: float) -> Interval:
     """An interval over rows, widened on both sides of its middle by half the width of that over seeds; with nan, of a
     single seed, as it is."""
     low, high = interval
@@ -101,6 +101,6 @@ def add_seeds(interval: Interval, middle: float, half: float) -> Interval:
     return middle - math.hypot(middle - low, half), middle + math.hypot(high - middle, half)
 
 
-def standard_error(values: Sequence[float]) -> float:
+def compute_standard_error(values: Sequence[float]) -> float:
     """Standard error of a mean; nan for a single value."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -38,7 +38,7 @@ FARTHEST = 6
 
 
 @dataclass(frozen=True)
-class Foretold:
+class RateForecast:
     """The learning rate for a tuning of so many steps.
 
     Attributes:
@@ -61,22 +61,25 @@ class Foretold:
     def __str__(self) -> str:
         head = f"learning rate {self.rate:g} for {self.steps} steps, foretold"
         if not self.trials:
-            return f"{head} from their number alone, as trials would take longer than the tuning"
+            return f"{head} from the number of steps alone, because trials would take longer than the tuning"
         lengths = " and ".join(map(str, sorted({trial.steps for trial in self.trials})))
-        text = f"{head} from {len(self.trials)} trials of {lengths} steps ({self.cost:.0%} of a tuning)"
-        edge = "; warning: the best is at the edge of the rates tried, a better one may lie beyond"
+        text = f"{head} from {len(self.trials)} trials of {lengths} steps"
+        text += f", which cost {self.cost:.0%} of a tuning"
+        edge = " (warning: the best rate is at the edge of the rates tried, so a better one may lie beyond)"
         return text + edge * self.is_at_edge
 
 
-def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
+def foretell_rate(trials: Sequence[RateTrial], steps: int) -> RateForecast:
     """The best rate of a tuning of so many steps, by its trials, or by the law alone if there are none.
 
     >>> foretell_rate((), 600).rate, foretell_rate((), 150).rate
     (0.0012, 0.002)
     """
     if not trials:
-        return Foretold(round_rate(_apply_law(steps)), steps, 1.0)
-    fits = [fit_best_rate(select_length(trials, length)) for length in sorted({t.steps for t in trials})]
+        return RateForecast(round_rate(_compute_law_rate(steps)), steps, 1.0)
+    fits = [
+        fit_best_rate(filter_trials_by_length(trials, length)) for length in sorted({t.steps for t in trials})
+    ]
     first, last = fits[0], fits[-1]
     slope, variance = SLOPE, SLOPE_DEVIATION**2
     if len(fits) > 1:
@@ -87,17 +90,17 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> Foretold:
     ahead = math.log2(steps / last.steps)
     deviation = math.hypot(last.deviation, math.sqrt(variance) * ahead)
     rate = round_rate(2 ** (last.log2_rate + slope * ahead))
-    return Foretold(rate, steps, deviation, tuple(trials), last.is_at_edge)
+    return RateForecast(rate, steps, deviation, tuple(trials), last.is_at_edge)
 
 
 def propose_next_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, int] | None:
     """Rate and steps of the next trial; None if there are enough, or they would cost more than the tuning."""
     first = max(TRIAL_STEPS, round(TRIAL_SHARE * steps))
     length = max([first, *(trial.steps for trial in trials)])
-    known = select_length(trials, length)
+    known = filter_trials_by_length(trials, length)
     left = steps - sum(trial.made for trial in trials)
     if not known:
-        return (round_rate(_apply_law(length)), length) if LEAST_TRIALS * length <= steps else None
+        return (round_rate(_compute_law_rate(length)), length) if LEAST_TRIALS * length <= steps else None
     best = min(known, key=lambda t: (t.loss, t.rate))
     rates = [best.rate / 2] if math.isinf(best.loss) else [best.rate * 2, best.rate / 2]
     tried = {round(math.log2(trial.rate / known[0].rate)) for trial in known}
@@ -112,15 +115,15 @@ def propose_next_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, 
     return None
 
 
-def _apply_law(steps: int) -> float:
+def _compute_law_rate(steps: int) -> float:
     return LAW_RATE * (max(steps, LAW_FROM) / LAW_STEPS) ** SLOPE
 
 
-def select_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
+def filter_trials_by_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
     return [trial for trial in trials if trial.steps == length]
 
 
-class BestRate(NamedTuple):
+class RateFit(NamedTuple):
     """log2 of the best rate of trials of one length, its deviation, and whether it is the lowest or the highest."""
 
     steps: int
@@ -129,21 +132,21 @@ class BestRate(NamedTuple):
     is_at_edge: bool
 
 
-def fit_best_rate(trials: Sequence[RateTrial]) -> BestRate:
+def fit_best_rate(trials: Sequence[RateTrial]) -> RateFit:
     """The best rate of trials of one length, by a parabola through the best one and its neighbours."""
     steps = trials[0].steps
     losses = {round(math.log2(trial.rate / trials[0].rate)): trial.loss for trial in trials}
     at = min(losses, key=lambda place: (losses[place], place))
     middle = math.log2(trials[0].rate) + at
     if not {at - 1, at + 1} <= losses.keys() or math.isinf(losses[at]):
-        return BestRate(steps, middle, 1.0, True)
+        return RateFit(steps, middle, 1.0, True)
     lower, higher = (min(math.log(losses[place] / losses[at]), DIVERGED) for place in (at - 1, at + 1))
     bend = lower + higher
     if bend < NOISE:
-        return BestRate(steps, middle, 1.0, False)
+        return RateFit(steps, middle, 1.0, False)
     off = (lower - higher) / (2 * bend)
     deviation = min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2))
-    return BestRate(steps, middle + off, deviation, False)
+    return RateFit(steps, middle + off, deviation, False)
 
 
 def round_rate(rate: float) -> float:
@@ -151,7 +154,7 @@ def round_rate(rate: float) -> float:
 
 
 # -- what is kept ------------------------------------------------------------------------------
-def make_rate_key(settings: Mapping[str, Any]) -> str:
+def make_trials_key(settings: Mapping[str, Any]) -> str:
     """Digest of what a trial follows from beside rate and steps, from the settings of a full tuning."""
     training = {name: v for name, v in settings.get("training", {}).items() if name != "learning_rate"}
     content = json.dumps([training, settings.get("evaluator"), settings.get("data")], sort_keys=True)
@@ -170,7 +173,9 @@ def read_trials(path: Path, key: str) -> list[RateTrial]:
             for line in found
         ]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is damaged: delete it, the trials of learning rates are made anew") from error
+        raise BadInput(
+            f"{path} is damaged: delete it, and the trials of learning rates will be made again"
+        ) from error
 
 
 def append_trial(path: Path, key: str, trial: RateTrial) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 from qra_search import plugins
 from qra_search.app.baselines import Against
 from qra_search.app.compare import Comparison
-from qra_search.app.config import RunConfig, change_settings, check_budget, make_settings, require_task
+from qra_search.app.config import RunConfig, change_settings, make_settings, require_budget, require_task
 from qra_search.app.evaluator import TunableEvaluator, Workers, build_evaluator, check_can_tune, start_workers
 from qra_search.app.finetune import (
     StepListener,
-    choose_rate,
-    foretell_rate_by_trials,
-    select_answer,
-    select_tunings,
+    choose_rate_by_trials,
+    choose_rate_by_tuning,
+    make_tuning_request,
+    select_comparison,
     tune_missing,
 )
 from qra_search.app.folder import RunFolder, Snapshot
@@ -108,16 +108,16 @@ class Run(AbstractContextManager["Run"]):
         id = run.find_tuning(tuning).id
         record = next(record for record in run.records if record.id == id)
         if not run.result.space.contains(record.plan):
-            problem = "is LoRA on the 16-bit model, which is no plan of this run"
-            raise BadInput(f"tuning {id} {problem}: name it to `qra export`")
+            problem = "cannot be selected. It is LoRA on the 16-bit model, which is no plan of this run"
+            raise BadInput(f"tuning {id} {problem}. To export it, use `qra export --tuning {id}`")
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
         write_page(self._snapshot)
         return self._snapshot
 
-    def choose_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
+    def make_plan(self, *, progress: ProgressArgument = None) -> SearchResult:
         """Measure the sensitivities unless the run has them, and write the allocated plan; see `plan`."""
-        check_budget(self.config)
+        require_budget(self.config)
         require_task(self.config)
         exists = self.folder.has_run
         is_asked = "evaluations" in self.config.search.model_fields_set
@@ -208,18 +208,22 @@ class Run(AbstractContextManager["Run"]):
         run = self.folder.check().read()
         known = self.folder.config()
         config = change_settings(known, steps=steps, epochs=epochs, rates=rates, settings=settings)
-        tunings = select_tunings(run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit)
+        tunings = make_tuning_request(
+            run, plan, memory, seeds=seeds, against=against, with_16_bit=with_16_bit
+        )
         with make_listener(progress) as listener:
             try:
                 if rates:
-                    config = choose_rate(partial(self.evaluator, listener), config, listener, tunings, rates)
+                    config = choose_rate_by_tuning(
+                        partial(self.evaluator, listener), config, listener, tunings, rates
+                    )
                 evaluator = self.evaluator(listener, config)
                 if config.training.learning_rate == "auto":
                     tunable = check_can_tune(evaluator, config)
-                    config = foretell_rate_by_trials(tunable, config, listener, tunings)
+                    config = choose_rate_by_trials(tunable, config, listener, tunings)
                     evaluator = self.evaluator(listener, config)
                 comparison = tune_missing(evaluator, config, listener, tunings, on_step=on_step)
-                run = select_answer(run, comparison, listener, tolerance)
+                run = select_comparison(run, comparison, listener, tolerance)
             except RunFailed:
                 if run.selected is not None:
                     listener.say(f"tuning {run.selected.id} stays selected")
@@ -297,7 +301,7 @@ class Run(AbstractContextManager["Run"]):
         """
         found = self._find_tuning(tuning)
         with convert_to_bad_input():
-            return self._find_loader("load")(found.path, device=device)
+            return self._find_evaluator_function("load")(found.path, device=device)
 
     def generate(
         self, prompt: str, *, engine: str | None = None, tuning: str | None = None, **options: Any
@@ -328,7 +332,7 @@ class Run(AbstractContextManager["Run"]):
             with convert_to_bad_input():
                 return plugins.load("exporters", "gguf").generate(exported, prompt, **options)
         with convert_to_bad_input():
-            generate = self._find_loader("generate")
+            generate = self._find_evaluator_function("generate")
             return generate(found.path, prompt, **options)
 
     def _find_tuning(self, name: str | None) -> TuningFolder:
@@ -341,7 +345,7 @@ class Run(AbstractContextManager["Run"]):
             make_listener(None).say(f"using tuning {found.id}: {what}")
         return found
 
-    def _find_loader(self, name: str) -> Any:
+    def _find_evaluator_function(self, name: str) -> Any:
         """A function of the run's evaluator that takes the folder of a tuning."""
         found = getattr(plugins.load("evaluators", self.config.evaluator), name, None)
         if found is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_search.allocate.solve import solve
 from qra_search.app.config import RunConfig
-from qra_search.app.dry_run import estimate_cost, report_rows
+from qra_search.app.dry_run import describe_search_cost, warn_about_rows
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.formatting import format_change, format_evaluations
 from qra_search.app.report.live import ProgressArgument, make_listener
@@ -64,13 +64,13 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     space, search = evaluator.space, config.search
     budgets = resolve_budgets(space, search.memory)
     sensitivities = folder.find_sensitivities(evaluator)
-    report_rows(evaluator, listener)
+    warn_about_rows(evaluator, listener)
     if sensitivities is not None:
         listener.say("resumed: the sensitivities are already measured")
     elif (sensitivities := evaluator.sensitivities()) is None:
         raise BadInput(f"{config.evaluator} measures no sensitivities, which a plan needs: use `qra search`")
     check_sensitivities(space, sensitivities)
-    folder.check_begin(config, resume=True)  # of another process, perhaps, by now
+    folder.check_can_begin(config, resume=True)  # of another process, perhaps, by now
     known = folder.read() if folder.log_file.is_file() else None
     if known is not None and known.result.trials:
         result = known.result
@@ -116,7 +116,7 @@ def search_run(
     with log:
         with convert_to_bad_input():
             log.bind()  # locks it
-            folder.check_begin(config, resume=True)  # of another process, perhaps, by now
+            folder.check_can_begin(config, resume=True)  # of another process, perhaps, by now
             study = Study(
                 evaluator,
                 strategy=strategy,
@@ -146,7 +146,8 @@ def search_run(
     write_page(folder.read(result))
     if (best := result.best()) is not None and best.plan.extra:
         found = ", ".join(f"{name} {value:g}" for name, value in best.plan.extra)
-        listener.say(f"the best plan was evaluated with {found}: a longer tuning needs a lower learning rate")
+        longer = "A full tuning is longer, and needs a lower learning rate"
+        listener.say(f"the best plan was evaluated with {found}. {longer}")
     if not result.candidates and not study.stopping:
         failures = result.failures()
         if failures:
@@ -171,10 +172,10 @@ def _describe_start(study: Study, listener: Listener) -> None:
         listener.say("resumed: the sensitivities are already measured, no plan was evaluated yet")
     budgets = ", ".join(map(format_bytes, study.memory_budgets)) or "the whole front"
     listener.say(f"{len(study.space)} groups, budget {budgets}, strategy {study.strategy.name}")
-    report_rows(evaluator, listener)
+    warn_about_rows(evaluator, listener)
     if state.trials:
         return
-    cost = estimate_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
+    cost = describe_search_cost(evaluator, study.evaluations, is_measured=study.sensitivities is not None)
     if cost is not None:
         listener.say(f"what it costs: {cost}")
 
@@ -196,6 +197,6 @@ def _beats_tuned(result: SearchResult, tuning: TuningRecord, folder: RunFolder, 
         return False
     listener.say(
         f"validation loss of the search's plan against {name}: {format_change(change)}. "
-        f"The tuned plan stays selected until `qra finetune {folder.path}` has tuned this one."
+        f"The tuned plan stays selected until `qra finetune {folder.path}` has tuned the search's plan."
     )
     return True

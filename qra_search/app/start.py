@@ -56,7 +56,7 @@ def plan(
     made = made.name_objects(task=objects.get("task"), metrics=metrics)
     run = Run(out or make_folder_name(made), made, objects=objects)
     try:
-        run.choose_plan(progress=progress)
+        run.make_plan(progress=progress)
     except BaseException:
         run.close()  # nobody has the run, to close it later
         raise
@@ -85,7 +85,7 @@ def open_run(
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and known not in (str(name), make_absolute(str(name))):
-            mend = "give that one, or plan again"
+            mend = f"give that {what}, or plan again"
             raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: {mend}")
     return Run(there.path, config, objects=objects)
 

@@ -32,6 +32,6 @@ def test_rows_in_memory_are_given_again_to_go_on(tmp_path: Path, monkeypatch: py
     first = plan("tiny", rows, memory="75%", out=tmp_path / "run")
     first.close()
     again = open_run(tmp_path / "run", task=rows)
-    assert again.choose_plan().sensitivities.to_dict() == first.result.sensitivities.to_dict()
+    assert again.make_plan().sensitivities.to_dict() == first.result.sensitivities.to_dict()
     with pytest.raises(BadInput, match="in-memory task: pass it to open_run"):
-        open_run(tmp_path / "run").choose_plan()
+        open_run(tmp_path / "run").make_plan()

@@ -40,7 +40,7 @@ def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
         ({"engine": "vllm", "quantization": {"embeddings": 4}}, "engine vllm has 16"),
         (
             {"engine": "llama.cpp", "space": {"bits": [4, 7]}},
-            "space.bits has 7: engine llama.cpp has 2, 3, 4, 5, 6, 8",
+            "space.bits has 7, but engine llama.cpp has 2, 3, 4, 5, 6, 8",
         ),
     ],
 )

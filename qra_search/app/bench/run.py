@@ -67,7 +67,7 @@ def run_benchmark(
     for text in strategies:
         parse_strategy(text)
     for task in tasks:
-        build_task(task, seeds[0]).close()
+        build_benchmark_task(task, seeds[0]).close()
     if not 1 <= evaluations < math.inf:
         raise BadInput(f"evaluations is {evaluations:g}: a finite number of at least 1 is needed")
     folder = Path(out)
@@ -84,7 +84,7 @@ def run_benchmark(
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
         stamp = describe_environment()
-        flying = [pool.submit(_run_cell, *cell) for cell in todo]
+        flying = [pool.submit(_run_cell_safely, *cell) for cell in todo]
         try:
             for done, future in enumerate(as_completed(flying), start=1):
                 row = future.result() | {"environment": stamp}
@@ -140,7 +140,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[str, Any]:
+def _run_cell_safely(task: str, strategy: str, seed: int, evaluations: float) -> dict[str, Any]:
     """The row of one cell; an exception becomes its `error`, and the benchmark continues."""
     key = {"task": task, "strategy": strategy, "seed": seed, "evaluations": evaluations}
     try:
@@ -178,7 +178,7 @@ def run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[st
     At a checkpoint the log is cut to what had been spent then, and the strategy's best plan by it (`SearchResult.best`)
     is taken at its noise-free loss.
     """
-    with closing(build_task(task, seed)) as landscape:
+    with closing(build_benchmark_task(task, seed)) as landscape:
         space = landscape.space
         budgets = getattr(landscape, "budgets", None) or list_task_budgets(space)
         grid = sorted([*budgets, *((a + b) // 2 for a, b in zip(budgets, budgets[1:], strict=False))])
@@ -217,7 +217,7 @@ def run_cell(task: str, strategy: str, seed: int, evaluations: float) -> dict[st
 @lru_cache(maxsize=1)
 def find_reference(task: str, seed: int, budgets: tuple[int, ...]) -> Any:
     """The best plans known of a task's landscape; see `qra_eval.landscapes.reference`."""
-    with closing(build_task(task, seed)) as landscape:
+    with closing(build_benchmark_task(task, seed)) as landscape:
         return landscape.find_reference_front(budgets)
 
 
@@ -255,7 +255,7 @@ def truncate_state(state: StudyState, point: float) -> StudyState:
     return replace(state, trials=state.trials[: sum(total <= point + 1e-9 for total in spent) - 1])
 
 
-def build_task(name: str, seed: int) -> Any:
+def build_benchmark_task(name: str, seed: int) -> Any:
     """The landscape of a name, `FAMILY-LAYERS-GRANULARITY-SENSITIVITIES` or `tunings-TASK`, drawn by a seed; else
     ValueError.
 

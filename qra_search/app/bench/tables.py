@@ -39,7 +39,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-class Interval(NamedTuple):
+class MedianInterval(NamedTuple):
     """A median with its bootstrap interval."""
 
     median: float
@@ -47,7 +47,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Pair(NamedTuple):
+class PairedTest(NamedTuple):
     """Wins, ties and losses of the first strategy against the second, and Wilcoxon's p adjusted after Holm."""
 
     first: str
@@ -83,15 +83,15 @@ def group_by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def collect_medians(rows: Sequence[Row]) -> dict[str, dict[float, float]]:
     """Median share left of every strategy at each of its checkpoints; those of failed cells are left out."""
     found: dict[str, dict[float, float]] = {}
-    best = find_best_known(rows)
-    for point in list_points(rows):
-        for name, shares in collect_regrets(rows, point, best).items():
+    best = find_lowest_losses(rows)
+    for point in collect_checkpoints(rows):
+        for name, shares in collect_normalized_regrets(rows, point, best).items():
             median = bootstrap_median(shares.T).median
             found.setdefault(name, {}).update({point: median} if math.isfinite(median) else {})
     return found
 
 
-def list_points(rows: Sequence[Row]) -> list[float]:
+def collect_checkpoints(rows: Sequence[Row]) -> list[float]:
     """The checkpoints at which a search of these rows was judged."""
     return sorted({look["at"] for row in rows for look in row.get("checkpoints", ())})
 
@@ -111,8 +111,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def _describe_kind(rows: list[Row]) -> Iterator[str]:
     """What tasks of one kind say: notes, all tasks together, each task, and strategies in pairs."""
     tasks, seeds = {row["task"] for row in rows}, {row["seed"] for row in rows}
-    best, points = find_best_known(rows), list_points(rows)
-    shares = {point: collect_regrets(rows, point, best) for point in points}
+    best, points = find_lowest_losses(rows), collect_checkpoints(rows)
+    shares = {point: collect_normalized_regrets(rows, point, best) for point in points}
     yield f"{len(tasks)} tasks, {len(seeds)} seeds."
     if errors := sorted({f"{row['strategy']}: {row['error']}" for row in rows if "error" in row}):
         yield "Failures: " + "; ".join(errors)
@@ -126,7 +126,7 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
     )
     yield "All tasks together (a cell is a task and a seed; cells, worst and lost are of the last checkpoint):"
     columns = ["strategy", "cells", *(f"after {point:g}" for point in points), "worst", "lost to uniform"]
-    yield _format_table(columns, [_summarize_strategy(name, shares) for name in names])
+    yield _format_table(columns, [_make_strategy_row(name, shares) for name in names])
     judged = {name: shares[last][name] for name in names if name in shares[last]}
     if pairs := compare_strategies(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
         yield (
@@ -136,7 +136,7 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
         yield _format_table(["", *judged], _make_pair_matrix(pairs, list(judged)))
 
 
-def _summarize_strategy(name: str, shares: dict[float, dict[str, np.ndarray]]) -> list[str]:
+def _make_strategy_row(name: str, shares: dict[float, dict[str, np.ndarray]]) -> list[str]:
     last = [own[name] for own in shares.values() if name in own][-1]
     known = last[~np.isnan(last)]
     scores = [_format_score(bootstrap_median(own[name].T)) if name in own else "" for own in shares.values()]
@@ -144,7 +144,7 @@ def _summarize_strategy(name: str, shares: dict[float, dict[str, np.ndarray]]) -
     return [name, f"{known.size}", *scores, worst.replace("inf", FAILED), f"{(last > 1.0 + TIE).sum()}"]
 
 
-def _format_score(interval: Interval) -> str:
+def _format_score(interval: MedianInterval) -> str:
     if math.isnan(interval.median):
         return ""
     if math.isinf(interval.median):
@@ -156,7 +156,7 @@ def _format_table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *body))
 
 
-def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[str]]:
+def _make_pair_matrix(pairs: list[PairedTest], names: list[str]) -> list[list[str]]:
     cells: dict[tuple[str, str], str] = {}
     for pair in pairs:
         star = "*" if pair.p < 0.05 else ""
@@ -165,7 +165,7 @@ def _make_pair_matrix(pairs: list[Pair], names: list[str]) -> list[list[str]]:
     return [[row, *(cells.get((row, column), "") for column in names)] for row in names]
 
 
-def find_best_known(rows: Sequence[Row]) -> Best:
+def find_lowest_losses(rows: Sequence[Row]) -> Best:
     """The reference, or the best plan of any strategy at any time if that is better."""
     best: Best = {}
     for row in rows:
@@ -176,7 +176,7 @@ def find_best_known(rows: Sequence[Row]) -> Best:
     return best
 
 
-def compute_regret(row: Row, point: float, best: np.ndarray) -> float:
+def compute_normalized_regret(row: Row, point: float, best: np.ndarray) -> float:
     """Share of the possible gain over the best uniform plan that is left at a checkpoint, summed over three budgets.
 
     0 is the best known plan at every budget, 1 the best uniform one; above 1 loses to uniform. nan where there is
@@ -191,7 +191,7 @@ def compute_regret(row: Row, point: float, best: np.ndarray) -> float:
     return float(left.sum() / possible.sum()) if possible.sum() > LEAST_GAIN else math.nan
 
 
-def collect_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
+def collect_normalized_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
     """The share left of every strategy that was let run to a checkpoint: float (tasks, seeds), each sorted; nan where a
     cell is missing, or has nothing to gain.
 
@@ -204,12 +204,12 @@ def collect_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, 
     for row in {(row["task"], row["strategy"], row["seed"]): row for row in reached}.values():
         own = shares.setdefault(row["strategy"], np.full((len(tasks), len(seeds)), np.nan))
         known = best.get((row["task"], row["seed"]))  # None: every strategy failed there
-        share = FAILED_SHARE if known is None else compute_regret(row, point, known)
+        share = FAILED_SHARE if known is None else compute_normalized_regret(row, point, known)
         own[tasks.index(row["task"]), seeds.index(row["seed"])] = share
     return dict(sorted(shares.items()))
 
 
-def bootstrap_median(values: np.ndarray) -> Interval:
+def bootstrap_median(values: np.ndarray) -> MedianInterval:
     """The median of values (N,) or of all of (seeds, tasks), and its percentile interval.
 
     Of a matrix the rows are resampled, since the cells of one seed are not independent of each other; nan is left
@@ -218,18 +218,18 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     """
     values = np.asarray(values, dtype=float)
     if np.isinf(values).any():
-        return Interval(FAILED_SHARE, FAILED_SHARE, FAILED_SHARE)
+        return MedianInterval(FAILED_SHARE, FAILED_SHARE, FAILED_SHARE)
     values = values[~np.isnan(values.reshape(len(values), -1)).all(1)]
     if not len(values):
-        return Interval(math.nan, math.nan, math.nan)
+        return MedianInterval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
     medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)
     low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(np.nanmedian(values)), float(low), float(high))
+    return MedianInterval(float(np.nanmedian(values)), float(low), float(high))
 
 
-def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
+def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[PairedTest]:
     """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
     shares = np.minimum(shares, LARGEST_SHARE)
     pairs = []
@@ -242,7 +242,7 @@ def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[Pair]:
         p = 1.0 if is_same else stats.wilcoxon(both[:, i], both[:, j], zero_method="zsplit").pvalue
         win = int((difference < -TIE).sum())
         loss = int((difference > TIE).sum())
-        pairs.append(Pair(names[i], names[j], win, len(both) - win - loss, loss, p))
+        pairs.append(PairedTest(names[i], names[j], win, len(both) - win - loss, loss, p))
     adjusted = adjust_p_values(np.array([pair.p for pair in pairs])).tolist()
     return [pair._replace(p=p) for pair, p in zip(pairs, adjusted, strict=True)]
 

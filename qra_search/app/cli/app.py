@@ -22,7 +22,7 @@ TRACEBACK = "QRA_TRACEBACK"
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """A command: its name, the module of this folder that has a function of that name, the panel it is listed in, and
     the first line of its documentation."""
 
@@ -39,20 +39,28 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
-    Entry("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
-    Entry("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
-    Entry("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
-    Entry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
-    Entry("generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."),
-    Entry("report", "look", LOOK, "Write the HTML report of a run."),
-    Entry("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
-    Entry("strategies", "lists", TOOLS, "List the search strategies with their options."),
-    Entry("backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."),
-    Entry("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
-    Entry("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    Entry("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
-    Entry("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
+    CommandEntry("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
+    CommandEntry("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
+    CommandEntry(
+        "search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."
+    ),
+    CommandEntry("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
+    CommandEntry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
+    CommandEntry(
+        "generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."
+    ),
+    CommandEntry("report", "look", LOOK, "Write the HTML report of a run."),
+    CommandEntry(
+        "show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."
+    ),
+    CommandEntry("strategies", "lists", TOOLS, "List the search strategies with their options."),
+    CommandEntry(
+        "backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."
+    ),
+    CommandEntry("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
+    CommandEntry("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
+    CommandEntry("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
+    CommandEntry("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
 )
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 

@@ -95,7 +95,7 @@ OF_SEARCH = ("evaluations", "strategy")
 def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunConfig:
     """The config of a file (default: the one given, or the defaults) with the options of `SETTINGS`, which win; raises
     BadInput for a value that cannot be used."""
-    given = {name: _read(name, value) for name, value in values.items() if value is not None}
+    given = {name: _parse_option(name, value) for name, value in values.items() if value is not None}
     file, sets = given.pop("config", None), given.pop("sets", {})
     fields = {SETTINGS[name][0]: value for name, value in given.items()}
     if twice := next((name for name in given if SETTINGS[name][0] in sets), None):
@@ -160,7 +160,7 @@ def read_numbers(option: str, text: str) -> list[float]:
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
-def _read(name: str, value: Any) -> Any:
+def _parse_option(name: str, value: Any) -> Any:
     """The value of an option as the config has it."""
     if name == "sets":
         return read_pairs(value)

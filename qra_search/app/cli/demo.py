@@ -61,7 +61,7 @@ def demo(
     config = make_config(DEMO, read_pairs(sets), source="options")
     view = make_listener(not as_json)
     folder = RunFolder(out)
-    folder.check_begin(config, resume=folder.has_run)  # before much is said
+    folder.check_can_begin(config, resume=folder.has_run)  # before much is said
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     memory = ", ".join(map(str, config.search.memory))
@@ -71,7 +71,7 @@ def demo(
             row = "".join(text for text, _ in render_row(run.evaluator(view)))
         if row:
             view.say("A problem of the task, with its answer:\n" + indent(row, "    "))
-        result = run.choose_plan(progress=view)
+        result = run.make_plan(progress=view)
         view.say(f"Planned. {summarize_run(result)}")
         comparison = run.finetune(with_16_bit=True, progress=view)
         if can_shuffle(result.space, run.plan):

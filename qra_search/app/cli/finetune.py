@@ -27,9 +27,12 @@ TUNING = (
     "Which tuning: its id (see `qra show`), or uniform, shuffled or 16-bit for a baseline; default: the one to "
     "deploy."
 )
-TOLERANCE = "points of the task's metric (default 0.5), or percent of the loss if it has none (default 2)."
+TOLERANCE = (
+    "in points of the task's metric (default 0.5), or, without a metric, in percent of the loss (default 2)."
+)
 FORMATS = (
-    "peft, merged, compressed-tensors, gguf, vllm or recipe; default: that of the run's engine, or peft."
+    "peft, merged, compressed-tensors, gguf, vllm or recipe; "
+    "default: the format of the run's engine, or peft."
 )
 
 
@@ -63,13 +66,14 @@ def finetune(
     rates: Annotated[
         str | None,
         option(
-            "--rates 5e-4,1e-3,2e-3", "Learning rates to try; that of the lowest validation loss is used."
+            "--rates 5e-4,1e-3,2e-3",
+            "Learning rates to try; the rate with the lowest validation loss is used.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         option(
-            "--tolerance X", "How much worse than the best the deployed model may be: " + TOLERANCE, min=0
+            "--tolerance X", "How much worse than the best model the deployed one may be, " + TOLERANCE, min=0
         ),
     ] = None,
     sets: Annotated[
@@ -151,7 +155,7 @@ def export(
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
-    print(f"{source}, {done.path}: {_describe_difference(done)}")
+    print(f"{source}, {done.path}: {_describe_logit_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")
     if engine is not None and format is None and not untuned:
@@ -162,7 +166,7 @@ def generate(
     run: common.RunPath,
     prompt: Annotated[str, argument("PROMPT", "Text as the model gets it, without a chat template.")],
     engine: Annotated[
-        str | None, option("--engine transformers|llama.cpp", "Default: that of the run, or transformers.")
+        str | None, option("--engine transformers|llama.cpp", "Default: the run's engine, or transformers.")
     ] = None,
     tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
     tokens: Annotated[
@@ -172,8 +176,8 @@ def generate(
 ) -> None:
     """Answer a prompt by a tuned run, with its speed and memory.
 
-    Greedily, and streamed as it is written. Speed and resident memory, beyond that of the libraries, follow on standard
-    error.
+    The answer is decoded greedily and printed as it is written. The speed, and the memory held beyond the
+    libraries, follow on standard error.
 
     [bold]Example[/]
 
@@ -190,12 +194,13 @@ def generate(
     common.stderr().print(f"{speed}; {format_bytes(done.resident_bytes)} resident beyond the libraries")
 
 
-def _describe_difference(done: Any) -> str:
+def _describe_logit_difference(done: Any) -> str:
     if done.largest_logit_difference is None:
         return "written"
     if done.largest_logit_difference == 0:
         return "the same logits as the tuned model's, exactly"
     return (
-        f"logits differ by up to {done.largest_logit_difference:.3g} (the largest is {done.largest_logit:.3g}), "
-        f"and the likeliest token is the same at {done.same_next_token:.0%} of the positions"
+        f"logits differ by up to {done.largest_logit_difference:.3g} (the largest logit is "
+        f"{done.largest_logit:.3g}), and the likeliest token is the same at {done.same_next_token:.0%} "
+        "of the positions"
     )

@@ -90,8 +90,8 @@ def schema(
 def doctor(given: Mapping[str, Any], as_json: common.Json = False) -> None:
     """List the graphics cards that a model fits.
 
-    Those that a search and its final tuning fit, by the model's config.json alone, and the settings that make
-    them fit.
+    Shows on which cards a search and its final tuning fit, and with which settings. Reads only the model's
+    config.json.
 
     [bold]Example[/]
 

@@ -12,7 +12,7 @@ from qra_search.app.cli import common
 from qra_search.app.cli.common import argument, option
 from qra_search.app.folder import RunFolder, read_plan_data
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import make_answer, make_headline, summarize_run
+from qra_search.app.report.finding import make_comparison_headline, make_headline, summarize_run
 from qra_search.app.report.page import write_page
 from qra_search.app.report.tables import (
     TextTable,
@@ -62,8 +62,9 @@ def show(
 ) -> None:
     """Show a run's plan layer by layer, its tunings, or how two plans differ.
 
-    Of its tunings one is selected, with what was tuned beside it: that of the finished comparison of most steps. The
-    smallest of these that is as good as the best is exported and loaded. `--tuning` names another for both.
+    One tuning of the run is selected, together with the plans that were tuned beside it: the tuning with the
+    most steps whose comparison is finished. The smallest of these plans that is as good as the best is
+    exported and loaded. `--tuning` selects another tuning, which is then exported and loaded itself.
 
     [bold]Examples[/]
 
@@ -96,7 +97,7 @@ def show(
     console = common.stdout()
     deployed = None if comparison is None else comparison.deployed
     plan = plan if deployed is None else deployed.plan
-    answer = "" if comparison is None else make_answer(comparison)
+    answer = "" if comparison is None else make_comparison_headline(comparison)
     if answer:
         console.print(f"[bold]{escape(answer)}[/]")
     console.print(f"{escape(summarize_run(result, comparison, headline=answer))}\n")
@@ -114,11 +115,12 @@ def show(
         console.print(make_record_table(snapshot.records, space, snapshot.plan, ids))
     if deployed is not None:
         console.print(
-            f"\nExported, loaded and shown: tuning {snapshot.find_tuning().id}; --tuning takes another."
+            f"\nTuning {snapshot.find_tuning().id} is exported, loaded and shown. "
+            "Use --tuning to select another."
         )
     if snapshot.config is not None:
         resident = formatting.format_resident_memory(snapshot.config, space.memory_bytes(plan), space.weights)
-        console.print(f"\nRuns {formatting.format_engine(snapshot.config)}. {resident}", soft_wrap=True)
+        console.print(f"\nRuns {formatting.describe_engine(snapshot.config)}. {resident}", soft_wrap=True)
 
 
 def _print_plan_differences(one: Mapping[str, Any], two: Mapping[str, Any], *, as_json: bool) -> None:

@@ -15,11 +15,11 @@ from rich.text import Text
 from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
 from qra_search.app.cli.common import WHERE, option
-from qra_search.app.config import RunConfig, check_budget, dump_config, make_folder_name, require_task
+from qra_search.app.config import RunConfig, dump_config, make_folder_name, require_budget, require_task
 from qra_search.app.dry_run import (
     describe_rows,
     describe_run,
-    estimate_cost,
+    describe_search_cost,
     list_run_facts,
 )
 from qra_search.app.evaluator import Workers, build_evaluator
@@ -36,7 +36,10 @@ from qra_search.study.study import Listener
 
 SHOWN = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
-BATCH = "Propose so many at a time and await them all: the same trials with any number of workers."
+BATCH = (
+    "Propose N plans at a time and wait for all of them, "
+    "so that the trials are the same with any number of workers."
+)
 
 
 @common.with_settings(*common.OF_SEARCH)
@@ -62,12 +65,12 @@ def plan(
     settings = common.read_settings(given)
     view = make_listener(not as_json)
     if dry_run:
-        check_budget(settings)
+        require_budget(settings)
         _print_dry_run(settings, view, is_plan=True, as_json=as_json)
         return
     with Run(out or make_folder_name(settings), settings) as run:
-        result = run.choose_plan(progress=view)
-        cost = estimate_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
+        result = run.make_plan(progress=view)
+        cost = describe_search_cost(run.evaluator(), run.config.search.evaluations, is_measured=True)
     if as_json:
         sizes = solve_front(result.space, result.sensitivities) if front else []
         more = {"predicted_front": [allocation.to_dict() for allocation in sizes]} if front else {}
@@ -87,14 +90,16 @@ def print_planned(
         console.print(f"\nWithin [bold]{describe_size(result.space, allocation.budget_bytes)}[/]\n")
         console.print(make_allocation_table(allocation, result))
         if not allocation.is_exact:
-            console.print("Too many groups are alike for an exact solution: the plan may be an exchange off.")
+            console.print(
+                "Too many groups are alike for an exact solution: a slightly better plan may exist."
+            )
     if front:
         console.print()
         console.print(make_predicted_front_table(result))
     if sensitivities is not None and sensitivities.seconds:
         seconds = formatting.format_time(sensitivities.seconds)
         console.print(f"\nSensitivities of {len(result.space)} groups, measured in {seconds}.")
-    console.print(f"Runs {formatting.format_engine(config)}.", soft_wrap=True)
+    console.print(f"Runs {formatting.describe_engine(config)}.", soft_wrap=True)
     common.print_next_steps(folder, result)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")

@@ -19,7 +19,7 @@ from qra_search.allocate.solve import (
     spread_budgets,
 )
 from qra_search.app.compare import Comparison, TunedPlan
-from qra_search.app.rates import Foretold
+from qra_search.app.rates import RateForecast
 from qra_search.app.report.formatting import format_loss
 from qra_search.schemas import Plan, format_level
 from qra_search.space.memory import format_bytes
@@ -154,32 +154,38 @@ def plot_predicted_loss(result: SearchResult, plan: Plan) -> Figure:
 
 def plot_tuned(comparison: Comparison) -> Figure:
     """Right answers (or the loss) over memory of all that was tuned, with 95% intervals; 16-bit LoRA is a line."""
-    metric, space = comparison.judged_by, comparison.space
+    metric, space = comparison.judging_metric, comparison.space
     tunings = [t for t in comparison.tunings if not t.failed and t.role != "untuned"]
     beside = next((t for t in tunings if t.role == "16-bit"), None)
     shown = [t for t in tunings if t is not beside]
     is_share = bool(metric) and all(0 <= t.metrics[metric] <= 1 for t in tunings)
     scale, name = (100 if is_share else 1), f"{metric.replace('_', ' ')}{', %' * is_share}" or "test loss"
 
-    def measure(tuned: TunedPlan) -> tuple[float, float, float]:
+    def compute_error_bar(tuned: TunedPlan) -> tuple[float, float, float]:
         """The figure, and how far its interval reaches below and above."""
         if not metric:
             return tuned.loss, 0.0, 0.0
         middle = scale * tuned.metrics[metric]
-        low, high = tuned.metric_interval(metric) or (tuned.metrics[metric],) * 2
+        low, high = tuned.compute_metric_interval(metric) or (tuned.metrics[metric],) * 2
         return middle, max(0.0, middle - scale * low), max(0.0, scale * high - middle)
 
-    figures = [measure(t) for t in tunings]
+    figures = [compute_error_bar(t) for t in tunings]
     sizes = [t.memory_bytes / MIB for t in shown]
     with use_chart_style() as c:
         figure, axes = make_figure("What was tuned, over memory", CHART)
         fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
         fit_axis(axes, "y", name, [v for y, down, up in figures for v in (y - down, y + up)], log=False)
         if beside is not None:
-            axes.axhline(measure(beside)[0], color=c["uniform"], linewidth=1.5, linestyle=(0, (3.3, 2.7)))
-        labels = [] if beside is None else [("16-bit LoRA", (min(sizes), measure(beside)[0]), (0.0, 9.0))]
+            axes.axhline(
+                compute_error_bar(beside)[0], color=c["uniform"], linewidth=1.5, linestyle=(0, (3.3, 2.7))
+            )
+        labels = (
+            []
+            if beside is None
+            else [("16-bit LoRA", (min(sizes), compute_error_bar(beside)[0]), (0.0, 9.0))]
+        )
         for tuned, size in zip(shown, sizes, strict=True):
-            y, down, up = measure(tuned)
+            y, down, up = compute_error_bar(tuned)
             kind = FOUND if tuned is comparison.deployed else UNIFORM if tuned.role == "uniform" else FRONT
             color, shape, width, _ = KINDS[kind]
             axes.errorbar(
@@ -208,7 +214,7 @@ def _draw_marks(axes: Axes, kind: str, places: Sequence[tuple[float, float]], c:
     )
 
 
-def plot_rates(foretold: Foretold) -> Figure:
+def plot_rates(foretold: RateForecast) -> Figure:
     """Loss over the learning rate of the trials, a line for each length, and the rate that they foretell."""
     with use_chart_style() as c:
         figure, axes = make_figure("Trials of learning rates", CHART)

@@ -48,7 +48,7 @@ Finding = Comparison | UniformComparison
 """A plan beside the best uniform plan within its budget: on test data, or before it is tuned on validation data."""
 
 
-def find_evaluated(result: SearchResult) -> UniformComparison | None:
+def find_evaluated_comparison(result: SearchResult) -> UniformComparison | None:
     """What was found on validation data within the largest budget; None if nothing that fits was evaluated."""
     evaluated = result.comparison()
     return None if evaluated is None or not evaluated.chosen.evaluations else evaluated
@@ -76,8 +76,8 @@ def list_findings(result: SearchResult, comparison: Comparison | None = None) ->
         if not comparison.is_of_another:
             return sentences
         searched = list_findings(result) if result.candidates else []
-        return [*searched, "The run's plan is not tuned yet. These are figures of another.", *sentences]
-    found = find_evaluated(result)
+        return [*searched, "The run's plan is not tuned yet. These figures are for another plan.", *sentences]
+    found = find_evaluated_comparison(result)
     if found is not None:
         return [_describe(found, space)]
     allocation = result.allocation()
@@ -89,8 +89,8 @@ def list_findings(result: SearchResult, comparison: Comparison | None = None) ->
 def make_headline(result: SearchResult, comparison: Comparison | None = None) -> str:
     """What a run found, in a line: what to deploy, or what makes the plan worthless."""
     if comparison is not None:
-        return make_answer(comparison)
-    found = find_evaluated(result)
+        return make_comparison_headline(comparison)
+    found = find_evaluated_comparison(result)
     if found is not None:
         size = format_bytes(found.chosen.memory_bytes)
         return f"Validation loss {format_loss(found.chosen.loss)} in {size}"
@@ -101,14 +101,14 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
     if best is None or not best.is_certain:
         return f"A plan of {size}; {_explain_unmeasured(result)}"
     lead = f"{best.gain:.3f} nats closer to 16 bits than the best uniform plan"
-    return f"A plan of {size}, before tuning predicted {lead}"
+    return f"A plan of {size}, predicted to be {lead} before tuning"
 
 
 def _explain_unmeasured(result: SearchResult) -> str:
     return "it was not evaluated" if result.candidates else "nothing was tuned yet"
 
 
-def make_answer(comparison: Comparison) -> str:
+def make_comparison_headline(comparison: Comparison) -> str:
     """What makes all that was tuned worthless; or else what to deploy, after what speaks against it."""
     said = [*_list_caveats(comparison), describe_deployed(comparison)]
     return next(_list_faults(comparison), None) or " ".join(said)
@@ -117,20 +117,20 @@ def make_answer(comparison: Comparison) -> str:
 def describe_deployed(comparison: Comparison) -> str:
     """Which model to deploy (`Comparison.deployed`): its figure beside those of 16-bit LoRA and of the best within the
     budget, and its share of the memory of the first of these."""
-    own, metric = comparison.deployed, comparison.judged_by
+    own, metric = comparison.deployed, comparison.judging_metric
     if own is None:
         return "Nothing that was tuned can be deployed"
     best = find_best(list_deployable(comparison.tunings), metric)
-    sixteen = comparison.find_role("16-bit")
+    sixteen = comparison.find_by_role("16-bit")
     others = [t for t in (sixteen, best) if t is not None and t is not own]
     others = others or [t for t in (comparison.baseline, comparison.chosen) if t not in (None, own)][:1]
     size = format_bytes(own.memory_bytes)
-    text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_figure(own, metric)}"
+    text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_metric_or_loss(own, metric)}"
     text += " right" if metric in RIGHT else ""
     for other in others:
         figure = "diverged"
         if not other.failed:
-            figure = f"{_format_figure(other, metric)} ({_describe_gap(own, other, comparison)})"
+            figure = f"{_format_metric_or_loss(other, metric)} ({_describe_gap(own, other, comparison)})"
         text += f", {_name_tuned(other, comparison)} {figure}"
     parts = round(others[0].memory_bytes / own.memory_bytes) if others else 1
     if parts > 1:
@@ -140,7 +140,7 @@ def describe_deployed(comparison: Comparison) -> str:
 
 def _describe_gap(own: TunedPlan, other: TunedPlan, comparison: Comparison) -> str:
     """How much worse or better another is than what is deployed."""
-    metric = comparison.judged_by
+    metric = comparison.judging_metric
     lead, interval = measure_lead(own, other, metric)
     if lead == 0:
         return "the same"
@@ -161,7 +161,7 @@ def _name_tuned(tuned: TunedPlan, comparison: Comparison) -> str:
     return name if mixed is None or name.startswith("uniform") else mixed
 
 
-def _format_figure(tuned: TunedPlan, metric: str) -> str:
+def _format_metric_or_loss(tuned: TunedPlan, metric: str) -> str:
     if not metric:
         return f"test loss {format_loss(tuned.loss)}"
     name = "" if metric in RIGHT else f"{format_metric_name(metric)} "
@@ -175,13 +175,13 @@ def summarize_comparison(comparison: Comparison, *, headline: str = "") -> str:
 
 
 def _list_comparison_findings(comparison: Comparison) -> list[str]:
-    figures = [_describe(comparison, comparison.space), *_compare_scores(comparison)]
+    figures = [_describe(comparison, comparison.space), *_describe_score_difference(comparison)]
     faults = [*_list_faults(comparison), *_list_caveats(comparison)]
-    return [*faults, *figures, *_judge_shuffle(comparison)]
+    return [*faults, *figures, *_describe_shuffled_plan(comparison)]
 
 
 def _list_faults(comparison: Comparison) -> Iterator[str]:
-    baseline, untuned = comparison.baseline, comparison.find_role("untuned")
+    baseline, untuned = comparison.baseline, comparison.find_by_role("untuned")
     tuned = comparison.deployed or comparison.chosen
     if untuned is not None and tuned.loss >= untuned.loss and not (baseline and baseline.loss < untuned.loss):
         which = "The tuned model is" if baseline in (None, tuned) else "Both models are"
@@ -193,14 +193,14 @@ def _list_faults(comparison: Comparison) -> Iterator[str]:
 def _list_caveats(comparison: Comparison) -> Iterator[str]:
     tuned = comparison.deployed or comparison.chosen
     for metric, least in [*tuned.records[0].commonest_scores.items()][:1]:
-        interval = tuned.metric_interval(metric) if metric in tuned.metrics else None
+        interval = tuned.compute_metric_interval(metric) if metric in tuned.metrics else None
         if interval is not None and interval[0] <= least:
             score, own = format_metric(metric, least), format_metric(metric, tuned.metrics[metric])
             common = f"The most common answer, given to every row, scores {score}"
             yield f"{common}: the tuned model, at {own}, may be no better."
 
 
-def _compare_scores(comparison: Comparison) -> Iterator[str]:
+def _describe_score_difference(comparison: Comparison) -> Iterator[str]:
     """The first metric of the plan and of its baseline, with their difference over the rows that both answered."""
     tuned, baseline, name = comparison.chosen, comparison.baseline, next(iter(comparison.metric_names), "")
     if not name or baseline is None or baseline is tuned:
@@ -215,9 +215,9 @@ def _compare_scores(comparison: Comparison) -> Iterator[str]:
     yield f"{text}."
 
 
-def _judge_shuffle(comparison: Comparison) -> Iterator[str]:
+def _describe_shuffled_plan(comparison: Comparison) -> Iterator[str]:
     """What choosing by layer is worth: the plan beside its own widths and ranks on other linears of the same shape."""
-    tuned, shuffled = comparison.chosen, comparison.find_role("shuffled")
+    tuned, shuffled = comparison.chosen, comparison.find_by_role("shuffled")
     change = None if shuffled is None else compare_losses(tuned, shuffled)
     if shuffled is None or change is None:
         return
@@ -234,7 +234,11 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     loss = f"The plan's {data} loss is {format_loss(found.chosen.loss)}"
     if found.baseline is None:
         is_missing = data == "test" and space.uniform_plans(found.budget_bytes)
-        text = "was tuned alike (--against best tunes one)" if is_missing else "fits to compare it with"
+        text = (
+            "was tuned with the same settings (--against best tunes one)"
+            if is_missing
+            else "fits to compare it with"
+        )
         return f"{loss} {within}; no uniform plan {text}."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
@@ -242,10 +246,10 @@ def _describe(found: Finding, space: SearchSpace) -> str:
     other = format_loss(found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
-        return f"{loss}, and that of {name} {other}, {within}: {explain_inconclusive(change)}."
+        return f"{loss}, and the loss of {name} is {other}, {within}: {explain_inconclusive(change)}."
     if change is None or not change.is_lower:
         doubt = " (it may be chance)" if is_unproven else ""
-        return f"No plan found {within} beats {name}, whose {data} loss is {format_loss(found.baseline.loss)}{doubt}."
+        return f"None of the plans found {within} beats {name}, whose {data} loss is {other}{doubt}."
     return f"{loss} instead of {other} ({name}), {within}: {format_change(change)}."
 
 

@@ -111,7 +111,7 @@ def format_resident_memory(config: RunConfig, plan_bytes: int, weights: int) -> 
     return f"While it generates, {engine} holds about {format_bytes(resident)} beyond its libraries."
 
 
-def format_engine(config: RunConfig) -> str:
+def describe_engine(config: RunConfig) -> str:
     """Where plans of a config run, within a sentence."""
     if config.engine is not None:
         return f"in {config.engine}, for which qra export writes it"

@@ -41,7 +41,7 @@ def make_listener(progress: ProgressArgument) -> Listener:
     if progress is False or callable(progress):
         return Listener(progress or None)
     if progress is not None and progress is not True:
-        wanted = "True, False, or a function of a stage, the steps done and all its steps"
+        wanted = "True, False, or a function of (stage, done, total) is needed"
         raise wrong_type("progress", progress, wanted)
     return ConsoleView(Console(stderr=True, highlight=False, emoji=False))
 

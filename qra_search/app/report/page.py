@@ -31,7 +31,7 @@ from qra_search.app.report.charts import (
 from qra_search.app.report.finding import (
     Finding,
     drop_repeated,
-    find_evaluated,
+    find_evaluated_comparison,
     list_findings,
     list_next_steps,
     make_headline,
@@ -79,11 +79,11 @@ def write_page(run: Snapshot, path: str | Path | None = None) -> Path:
 def render_page(run: Snapshot) -> str:
     """The report of a run; the plan that it shows is the tuned one, or the run's."""
     result, comparison = run.result, run.comparison()
-    found = comparison or find_evaluated(result)
+    found = comparison or find_evaluated_comparison(result)
     plan = run.plan if found is None else found.chosen.plan
     headline = make_headline(result, comparison)
     findings = drop_repeated(list_findings(result, comparison), headline)
-    foretold, where = run.foretold_rate(), _describe_model_and_task(run)
+    foretold, where = run.find_rate_forecast(), _describe_model_and_task(run)
     if comparison is not None:
         own = comparison.chosen.records[0]
         where.append(f"tunings of {own.steps} steps, {len(own.row_tokens)} test rows")
@@ -163,7 +163,7 @@ def _list_key_figures(run: Snapshot, found: Finding | None, plan: Plan | None) -
         plan = tuned.plan
         for name in found.metric_names:
             rows = len(tuned.row_scores[name])
-            figure = format_metric(name, tuned.metrics[name], tuned.metric_interval(name))
+            figure = format_metric(name, tuned.metrics[name], tuned.compute_metric_interval(name))
             more = f"on {rows} test row{'s' * (rows != 1)}"
             if tuned is not found.chosen:
                 more += f"; the plan: {format_metric(name, found.chosen.metrics[name])}"

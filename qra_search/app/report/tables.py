@@ -22,8 +22,8 @@ from qra_search.allocate.solve import (
 )
 from qra_search.app.baselines import can_shuffle, shuffle_plan
 from qra_search.app.compare import Comparison, classify_record, compare_losses
-from qra_search.app.intervals import score_interval
-from qra_search.app.report.finding import make_answer, summarize_comparison, summarize_run
+from qra_search.app.intervals import compute_score_interval
+from qra_search.app.report.finding import make_comparison_headline, summarize_comparison, summarize_run
 from qra_search.app.report.formatting import (
     format_change_cell,
     format_evaluations,
@@ -90,7 +90,10 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     rows = [
         (
             format_role(t.role, t.plan, comparison.space),
-            *(format_metric(n, t.metrics[n], t.metric_interval(n)) if n in t.metrics else "" for n in names),
+            *(
+                format_metric(n, t.metrics[n], t.compute_metric_interval(n)) if n in t.metrics else ""
+                for n in names
+            ),
             format_bytes(t.memory_bytes),
             "diverged" if t.failed else format_loss(t.loss, t.loss_error),
             change,
@@ -102,16 +105,17 @@ def make_tuned_table(comparison: Comparison) -> TextTable:
     caption = "On test data" + (f", mean and standard error of {seeds} seeds" if seeds > 1 else "")
     titles = [format_metric_name(name) for name in names]
     notes = []
-    for name, least in comparison.constant_scores.items():
+    for name, least in comparison.unbeaten_commonest_scores.items():
         score = format_metric(name, least)
         notes.append(
-            f"{format_metric_name(name).capitalize()}: the most common answer scores {score} as well."
+            f"{format_metric_name(name).capitalize()}: nothing tuned is certainly better than giving "
+            f"every row the most common answer, which scores {score}."
         )
     if any(changes):
-        notes.append(f"Change: of the row's test loss against that of {compared_with}.")
+        notes.append(f"Change: the row's test loss compared with {compared_with}'s.")
     if "(" in "".join(changes):
         rows_of_losses = len(chosen.records[0].row_tokens)
-        notes.append(f"In brackets: 95% intervals, of losses over {rows_of_losses} test rows.")
+        notes.append(f"In brackets: 95% intervals, for losses computed over {rows_of_losses} test rows.")
     if names:
         notes.append(f"Metrics: on {len(chosen.row_scores[names[0]])} test rows.")
     if "chance" in "".join(changes):
@@ -150,7 +154,7 @@ def make_record_table(
 
 
 @dataclass(frozen=True)
-class Layout:
+class GroupGrid:
     """A grid of groups, kinds down and layers across (`emb` for that of the embeddings).
 
     Attributes:
@@ -162,7 +166,7 @@ class Layout:
     cells: tuple[tuple[int | None, ...], ...]
 
 
-def arrange_groups(space: SearchSpace) -> Layout | None:
+def arrange_groups(space: SearchSpace) -> GroupGrid | None:
     """Kinds by layers; None unless every group has a kind and a layer of its own."""
     index = {(group.kind, group.depth): i for i, group in enumerate(space.groups)}
     depths = sorted({depth for _, depth in index if depth is not None})
@@ -172,7 +176,7 @@ def arrange_groups(space: SearchSpace) -> Layout | None:
     cells = tuple(tuple(index.get((kind, depth)) for depth in depths) for kind in kinds)
     layers = {group.depth for group in space.groups if not group.is_embedding}
     heads = tuple(str(depth) if depth in layers else "emb" for depth in depths)
-    return Layout(tuple(kind or "group" for kind in kinds), heads, cells)
+    return GroupGrid(tuple(kind or "group" for kind in kinds), heads, cells)
 
 
 def make_plan_table(plan: Plan, space: SearchSpace) -> TextTable:
@@ -195,7 +199,7 @@ def summarize_record(record: TuningRecord, space: SearchSpace, plan: Plan | None
     if record.failed:
         return f"{name}, seed {record.seed}: {record.failed}"
     metrics = [
-        f"{format_metric_name(name)} {format_metric(name, mean, score_interval(record.row_scores[name]))}"
+        f"{format_metric_name(name)} {format_metric(name, mean, compute_score_interval(record.row_scores[name]))}"
         for name, mean in record.metrics.items()
     ]
     losses = ", ".join([f"test loss {format_loss(record.test_loss)}", *metrics])
@@ -218,8 +222,10 @@ def make_allocation_table(allocation: Allocation, result: SearchResult) -> TextT
         )
     notes = []
     if any(row[3] for row in rows):
-        notes.append("Change: of the row's predicted loss against the plan's, in nats; tuning leaves a part.")
-        notes.append("These intervals, meant to hold 90%, held all of 98 changes measured on SmolLM2.")
+        notes.append(
+            "Change: the row's predicted loss minus the plan's, in nats. Tuning makes these changes smaller."
+        )
+        notes.append("On SmolLM2 these 90% intervals contained all 98 changes that were measured.")
     if any(row[4] for row in rows):
         notes.append(CHANCE_NOTE)
     if shuffled:
@@ -240,7 +246,10 @@ def make_predicted_front_table(result: SearchResult) -> TextTable:
         best = solve(space, result.sensitivities, bytes_)
         sizes.append((bytes_, loss, format_plan(plan, space), f"{loss - best.predicted_loss:+.3f}"))
     rows = [(format_bytes(bytes_), f"{loss:.3f}", name, lead) for bytes_, loss, name, lead in sorted(sizes)]
-    notes = ["Loss: nats above 16 bits without adapters. Lead: of the plan of a uniform plan's size over it."]
+    notes = [
+        "Loss: nats above 16 bits without adapters. "
+        "Lead: how much lower the loss of the best plan of the same size is."
+    ]
     heads, marked = ("size", "loss", "plan", "lead"), [i for i, row in enumerate(rows) if row[3]]
     return TextTable("Predicted for every size", heads, rows, left=("plan",), marked=marked, notes=notes)
 
@@ -267,7 +276,7 @@ def make_comparison_table(result: SearchResult) -> TextTable:
             rows.append(("", format_plan(uniform.plan, result.space), *list_cells(uniform), ""))
     marked = range(0, len(rows), 2)
     heads = ("within" if result.memory_budgets else "up to", "plan", "size", "estimate", "seen", "change")
-    notes = ["Change: of the estimate against that of the best uniform plan, within two standard errors."]
+    notes = ["Change: the estimate relative to the best uniform plan's, plus or minus two standard errors."]
     return TextTable("On validation data", heads, rows, left=("plan",), marked=marked, notes=notes)
 
 
@@ -292,7 +301,7 @@ def render_result(result: SearchResult, comparison: Comparison | None = None) ->
 
 def render_comparison(comparison: Comparison) -> Group:
     """A comparison on test data: what to deploy, what was found, and every plan that was tuned."""
-    answer = make_answer(comparison)
+    answer = make_comparison_headline(comparison)
     lines = [Text(answer, style="bold"), Text(summarize_comparison(comparison, headline=answer))]
     return Group(*lines, Text(), make_tuned_table(comparison))
 

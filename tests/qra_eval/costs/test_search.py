@@ -94,7 +94,7 @@ def test_a_dry_run_prints_time_and_memory_and_quantizes_nothing(tmp_path, qra: Q
     for words in ("smallest plan", "about", "an evaluation", "for the sensitivities", "peak of tune"):
         assert words in text.out
     judged = qra(*command, "--set", "search.metric=task")
-    assert "an evaluation, but for the answers that it writes" in " ".join(judged.out.split())
+    assert "an evaluation, not counting the answers that it writes" in " ".join(judged.out.split())
     facts = qra(*command, "--json").json["estimate"]
     overhead = facts["setup_seconds"] + facts["sensitivities_seconds"]
     assert facts["total_seconds"] == pytest.approx(overhead + facts["evaluation_seconds"] * 10)

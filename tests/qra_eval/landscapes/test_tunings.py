@@ -22,7 +22,7 @@ from qra_eval.landscapes.tunings import (
     fit_formula,
 )
 from qra_search import search
-from qra_search.app.bench.run import build_task
+from qra_search.app.bench.run import build_benchmark_task
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Plan, Sensitivities
@@ -173,7 +173,7 @@ def test_no_plan_of_a_thousand_beats_the_reference(landscape: TuningsLandscape) 
 
 def test_a_task_that_the_table_lacks_is_refused_and_so_is_a_folder_without_a_table(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="banking77 and restaurant8k, not 'gsm8k'"):
-        build_task("tunings-gsm8k", seed=0)
+        build_benchmark_task("tunings-gsm8k", seed=0)
     with pytest.raises(BadInput, match="tunings.jsonl does not exist: make a table"):
         TuningsLandscape("banking77", data=tmp_path)
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest, t, ttest_ind
 
 from qra_search import BadInput, Group, Linear, Plan, SearchSpace, search
-from qra_search.app.baselines import choose_rung, select_baselines, shuffle_plan
+from qra_search.app.baselines import choose_next_rung, select_baselines, shuffle_plan
 from qra_search.app.compare import Comparison, TunedPlan, compare, compare_losses, compare_scores
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import make_headline, summarize_comparison
@@ -109,7 +109,7 @@ def test_the_smallest_that_is_as_good_as_the_best_is_deployed() -> None:
         assert found is not None and found.plan == plan, (wrong, loss, tolerance)
     constant = replace(comparison.chosen.records[0], commonest_scores={"accuracy": 0.95})
     judged = compared(constant, record(LOW, 6.0, rows=200, row_scores=own))
-    assert judged.judged_by == "" and judged.constant_scores == {"accuracy": 0.95}
+    assert judged.judging_metric == "" and judged.unbeaten_commonest_scores == {"accuracy": 0.95}
     assert judged.deployed is judged.chosen, "by the loss, as a constant answer is as good"
     named = replace(compared(record(LOW, 6.0), record(PLAN, 4.0), plan=LOW), is_named=True)
     assert named.deployed is named.chosen
@@ -205,7 +205,7 @@ def test_metrics_are_means_over_rows_and_seeds_with_intervals_over_rows() -> Non
         record(PLAN, 4.0, seed=1, row_scores={"accuracy": right[::-1]}),
     ).chosen
     assert tuned.metrics == {"accuracy": 0.25}
-    low, high = tuned.metric_interval("accuracy") or (0, 0)
+    low, high = tuned.compute_metric_interval("accuracy") or (0, 0)
     assert (low, high) == pytest.approx((0.160, 0.368), abs=1e-3)  # Wilson's for 16 of 64, by scipy
     assert formatting.format_metric("accuracy", 0.25, (low, high)) == "25.0% (16 to 37)"
     assert formatting.format_metric("choice_loss", 0.25, None) == "0.25"
@@ -221,7 +221,7 @@ def of_scores(*right_by_seed: int, rows: int = 64) -> TunedPlan:
 
 def test_the_spread_over_seeds_widens_the_interval_of_a_metric_and_of_a_difference() -> None:
     tuned = of_scores(32, 40, 42)
-    low, high = tuned.metric_interval("accuracy") or (0, 0)
+    low, high = tuned.compute_metric_interval("accuracy") or (0, 0)
     mean, rows = tuned.metrics["accuracy"], binomtest(38, 64).proportion_ci(0.95, method="wilson")
     seeds = t.interval(0.95, 2, mean, np.std([0.5, 0.625, 0.65625], ddof=1) / 3**0.5)
     assert mean == pytest.approx(38 / 64)
@@ -233,7 +233,7 @@ def test_the_spread_over_seeds_widens_the_interval_of_a_metric_and_of_a_differen
     differences = np.subtract(tuned.row_scores["accuracy"], other.row_scores["accuracy"])
     half = np.hypot((found.high - found.low) / 2 / 64, 1.96 * np.std(differences, ddof=1) / 8)
     assert gain == pytest.approx(7 / 64) and interval == pytest.approx((gain - half, gain + half), abs=1e-3)
-    wide = of_scores(60, 64).metric_interval("accuracy")
+    wide = of_scores(60, 64).compute_metric_interval("accuracy")
     assert wide is not None and wide[0] >= 0 and wide[1] == 1.0, "a share stays one"
 
 
@@ -276,7 +276,7 @@ def test_the_rungs_of_a_ladder_find_the_smallest_that_is_as_good(smallest: int) 
     while True:
         comparison = compare(records, SPACE, rungs[2], SPACE.memory_bytes(rungs[-1]), {})
         assert comparison is not None
-        if (plan := choose_rung(rungs, comparison)) is None:
+        if (plan := choose_next_rung(rungs, comparison)) is None:
             break
         records.append(record(plan, 4.0 if rungs.index(plan) >= smallest else 4.4))
     assert comparison.deployed is not None and comparison.deployed.plan == rungs[smallest]

@@ -109,7 +109,7 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(data: dict[Any
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- 1\n- 2\n", "holds a list, a mapping of sections is needed"),
+        ("- 1\n- 2\n", "holds a list, but a mapping of sections is needed"),
         ("!!python/object/apply:os.system ['true']", "cannot be read as YAML"),
         ("options: {a: " + "[" * 10_000 + "]" * 10_000 + "}", "cannot be read as YAML"),
     ],

@@ -13,9 +13,9 @@ from qra_search.app.config import RunConfig, make_config
 from qra_search.app.dry_run import (
     describe_rows,
     describe_run,
-    estimate_cost,
+    describe_search_cost,
     format_cost,
-    report_rows,
+    warn_about_rows,
 )
 from qra_search.app.evaluator import RowCount, TunableEvaluator, check_can_tune
 from qra_search.errors import BadInput
@@ -59,13 +59,15 @@ def test_without_an_estimate_the_time_is_unknown_and_a_budget_that_no_plan_fits_
 
 
 def test_the_cost_of_a_search_names_the_sensitivities_unless_they_are_measured() -> None:
-    assert estimate_cost(Estimating(), 10, is_measured=False) == (
+    assert describe_search_cost(Estimating(), 10, is_measured=False) == (
         "10 plans tuned briefly, about 5 min 00 s. "
-        "The sensitivities, measured first, take as long as 5 more, about 2 min 30 s"
+        "Measuring the sensitivities first takes as long as 5 more, about 2 min 30 s"
     )
-    assert estimate_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
+    assert (
+        describe_search_cost(Estimating(), 10, is_measured=True) == "10 plans tuned briefly, about 5 min 00 s"
+    )
     assert format_cost(4.5) == "4.5 plans tuned briefly"
-    assert estimate_cost(AdditiveEvaluator(), 15, is_measured=False) is None
+    assert describe_search_cost(AdditiveEvaluator(), 15, is_measured=False) is None
 
 
 ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": RowCount(128, 128)}
@@ -80,7 +82,8 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             {"train": RowCount(800, 24), "validation": RowCount(64, 40), "test": RowCount(128, 3)},
             [
                 "rows: 24 train (800 asked for), 40 validation (64 asked for), 3 test (128 asked for)",
-                "warning: 24 train and 3 test rows: fewer than 32 say little of others",
+                "warning: only 24 train and 3 test rows. "
+                "A loss on fewer than 32 rows says little about other rows",
             ],
         ),
         (
@@ -99,7 +102,8 @@ ENOUGH = {"train": RowCount(96, 96), "validation": RowCount(64, 64), "test": Row
             },
             [
                 "rows: 24 train (96 asked for), 64 of 80 validation, 8 test",
-                "warning: 24 train and 8 test rows: fewer than 32 say little of others",
+                "warning: only 24 train and 8 test rows. "
+                "A loss on fewer than 32 rows says little about other rows",
             ],
         ),
     ],
@@ -112,7 +116,7 @@ def test_rows_that_are_few_or_cut_are_reported(counts: dict[str, RowCount], line
             heard.append(text)
 
     evaluator: Any = Estimating(**counts)
-    report_rows(evaluator, Heard())
+    warn_about_rows(evaluator, Heard())
     assert heard == lines
     assert describe_rows(evaluator)[:1] == (
         []
@@ -127,7 +131,7 @@ def test_of_an_evaluator_that_only_searches_nothing_more_is_asked() -> None:
     formula = ToyEvaluator()
     facts = describe_run(formula, RunConfig())
     assert facts["rows"] == {} and facts["estimate"] == {} and facts["example"] == []
-    assert describe_rows(formula) == [] and estimate_cost(formula, 10, is_measured=False) is None
+    assert describe_rows(formula) == [] and describe_search_cost(formula, 10, is_measured=False) is None
     with pytest.raises(BadInput, match="cannot fine-tune a plan"):
         check_can_tune(formula, RunConfig())
 

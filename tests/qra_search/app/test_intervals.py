@@ -9,11 +9,11 @@ from scipy.stats import binomtest, t, ttest_ind
 from qra_search.app.intervals import (
     LEAST_ROWS,
     bootstrap_log_ratio,
-    mean_interval,
-    score_interval,
-    seeds_half_width,
-    share_interval,
-    standard_error,
+    compute_mean_interval,
+    compute_score_interval,
+    compute_seeds_half_width,
+    compute_share_interval,
+    compute_standard_error,
 )
 
 
@@ -35,7 +35,7 @@ def test_a_loss_that_is_a_share_of_the_other_in_every_row_is_exactly_that_share(
 
 def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
     few = [1.0] * (LEAST_ROWS - 1)
-    assert bootstrap_log_ratio(few, few) is None and mean_interval(few) is None
+    assert bootstrap_log_ratio(few, few) is None and compute_mean_interval(few) is None
     lone = [0.0] * 19 + [1.0]
     assert bootstrap_log_ratio(lone, lone) is None, "a draw without the one row that has a loss has no ratio"
     rows = np.random.default_rng(3).uniform(1, 2, (2, 20)).tolist()
@@ -45,8 +45,8 @@ def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
 @pytest.mark.parametrize(("right", "rows"), [(0, 20), (1, 64), (32, 64), (60, 64), (64, 64)])
 def test_the_interval_of_a_share_is_wilsons(right: int, rows: int) -> None:
     theirs = binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert share_interval(right / rows, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
-    assert score_interval([1.0] * right + [0.0] * (rows - right)) == pytest.approx(
+    assert compute_share_interval(right / rows, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+    assert compute_score_interval([1.0] * right + [0.0] * (rows - right)) == pytest.approx(
         (theirs.low, theirs.high), abs=1e-4
     )
 
@@ -54,23 +54,23 @@ def test_the_interval_of_a_share_is_wilsons(right: int, rows: int) -> None:
 def test_a_mean_of_other_scores_has_the_normal_interval() -> None:
     scores = np.random.default_rng(5).normal(10, 3, 50)
     error = scores.std(ddof=1) / 50**0.5
-    assert standard_error(scores.tolist()) == pytest.approx(error)
-    assert mean_interval(scores.tolist()) == pytest.approx(
+    assert compute_standard_error(scores.tolist()) == pytest.approx(error)
+    assert compute_mean_interval(scores.tolist()) == pytest.approx(
         (scores.mean() - 1.96 * error, scores.mean() + 1.96 * error)
     )
-    assert score_interval(scores.tolist()) == mean_interval(scores.tolist())
+    assert compute_score_interval(scores.tolist()) == compute_mean_interval(scores.tolist())
 
 
 def test_the_interval_of_differences_takes_no_side() -> None:
     gains = [1.0] + [0.0] * 63
-    low, high = mean_interval(gains) or (0, 0)
-    assert low < 0 < high and mean_interval([-gain for gain in gains]) == pytest.approx((-high, -low))
+    low, high = compute_mean_interval(gains) or (0, 0)
+    assert low < 0 < high and compute_mean_interval([-gain for gain in gains]) == pytest.approx((-high, -low))
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 5), (4, 1), (1, 2)])
 def test_the_spread_over_seeds_widens_as_in_a_t_test(counts: tuple[int, int]) -> None:
     one, two = (np.random.default_rng(9).normal(1.0, 0.1, count) for count in counts)
-    half = seeds_half_width(one.tolist(), two.tolist())
+    half = compute_seeds_half_width(one.tolist(), two.tolist())
     if 1 in counts:  # scipy's test takes no single value
         several = max(one, two, key=len)
         freedom = len(several) - 1
@@ -83,4 +83,4 @@ def test_the_spread_over_seeds_widens_as_in_a_t_test(counts: tuple[int, int]) ->
 
 
 def test_single_seeds_have_no_spread() -> None:
-    assert np.isnan(seeds_half_width([1.0], [2.0]))
+    assert np.isnan(compute_seeds_half_width([1.0], [2.0]))

@@ -157,7 +157,9 @@ def test_a_plan_that_the_search_found_after_a_tuning_is_said_not_to_be_tuned(tmp
     folder.select(record, 0)
     read = folder.read()
     text = summarize_run(read.result, read.comparison())
-    searched, _, tuned = text.partition("The run's plan is not tuned yet. These are figures of another. ")
+    searched, _, tuned = text.partition(
+        "The run's plan is not tuned yet. These figures are for another plan. "
+    )
     assert "whose test loss is 1.500" in tuned and "whose validation loss" in searched
 
 
@@ -211,7 +213,7 @@ def test_a_search_that_was_killed_has_the_plan_of_its_log(tmp_path: Path) -> Non
                 raise KeyboardInterrupt
 
     with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
-        made.choose_plan()
+        made.make_plan()
         before = min(made.result.space.uniform_plans(), key=made.result.space.memory_bytes)
         write_json(made.folder.plan_file, plan_to_dict(made.result.space, before))
         with pytest.raises(KeyboardInterrupt):
@@ -222,7 +224,7 @@ def test_a_search_that_was_killed_has_the_plan_of_its_log(tmp_path: Path) -> Non
 
 def test_a_search_of_which_nothing_came_leaves_the_run_its_plan(tmp_path: Path) -> None:
     with Run(tmp_path / "a", make_settings(SETTINGS)) as made:
-        made.choose_plan()
+        made.make_plan()
         before, space = made.plan, made.result.space
         record = TuningRecord(before, 0, 3, space.memory_bytes(before), 1.0, (1.5,), (1,))
         made.folder.tuning(record.id).path.mkdir(parents=True)

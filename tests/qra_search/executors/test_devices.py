@@ -47,7 +47,7 @@ def test_each_worker_gets_a_gpu_if_its_run_leaves_that_open(four, device, worker
         (
             "cuda:1",
             Workers(2),
-            "--device cuda:1 names one GPU, and each worker gets its own: use --device cuda",
+            "--device cuda:1 names one GPU, but each worker needs its own. Use --device cuda",
         ),
         ("cuda:1", Workers(1, "ray"), "--device cuda:1 names one GPU"),
     ],

@@ -12,11 +12,11 @@ from scipy import stats
 
 from qra_search.app.bench import run as bench
 from qra_search.app.bench import tables as scores
-from qra_search.app.bench.run import _run_cell, truncate_state
+from qra_search.app.bench.run import _run_cell_safely, truncate_state
 from qra_search.app.bench.tables import (
     collect_medians,
-    compute_regret,
-    find_best_known,
+    compute_normalized_regret,
+    find_lowest_losses,
     to_markdown,
     write_tables,
 )
@@ -55,7 +55,7 @@ def test_a_search_shorter_than_the_first_checkpoint_is_judged_when_it_ends() -> 
 
 def test_a_cell_hands_over_plans_at_their_noise_free_loss() -> None:
     row = bench.run_cell(TASK, "random", 1, 15)
-    evaluator = bench.build_task(TASK, 1)
+    evaluator = bench.build_benchmark_task(TASK, 1)
     study = Study(
         evaluator,
         strategy="random",
@@ -103,7 +103,7 @@ def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
 
 
 def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
-    row = _run_cell(TASK, "Repeating", 0, 30.0)
+    row = _run_cell_safely(TASK, "Repeating", 0, 30.0)
     assert row["error"].startswith("StudyFailed: the strategy proposed Plan(") and "checkpoints" not in row
     assert "/" not in row["error"]
 
@@ -180,13 +180,15 @@ def make_row(strategy: str, handed: list[float], **changes) -> dict:
 )
 def test_the_share_left_is_summed_over_the_three_budgets(handed: list[float], share: float) -> None:
     row = make_row("x", handed)
-    assert compute_regret(row, 10, find_best_known([row])[row["task"], 0]) == pytest.approx(share)
+    assert compute_normalized_regret(row, 10, find_lowest_losses([row])[row["task"], 0]) == pytest.approx(
+        share
+    )
 
 
 def test_a_plan_better_than_the_reference_becomes_the_best_known() -> None:
     rows = [make_row("good", [0.5] * 5), make_row("fair", [1.0] * 5)]
-    best = find_best_known(rows)[rows[0]["task"], 0]
-    assert [compute_regret(row, 10, best) for row in rows] == pytest.approx([0.0, 1 / 3])
+    best = find_lowest_losses(rows)[rows[0]["task"], 0]
+    assert [compute_normalized_regret(row, 10, best) for row in rows] == pytest.approx([0.0, 1 / 3])
 
 
 def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
@@ -202,8 +204,12 @@ def test_a_failed_cell_is_shown_as_failed_and_named() -> None:
 
 def test_tables_show_every_strategy_task_and_loss(small: Path) -> None:
     rows = bench.read_rows(small)
-    best = find_best_known(rows)
-    mine = [compute_regret(r, 10, best[r["task"], r["seed"]]) for r in rows if r["strategy"] == "random"]
+    best = find_lowest_losses(rows)
+    mine = [
+        compute_normalized_regret(r, 10, best[r["task"], r["seed"]])
+        for r in rows
+        if r["strategy"] == "random"
+    ]
     (medians,) = write_tables(small)["medians"].values()
     assert medians["random"][10] == pytest.approx(np.median(mine))
     text = (small / "tables.md").read_text()
@@ -263,13 +269,13 @@ def test_wins_ties_and_losses_are_counted_over_the_blocks_that_both_have() -> No
 
 def test_a_seed_at_which_every_strategy_failed_is_a_failure_of_each() -> None:
     rows = [make_row("a", [1.25] * 5), make_row("a", [], seed=1, error="KeyError", checkpoints=[])]
-    shares = scores.collect_regrets(rows, 10.0, scores.find_best_known(rows))
+    shares = scores.collect_normalized_regrets(rows, 10.0, scores.find_lowest_losses(rows))
     assert shares["a"].tolist() == [[pytest.approx(1 / 4), np.inf]]
     assert "| a | 2 | failed | failed | 1 |" in scores.to_markdown(rows)
 
 
 def test_a_task_with_nothing_to_gain_over_uniform_has_no_share() -> None:
     rows = [make_row(name, [1.0] * 5, seed=seed, uniform=[1.0] * 5) for name in "ab" for seed in (0, 1)]
-    assert np.isnan(scores.collect_regrets(rows, 10.0, scores.find_best_known(rows))["a"]).all()
+    assert np.isnan(scores.collect_normalized_regrets(rows, 10.0, scores.find_lowest_losses(rows))["a"]).all()
     text = scores.to_markdown(rows)
     assert "| a | 0 |  |  | 0 |" in text and "| b | 0 |  |  | 0 |" in text

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from qra_search.app.bench import run as bench
-from qra_search.app.bench.run import _run_cell
+from qra_search.app.bench.run import _run_cell_safely
 
 TASK = "interaction-4-layer-measured"
 
 
 def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
-    evaluator = bench.build_task("misleading-6-module-shuffled", 3)
+    evaluator = bench.build_benchmark_task("misleading-6-module-shuffled", 3)
     assert len(evaluator.space) == 42
     assert evaluator.space.ranks == (4, 8, 16, 32), "rows of one task compare whatever a run begins with"
     assert evaluator.describe()["landscape"] == "misleading" and evaluator.describe()["seed"] == 3
@@ -24,7 +24,9 @@ def test_a_task_is_named_by_family_layers_granularity_and_prior() -> None:
 
 
 def test_a_task_is_as_noisy_as_its_name_says() -> None:
-    measured, exact, noisy = (bench.build_task(TASK + noise, 0) for noise in ("", "-noiseless", "-noise0.5"))
+    measured, exact, noisy = (
+        bench.build_benchmark_task(TASK + noise, 0) for noise in ("", "-noiseless", "-noise0.5")
+    )
     plan = exact.space.uniform(3, 8)
     assert exact.evaluate(plan, seed=3).loss == exact.true_loss(plan) == measured.true_loss(plan)
     assert measured.evaluate(plan, seed=3).loss != measured.true_loss(plan)
@@ -38,11 +40,11 @@ def test_a_task_is_as_noisy_as_its_name_says() -> None:
 )
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="unknown task .*: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"):
-        bench.build_task(text, 0)
+        bench.build_benchmark_task(text, 0)
 
 
 def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
-    space = bench.build_task(TASK, 0).space
+    space = bench.build_benchmark_task(TASK, 0).space
     low, high = (space.memory_bytes(space.uniform(bits, 8)) for bits in (3, 4))
     assert bench.list_task_budgets(space) == (low, (low + high) // 2, high)
 
@@ -74,7 +76,7 @@ def test_a_strategy_may_be_a_class_of_a_file_named_as_a_module_of_others(tmp_pat
     path.write_text(OWN)
     strategy = bench.parse_strategy(f"{path}:Mine?depth=3")
     assert type(strategy).__name__ == "Mine" and strategy.depth == 3
-    row = _run_cell(TASK, f"{path}:Mine?depth=3", 0, 6.0)
+    row = _run_cell_safely(TASK, f"{path}:Mine?depth=3", 0, 6.0)
     assert "error" not in row
     assert json.loads("[1]") == [1] and sys.modules["json"] is json
 

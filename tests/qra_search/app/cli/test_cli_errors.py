@@ -92,7 +92,7 @@ CASES = [
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
     (("search", "a", "--evaluations", "-3"), "qra: options: search.evaluations is -3"),
-    (("search", "damaged"), "damaged has no config.yaml: `qra plan` or `qra search` did not begin it"),
+    (("search", "damaged"), "damaged has no config.yaml, because it was not begun by `qra plan`"),
     (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
     (("report", "none"), "none is not a run: it is not a folder"),
@@ -118,7 +118,7 @@ CASES = [
     ((*SEARCH, "--workers", "2", "--device", "cuda"), "each of 2 workers needs a GPU, and there are 0"),
     ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown"),
     ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
-    ((*SEARCH, "--workers", "1", "--address", "auto"), "--address is that of a Ray cluster: give --executor"),
+    ((*SEARCH, "--workers", "1", "--address", "auto"), "--address names a Ray cluster, so it needs"),
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
     ((*SEARCH, "--backend", "2=reference,2=gguf"), "--backend 2 is given twice: give it once"),

@@ -123,8 +123,11 @@ def test_a_dry_run_shows_an_example_as_it_is_tuned_on_and_makes_nothing(qra: Qra
     for words in ("smallest plan", "will run", "Nothing was run", "ranks 2, 4, 8, 16, 32"):
         assert words in shown.out
     for engine in ("llama.cpp", "transformers", "vllm"):
-        assert re.search(rf"in {engine} +from [\d.]+ KiB: (more than|fits) the budget", shown.out), engine
-    assert re.search(r"each tuning +about [\d.]+ \w+, .*at most as much for the trials", shown.out)
+        text = rf"in {engine} +at least [\d.]+ KiB, which (is more than|fits) the budget, if planned"
+        assert re.search(text, shown.out), engine
+    assert re.search(
+        r"each tuning +about [\d.]+ \w+, .*Trials of learning rates take at most as long", shown.out
+    )
     assert "an evaluation" not in shown.out and "()" not in shown.out, "a plan's forecast is its own"
 
 

@@ -109,7 +109,7 @@ def test_ctrl_c_before_anything_was_begun_is_said(
 ) -> None:
     from qra_search.app.cli import search
 
-    monkeypatch.setattr(search, "check_budget", lambda config: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(search, "require_budget", lambda config: signal.raise_signal(signal.SIGINT))
     stopped = qra("plan", "--model", "tiny", "--task", "arithmetic", "--memory", "75%", "--dry-run")
     assert stopped.status == 130 and stopped.err.strip() == "qra: stopped"
 

@@ -22,7 +22,7 @@ def show_steps(qra: Qra, run: Path) -> int:
     folder = RunFolder(run)
     found, comparison = folder.read().find_tuning().record(), folder.read().comparison()
     assert found is not None and comparison is not None and comparison.chosen.records[0] == found
-    assert f"Exported, loaded and shown: tuning {found.id}" in qra("show", run).out
+    assert f"Tuning {found.id} is exported, loaded and shown" in qra("show", run).out
     loss = f"{found.test_loss:.4g}"
     assert loss in qra("show", run).out and loss in folder.report_file.read_text()
     return found.steps
@@ -46,8 +46,8 @@ def test_the_longest_comparison_stays_and_every_command_shows_it(
     assert len(by_steps["tuned"]) == 4
     short = next(r for r in read_records(searched) if r.steps == 100 and r.plan == MIXED)
     text = " ".join(done.err.split())
-    assert "of 200 steps stays selected, as this one has 100" in text
-    assert f"qra show {searched} --tuning {short.id}` selects this one" in text
+    assert f"of 200 steps stays selected, because the new tuning {short.id} has only 100" in text
+    assert f"To select the new one, run `qra show {searched} --tuning {short.id}`" in text
     assert qra(*mixed, "--steps", 100, "--json").json["selected"] is False
     assert qra("show", searched, "--tuning", short.id).status == 0 and show_steps(qra, searched) == 100
     assert qra(*mixed, "--steps", 200).status == 0 and show_steps(qra, searched) == 200
@@ -74,7 +74,7 @@ def test_that_a_named_tuning_is_selected_no_longer_is_said(
     named = RunFolder(searched).read().find_tuning().id
     assert qra("show", searched, "--tuning", named).status == 0
     done = qra("finetune", searched, "--steps", 80)
-    assert f"tuning {named}, which you named, is no longer selected" in " ".join(done.err.split())
+    assert f"tuning {named}, which you selected by --tuning, is no longer" in " ".join(done.err.split())
     assert "is no longer selected" not in qra("finetune", searched, "--steps", 100).err
 
 
@@ -151,8 +151,8 @@ def test_a_search_takes_the_place_of_a_tuned_plan_only_if_its_own_is_better_than
     assert comparison is not None and comparison.chosen.plan == tuned, "what is shown was tuned"
     if is_better:
         assert folder.read().require_plan() != tuned
-        assert f"stays selected until `qra finetune {run}` has tuned this one" in text
-        assert "The run's plan is not tuned yet. These are figures of another." in " ".join(done.out.split())
+        assert f"stays selected until `qra finetune {run}` has tuned the search's plan" in text
+        assert "is not tuned yet. These figures are for another plan." in " ".join(done.out.split())
     else:
         assert (
             folder.read().require_plan() == tuned
@@ -268,7 +268,7 @@ def test_trials_foretell_the_rate_once_for_all_plans(qra: Qra, searched: Path, t
 
 def test_a_short_tuning_takes_the_rate_of_its_steps(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     done = qra("finetune", searched, "--steps", 150, "--against", "none")
-    assert done.status == 0 and "learning rate 0.002 for 150 steps, foretold from their number" in done.err
+    assert done.status == 0 and "0.002 for 150 steps, foretold from the number of steps alone" in done.err
     assert not tuner["tried"] and list_rates(searched) == [0.002]
     done = qra("finetune", searched, "--steps", 150, "--set", "training.learning_rate=0.003")
     assert "foretold" not in done.err and list_rates(searched) == [0.002, 0.003]

@@ -12,7 +12,12 @@ import pytest
 from qra_search import Plan, search
 from qra_search.app.compare import Comparison, Role, TunedPlan
 from qra_search.app.report import formatting
-from qra_search.app.report.finding import make_answer, make_headline, summarize_comparison, summarize_run
+from qra_search.app.report.finding import (
+    make_comparison_headline,
+    make_headline,
+    summarize_comparison,
+    summarize_run,
+)
 from qra_search.app.report.tables import make_allocation_table
 from qra_search.schemas import Sensitivities, TuningRecord
 from qra_search.space.memory import format_bytes
@@ -78,7 +83,7 @@ def test_what_makes_a_plan_worthless_is_said_first() -> None:
     assert summarize_comparison(compared(samples=empty)).startswith("The tuned model answers nothing")
     right = {"exact_match": (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)}
     flattered = compared(row_scores=right, commonest_scores={"exact_match": 0.3})
-    answer = make_answer(flattered)
+    answer = make_comparison_headline(flattered)
     assert answer.startswith("The most common answer, given to every row, scores 30.0%")
     assert "Deploy the plan (108.0 MiB)" in answer, "the first line names a model all the same"
     assert "most common" not in summarize_comparison(flattered, headline=answer)
@@ -119,8 +124,10 @@ def test_a_difference_whose_interval_holds_zero_is_neither_gain_nor_loss() -> No
 
 def test_the_headline_admits_defeat_absence_and_too_few_rows() -> None:
     worse = summarize_comparison(compared([1.1, 1.2] * 6))
-    assert worse.startswith("No plan found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB")
-    assert "no uniform plan was tuned alike" in summarize_comparison(compared(uniform=None))
+    assert worse.startswith(
+        "None of the plans found within 108.0 MiB beats uniform 3 bits, rank 8, 100.0 MiB"
+    )
+    assert "no uniform plan was tuned with the same settings" in summarize_comparison(compared(uniform=None))
     assert "nothing says whether the difference is chance" in summarize_comparison(compared([0.8]))
     assert summarize_comparison(compared([1.2])).endswith("(it may be chance).")
     nothing = search(ToyEvaluator(), strategy="random", evaluations=1)
@@ -139,7 +146,7 @@ def test_before_tuning_the_headline_is_predicted_and_none_if_it_may_be_chance(da
     mixed = SearchResult(TWO, (), by_bits, ((three + four) // 2,), 0, strategy="qra", allocations={})
     lead = f"{damage:.3f} nats closer to 16 bits than"
     assert f"): before tuning it is predicted {lead} uniform 3 bits, rank 8" in summarize_run(mixed)
-    assert (f"before tuning predicted {lead} the best uniform plan" in make_headline(mixed)) is (damage > 0.1)
+    assert (f"predicted to be {lead} the best uniform plan" in make_headline(mixed)) is (damage > 0.1)
 
 
 def test_a_change_on_validation_data_may_be_chance_within_two_standard_errors() -> None:

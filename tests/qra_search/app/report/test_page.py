@@ -223,7 +223,7 @@ def test_tunings_are_shown_with_escaped_answers(tmp_path: Path) -> None:
     for words in (
         "Answers to test rows",
         "9 or so",
-        "95% intervals, of losses over 12 test rows",
+        "95% intervals, for losses computed over 12 test rows",
         "uniform 3 bits",
         *(record.id for record in run.records()),
     ):
