@@ -7,9 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
@@ -67,7 +69,11 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
                     if any("rope.scaling.type" in name for name in header.fields):
                         problem = "transformers ignores the rotary scaling of this file"
                         warnings.warn(f"{path}: {problem}, so long texts may come out worse", stacklevel=3)
-                    model, tokenizer = _read_model(path, dtype)
+                    # transformers asks gguf for both once: it reads a file for each part of a model, and maps all names
+                    # of tensors for each module, which takes 20 seconds for SmolLM2.
+                    names = cache(gguf.get_tensor_name_map)
+                    with patch.multiple("gguf", GGUFReader=lambda _: header, get_tensor_name_map=names):
+                        model, tokenizer = _read_model(path, dtype)
                 for part in (model, tokenizer):
                     part.save_pretrained(Path(partial) / "model")
                 (Path(partial) / "model").rename(folder)
