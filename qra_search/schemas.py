@@ -288,7 +288,7 @@ def _make_matrix(values: Any) -> np.ndarray:
     array = np.array(values, dtype=float)
     if array.ndim != 2 or not np.isfinite(array).all():
         raise ValueError(
-            f"give a matrix of finite numbers, a row a group and a column a choice (its shape is {array.shape})"
+            f"a matrix of finite numbers is needed, (groups, choices), but its shape is {array.shape}"
         )
     array.setflags(write=False)
     return array

@@ -31,7 +31,8 @@ def make_backend(spec: Spec) -> Backend:
         return _build_backend(spec, {})
     if not isinstance(spec, Mapping) or not spec:
         raise ValueError(
-            f"a backend must be a name, a mapping with the key 'name', or one from bit-widths to backends, got {spec!r}"
+            f"a backend must be a name, a mapping with the key 'name', or a mapping from bit-widths to backends, "
+            f"got {spec!r}"
         )
     if "name" in spec:
         return _build_backend(str(spec["name"]), {key: value for key, value in spec.items() if key != "name"})

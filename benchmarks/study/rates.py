@@ -106,6 +106,9 @@ def list_table(lines: Sequence[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (model, task, steps), places in made.items():
+        if 0 not in places:  # the foretold one diverged
+            table.append(f"| {model} | {task} | {steps} | | | diverged | | | |")
+            continue
         own, best = places[0], min(places.values(), key=lambda line: line["test_loss"])
         worse, interval = own["test_loss"] / best["test_loss"] - 1, "the best"
         if best is not own and (found := bootstrap_log_ratio(own["nats"], best["nats"])):

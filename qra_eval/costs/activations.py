@@ -171,7 +171,7 @@ class Activations:
         return labels * self.hidden * self.wide + max(times * logits + chunk, logits + self.head_rows)
 
     # -- passes --------------------------------------------------------------------------------
-    def count_pass_peak(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:
+    def count_pass_peak_bytes(self, rows: int, tokens: int, labels: int, *, training: bool) -> int:
         """Peak of a forward pass and its loss; in training also of the backward pass and the adapters' gradients."""
         hidden = rows * tokens * self.hidden
         if not training:
@@ -187,12 +187,12 @@ class Activations:
         first = self.layers * self.adapters * 4 + layer + moment
         return max(kept + max(head, again + moment), first)
 
-    def count_layer_peak(self, rows: int, tokens: int) -> int:
+    def count_layer_peak_bytes(self, rows: int, tokens: int) -> int:
         """Peak of a layer's forward pass, its weights apart."""
         part = max(3 * self.widest * self.wide * rows * tokens, self._count_attention_bytes(rows, tokens))
         return 2 * rows * tokens * self.hidden * self.wide + part
 
-    def count_calibration_peak(self, rows: int, tokens: int, linears: Iterable[Any]) -> int:
+    def count_calibration_peak_bytes(self, rows: int, tokens: int, linears: Iterable[Any]) -> int:
         """Peak of a layer's pass forward and backward to its input while figures of its linears are gathered."""
         # Inputs and gradients of one linear as float32, the gradients squared, and a gradient of the widest part.
         wide = max((m.in_features + 2 * m.out_features for m in linears), default=0)

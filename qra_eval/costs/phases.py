@@ -223,7 +223,7 @@ class _Run:
         made += self.count_pinned_bytes()
         if not calibrated:
             return max(work, table), made
-        passing, waiting = self.count_calibration_peak(batches)
+        passing, waiting = self.count_calibration_peak_bytes(batches)
         return max(passing, self.count_moment_bytes() + work, table), made + waiting
 
     def group_inputs(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
@@ -238,12 +238,14 @@ class _Run:
     def count_moment_bytes(self) -> int:
         return 4 * sum(shapes[0][1] ** 2 for shapes in self.group_inputs().values())
 
-    def count_calibration_peak(self, batches: list[Batch]) -> tuple[int, int]:
+    def count_calibration_peak_bytes(self, batches: list[Batch]) -> tuple[int, int]:
         """Rows forward and backward, layer by layer: inputs of layers wait on the host, as the model is stored.
 
         Of one layer there are its activations, its moments, and then a linear's change at a level.
         """
-        both = self.bare.count_calibration_peak(*find_largest_shape(batches), self.model.linears.values())
+        both = self.bare.count_calibration_peak_bytes(
+            *find_largest_shape(batches), self.model.linears.values()
+        )
         both += self.count_moment_bytes() + self.count_layer_copy_bytes()
         labels = max(len(b.targets) for b in batches)
         head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
@@ -260,7 +262,7 @@ class _Run:
     def count_sensitivity_bytes(self) -> tuple[int, int]:
         """The pass of the plan's rows, with probes of every linear; then some of these in place, in float32."""
         probe = sample_probe_batch(self.tuner)
-        forward = self.make_activations(torch.float32).count_layer_peak(*probe.input_ids.shape)
+        forward = self.make_activations(torch.float32).count_layer_peak_bytes(*probe.input_ids.shape)
         logits = len(probe.targets) * self.vocabulary * 4 * 5
         at_level = self.vocabulary * self.width * self.wide if self.model.tables else 0
         wider = self.count_cast_bytes(4) + self.count_cast_table_bytes(4) + at_level
@@ -279,7 +281,9 @@ class _Run:
 
         def count_passes(some: list[Batch], *, training: bool) -> int:
             labels = max(len(batch.targets) for batch in some)
-            return self.activations.count_pass_peak(*find_largest_shape(some), labels, training=training)
+            return self.activations.count_pass_peak_bytes(
+                *find_largest_shape(some), labels, training=training
+            )
 
         trained = count_passes(batches, training=True) if batches and self.rank else 0
         trained += self.count_scale_bytes(batches) if batches else 0
@@ -300,7 +304,7 @@ class _Run:
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
         kept = 2 * self.layers * rows * (longest + answer) * self.activations.key_width * self.wide
         mask = rows * longest**2 * self.wide
-        return kept + mask + self.activations.count_pass_peak(rows, longest, rows, training=False)
+        return kept + mask + self.activations.count_pass_peak_bytes(rows, longest, rows, training=False)
 
     def count_untuned_bytes(self) -> int:
         """A GPU's pass of the model as it was loaded, beside which the tuned one is seen: searched tables visit it."""
@@ -308,7 +312,7 @@ class _Run:
             return 0  # little beside a training there
         rows = self.tuner.rows("test", self.tuner.finetune.test_rows)
         batches = make_batches(rows, 2 * self.settings.batch_size)
-        forward = self.bare.count_layer_peak(*find_largest_shape(batches))
+        forward = self.bare.count_layer_peak_bytes(*find_largest_shape(batches))
         logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
         highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest

@@ -164,7 +164,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         sample, sample_weights, rows = linear, weights, None
         runs = TABLE_RUNS if is_table else OUTPUT_RUNS
         if name not in wanted and linear.out_features > runs * RUN:
-            some = spread_output_runs(linear.out_features, runs).to(linear.weight.device)
+            some = choose_spread_outputs(linear.out_features, runs).to(linear.weight.device)
             part = make_linear(linear.weight.detach()[some])
             if all(can_store(backend, level, part) for level in storable):
                 sample, rows = part, some
@@ -206,7 +206,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
     return probes, squares
 
 
-def spread_output_runs(count: int, runs: int = OUTPUT_RUNS) -> Tensor:
+def choose_spread_outputs(count: int, runs: int = OUTPUT_RUNS) -> Tensor:
     """Indices (runs * `RUN`,) of those that are probed of so many outputs, from the first to the last."""
     starts = torch.linspace(0, count - RUN, runs).long()
     return (starts[:, None] + torch.arange(RUN)).flatten()

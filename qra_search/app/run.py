@@ -109,7 +109,7 @@ class Run(AbstractContextManager["Run"]):
         record = next(record for record in run.records if record.id == id)
         if not run.result.space.contains(record.plan):
             problem = "cannot be selected. It is LoRA on the 16-bit model, which is no plan of this run"
-            raise BadInput(f"tuning {id} {problem}. To export it, use `qra export --tuning {id}`")
+            raise BadInput(f"tuning {id} {problem}. To export it, use `qra export {self.path} --tuning {id}`")
         budget_bytes = max(run.result.memory_budgets, default=0)
         self._snapshot = replace(run, selection=self.folder.select(record, budget_bytes, is_named=True))
         write_page(self._snapshot)

@@ -22,7 +22,7 @@ TRACEBACK = "QRA_TRACEBACK"
 SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
 
 
-class CommandEntry(NamedTuple):
+class Command(NamedTuple):
     """A command: its name, the module of this folder that has a function of that name, the panel it is listed in, and
     the first line of its documentation."""
 
@@ -39,28 +39,20 @@ class CommandEntry(NamedTuple):
 
 
 ENTRIES = (
-    CommandEntry("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
-    CommandEntry("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
-    CommandEntry(
-        "search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."
-    ),
-    CommandEntry("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
-    CommandEntry("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
-    CommandEntry(
-        "generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."
-    ),
-    CommandEntry("report", "look", LOOK, "Write the HTML report of a run."),
-    CommandEntry(
-        "show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."
-    ),
-    CommandEntry("strategies", "lists", TOOLS, "List the search strategies with their options."),
-    CommandEntry(
-        "backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."
-    ),
-    CommandEntry("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
-    CommandEntry("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    CommandEntry("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
-    CommandEntry("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
+    Command("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
+    Command("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
+    Command("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
+    Command("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
+    Command("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
+    Command("generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."),
+    Command("report", "look", LOOK, "Write the HTML report of a run."),
+    Command("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
+    Command("strategies", "lists", TOOLS, "List the search strategies with their options."),
+    Command("backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."),
+    Command("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
+    Command("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
+    Command("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
+    Command("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
 )
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 

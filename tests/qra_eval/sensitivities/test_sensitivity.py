@@ -206,7 +206,7 @@ def test_rows_that_were_not_probed_take_the_errors_of_those_that_count_as_much()
     counts = torch.linspace(1.0, 9.0, 400)
     noise = torch.randn(400, 32, generator=generator) * weight.square().mean(1).sqrt()[:, None]
     degraded = weight + noise / counts[:, None]  # rows that count more lose less
-    rows = measure.spread_output_runs(400, 6)
+    rows = measure.choose_spread_outputs(400, 6)
     extended = measure.extend_errors(weight, rows, degraded[rows], counts)
     torch.testing.assert_close(extended[rows], degraded[rows])
     errors = (extended - weight).square().mean(1), (degraded - weight).square().mean(1)
