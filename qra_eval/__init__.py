@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from qra_eval.tuning.loading import load
 
 __all__ = ["QuantizedLoRAEvaluator", "load"]
-logging.getLogger("bitsandbytes").setLevel(
-    logging.ERROR
-)  # peft imports it; kernels that it does without are no news
+for _name in ("bitsandbytes", "kernels"):  # PEFT imports them; kernels that they do without are no news
+    logging.getLogger(_name).setLevel(logging.ERROR)
 _HOMES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
 
 

@@ -22,6 +22,7 @@ from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_fused_kind
+from qra_eval.models.loaded import PLAIN
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -200,7 +201,7 @@ def load_plain(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model folder as plain transformers loads it, without a network."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **PLAIN)
 
 
 def write_model_files(run: TunedRun, out: Path) -> None:

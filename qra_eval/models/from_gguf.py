@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from qra_eval.models.loaded import get_cache_root, make_cache_error
+from qra_eval.models.loaded import PLAIN, get_cache_root, make_cache_error
 from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
@@ -91,7 +91,7 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         with redirect_stderr(StringIO()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                **source, **PLAIN, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
     finally:
         logging.set_verbosity(level)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
-from qra_eval.models.loaded import STORAGE_DTYPE, LoadedModel, prepare_model
+from qra_eval.models.loaded import PLAIN, STORAGE_DTYPE, LoadedModel, prepare_model
 from qra_eval.models.tiny import make_tiny_model
 from qra_search.errors import BadInput, first_line
 
@@ -83,7 +83,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         if not weights:
             return _read_shapes(source, config, dtype, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **PLAIN, **options
         )
         model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -180,6 +180,9 @@ POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 STORAGE_DTYPE = torch.bfloat16
 """In which a model is kept unless the caller asks otherwise, on every machine: bytes are counted in it."""
 
+PLAIN = {"use_kernels": False}
+"""For `from_pretrained`: since 5.25 transformers fetches kernels from the hub unasked, which compute otherwise."""
+
 PROBE = (512, 576, 1536)
 ROUNDS = 12
 CLEARLY = 0.9

@@ -13,6 +13,7 @@ from qra_eval.quantized import adapters
 from qra_eval.tasks import make_task
 from qra_eval.tasks.base import Rows
 from qra_eval.tuning import training
+from qra_eval.tuning.fine_tuner import TRIAL_ROWS
 from qra_search.app.evaluator import RateTrial
 from qra_search.errors import EvaluationFailed
 from qra_search.sections import FinetuneConfig
@@ -90,7 +91,7 @@ STEPS = 10
 def test_a_trial_gives_a_loss_and_changes_nothing_of_the_tuning():
     evaluator = make_evaluator(
         training={"batch_size": 2},
-        evaluation={"validation_rows": 8},
+        evaluation={"validation_rows": TRIAL_ROWS},
         finetune={"steps": STEPS, "test_rows": 8, "scored_rows": 0, "sample_answers": 0},
         space={"bits": [16], "ranks": [8], "granularity": "layer"},
         quantization={"embeddings": 16},
