@@ -83,24 +83,28 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
 
 
 def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    options: dict[str, Any] = {**PLAIN, "dtype": dtype, "ignore_mismatched_sizes": True}
+    if hasattr(transformers, "GgufConfig"):  # since 5.25 some families stay packed where the hub has a kernel
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         with redirect_stderr(StringIO()):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **source, **PLAIN, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **options, output_loading_info=True)
     finally:
         logging.set_verbosity(level)
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
         raise BadInput(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
-    # A model read from GGUF is marked as quantized although it is not, and so refuses to be saved.
-    model.hf_quantizer.remove_quantization_config(model)
+    if hasattr(
+        model, "hf_quantizer"
+    ):  # it is marked as quantized although it is not, and so refuses to be saved
+        model.hf_quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(**source)
 
 
