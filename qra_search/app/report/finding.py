@@ -127,14 +127,14 @@ def describe_deployed(comparison: Comparison) -> str:
     size = format_bytes(own.memory_bytes)
     text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_metric_or_loss(own, metric)}"
     text += " right" if metric in RIGHT else ""
-    for other in others:
+    for i, other in enumerate(others):
         figure = "diverged"
         if not other.failed:
             figure = f"{_format_metric_or_loss(other, metric)} ({_describe_gap(own, other, comparison)})"
-        text += f", {_name_tuned(other, comparison)} {figure}"
-    parts = round(others[0].memory_bytes / own.memory_bytes) if others else 1
-    if parts > 1:
-        text += f", {SHARES[parts - 1] if parts <= len(SHARES) else f'1/{parts}'} of its memory"
+        text += f"{'; ' if i else ', '}{_name_tuned(other, comparison)} {figure}"
+        parts = round(other.memory_bytes / own.memory_bytes)
+        if i == 0 and parts > 1:
+            text += f", {SHARES[parts - 1] if parts <= len(SHARES) else f'1/{parts}'} of its memory"
     return text + (", named by --tuning" if comparison.is_named else "")
 
 

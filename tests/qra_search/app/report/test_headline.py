@@ -202,3 +202,10 @@ def test_the_verdict_is_a_line_of_the_plans_figure_and_that_of_16_bit_lora() -> 
         beside = replace(comparison, tunings=(*comparison.tunings, sixteen))
         line = f"Deploy the plan (108.0 MiB): {line}, a third of its memory"
         assert make_headline(nothing, beside) == line
+    comparison = compared(uniform=None, row_scores={"accuracy": (1.0, 0.0) * 6})
+    scores = {"accuracy": (1.0,) * 7 + (0.0,) * 5}
+    shuffled = tuned("shuffled", comparison.chosen.plan, [1.4] * 12, 108, row_scores=scores)
+    line = make_headline(nothing, replace(comparison, tunings=(*comparison.tunings, sixteen, shuffled)))
+    assert line.endswith(
+        "(50.0 points better), a third of its memory; the plan shuffled 58.3% (within chance)"
+    )
