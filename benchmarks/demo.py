@@ -17,12 +17,15 @@ import numpy as np
 
 from benchmarks.common import MIB, RESULTS, append_lines, find_commit, read_lines
 from benchmarks.study.intervals import make_markdown_table
-from qra_search.app.cli.demo import DEMO
+from qra_search.app.cli.demo import DEMO_SETTINGS
 from qra_search.app.config import make_config
 from qra_search.app.run import Run
 
 PATH = RESULTS / "demo.jsonl"
-KEY = {"command": "benchmarks.demo", "settings": zlib.crc32(json.dumps(DEMO, sort_keys=True).encode())}
+KEY = {
+    "command": "benchmarks.demo",
+    "settings": zlib.crc32(json.dumps(DEMO_SETTINGS, sort_keys=True).encode()),
+}
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
 
 def measure(out: Path, seeds: int) -> None:
     """Tune what the run lacks, and append the lines that are not there yet."""
-    with Run(out, make_config(DEMO)) as run:
+    with Run(out, make_config(DEMO_SETTINGS)) as run:
         run.make_plan(progress=True)
         run.finetune(seeds=seeds, with_16_bit=True, progress=True)
         comparison = run.finetune(seeds=seeds, against="shuffled", progress=True)

@@ -43,7 +43,7 @@ KINDS = ("uniform", "sensitivities", "changed")
 SEEDS = 3
 TUNINGS, BLOCK = 192, 12
 """Tunings of a task, a multiple of the block; one of each block is made twice, with another seed."""
-MOST_CHANGED = 1 / 3
+MAX_CHANGED = 1 / 3
 VALIDATION_ROWS, TEST_ROWS = 128, 500
 
 
@@ -59,7 +59,7 @@ def draw_design(task: str) -> list[dict[str, Any]]:
         else:
             line["budget_bits"] = round(1 + 2 * draw[1], 3)
         if kind == "changed":
-            line |= {"changed": round(MOST_CHANGED * (0.1 + 0.9 * draw[6]), 3), "change_seed": number}
+            line |= {"changed": round(MAX_CHANGED * (0.1 + 0.9 * draw[6]), 3), "change_seed": number}
         length = int(np.searchsorted(np.cumsum(list(STEPS.values())), draw[4]))
         line |= {
             "rank": _pick(RANKS, draw[2]),

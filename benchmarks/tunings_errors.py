@@ -31,7 +31,7 @@ from qra_eval.landscapes.tunings import (
 from qra_search.surrogates.gp import fit_loss_gp
 
 FOLDS = 20
-MOST_HELD_OUT = 0.75
+MAX_HELD_OUT = 0.75
 """A value that more of the rows have is not held out: too few are left to learn from."""
 
 
@@ -106,7 +106,7 @@ def iterate_folds(values: np.ndarray, folds: int) -> Iterator[np.ndarray]:
     distinct = np.unique(values)
     for part in np.array_split(np.random.default_rng(0).permutation(distinct), min(folds, len(distinct))):
         held_out = np.isin(values, part)
-        if held_out.mean() <= MOST_HELD_OUT:
+        if held_out.mean() <= MAX_HELD_OUT:
             yield held_out
 
 

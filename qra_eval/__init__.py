@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedLoRAEvaluator", "load"]
 for _name in ("bitsandbytes", "kernels"):  # PEFT imports them; kernels that they do without are no news
     logging.getLogger(_name).setLevel(logging.ERROR)
-_HOMES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
+_MODULES = {"QuantizedLoRAEvaluator": "evaluators.quantized_lora", "load": "tuning.loading"}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when it is first asked for: both bring torch, which the landscapes do without."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -10,13 +10,13 @@ from typing import Literal
 from qra_search import plugins
 from qra_search.errors import BadInput, first_line
 
-SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 """How long an answer of the hub is waited for."""
-KNOWN = ("smollm2", "tiny")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-TASK_NAME = re.compile(r"[A-Za-z][\w-]*")
+BUILTIN_MODELS = ("smollm2", "tiny")
+HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+TASK_NAME_PATTERN = re.compile(r"[A-Za-z][\w-]*")
 """What is the name of a task and of nothing else, unless there is a file or folder of that name."""
-ROWS_ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """How names of files with rows end."""
 
 
@@ -26,11 +26,11 @@ def check_names(model: str | None = None, task: str | None = None) -> None:
     A data set on the hub and a task in a Python file are looked at when the task is made.
     """
     if task is not None and not Path(task).exists():
-        if TASK_NAME.fullmatch(task):
+        if TASK_NAME_PATTERN.fullmatch(task):
             plugins.find_entry_point("tasks", task)
-        elif task.endswith(ROWS_ENDS):
+        elif task.endswith(ROW_SUFFIXES):
             raise BadInput(f"no file {task!r}: give a file of rows, or the name of a task (see `qra tasks`)")
-    if model is not None and find_path(model) is None and model not in KNOWN:
+    if model is not None and find_path(model) is None and model not in BUILTIN_MODELS:
         from huggingface_hub import try_to_load_from_cache
 
         if try_to_load_from_cache(model, "config.json") is None:
@@ -58,8 +58,10 @@ def find_path(name: str) -> Path | None:
         return path
     if path.is_file():
         raise ValueError(f"{name} is a file but no .gguf: models are folders with safetensors, or GGUF files")
-    if is_gguf or not HUB_ID.fullmatch(name):
-        raise BadInput(f"no file or folder {name!r}: a model is {', '.join(KNOWN)}, a path or a hub id")
+    if is_gguf or not HUB_ID_PATTERN.fullmatch(name):
+        raise BadInput(
+            f"no file or folder {name!r}: a model is {', '.join(BUILTIN_MODELS)}, a path or a hub id"
+        )
     return None
 
 
@@ -70,8 +72,8 @@ def check_hub(model: str) -> None:
 
 def make_unknown_error(model: str, reason: str) -> BadInput:
     return BadInput(
-        f"unknown model {model!r}: no file or folder, not one of {', '.join(KNOWN)}, and the hub does not give it "
-        f"({reason}): check its name and the network, or give a folder"
+        f"unknown model {model!r}: no file or folder, not one of {', '.join(BUILTIN_MODELS)}, and the hub does not "
+        f"give it ({reason}): check its name and the network, or give a folder"
     )
 
 
@@ -85,7 +87,7 @@ def unavailable_reason(kind: Literal["model", "dataset"], name: str) -> str | No
 
     try:
         api = HfApi()
-        (api.model_info if kind == "model" else api.dataset_info)(name, timeout=SECONDS)
+        (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT_SECONDS)
     except OfflineModeIsEnabled:
         return None
     except RepositoryNotFoundError:

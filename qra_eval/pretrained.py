@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qra_backends.served.layout import METHOD, SEPARATOR
+from qra_backends.served.layout import QUANT_METHOD, SEPARATOR
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -20,16 +20,16 @@ NEEDED_IMPORT = (
 it, and shows this; else it would skip the weights that it does not know and go on with random ones."""
 
 
-@register_quantization_config(METHOD)
+@register_quantization_config(QUANT_METHOD)
 class QRAConfig(QuantizationConfigMixin):
     """What `config.json` says of the weights: the spec of their backend, and the level of each by its path."""
 
     def __init__(self, backend: Any, levels: dict[str, int | str], **_: Any):
-        self.quant_method: Any = METHOD  # theirs are of an enumeration
+        self.quant_method: Any = QUANT_METHOD  # theirs are of an enumeration
         self.backend, self.levels = backend, levels
 
 
-@register_quantizer(METHOD)
+@register_quantizer(QUANT_METHOD)
 class QRAQuantizer(HfQuantizer):
     """Leaves the searched weights out when transformers loads a model, then puts what is stored in place of them."""
 

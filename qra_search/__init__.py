@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qra_search.study.study import Callback, Study
 
 # Names are imported when they are first used: `qra --help` needs neither numpy nor pydantic.
-_HOMES = {
+_EXPORTS = {
     "errors": ("BadInput", "EvaluationFailed"),
     "evaluator": ("Evaluator",),
     "log.state": ("StudyState",),
@@ -36,11 +36,11 @@ _HOMES = {
     "app.start": ("open_run", "plan"),
     "app.search": ("search",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = [*_HOME_OF]
+_MODULE_OF = {name: home for home, names in _EXPORTS.items() for name in names}
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'qra_search' has no attribute {name!r}")
-    return getattr(import_module(f"qra_search.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"qra_search.{_MODULE_OF[name]}"), name)

@@ -36,13 +36,13 @@ class Engine:
     experts_together: bool = False
 
 
-FUSED = (
+FUSED_KINDS = (
     ("qkv", re.compile(r"w?(q|k|v|query|key|value)(_?proj|_lin|_layer)?")),
     ("gate_up", re.compile(r"(gate|up)(_?proj)?|w1|w3")),
 )
 """Kinds of linears that some engines run as one matrix, which must then share one format."""
 
-PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+PLAIN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types of plain linears whose exports are tested."""
 ENGINES: dict[str, Engine] = {
     "llama.cpp": Engine(
@@ -51,7 +51,7 @@ ENGINES: dict[str, Engine] = {
         embeddings=(4, 5, 6, 8, 16),
         format="gguf",
         serve="llama-server -m {out}/model.gguf --lora {out}/adapter.gguf",
-        families=(*PLAIN, "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3"),
+        families=(*PLAIN_MODEL_TYPES, "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3"),
         experts_together=True,
     ),
     "transformers": Engine(
@@ -70,15 +70,15 @@ ENGINES: dict[str, Engine] = {
         ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
         format="compressed-tensors",
         serve="vllm serve {out} --enable-lora --lora-modules tuned={out}/adapter --max-lora-rank {rank}",
-        families=PLAIN,
+        families=PLAIN_MODEL_TYPES,
     ),
 }
 """Engines by name, as `--engine` takes them."""
 
 
-BESIDE_FILES = {"transformers": 71 << 20, "llama.cpp": 33 << 20}
+RUNTIME_BYTES = {"transformers": 71 << 20, "llama.cpp": 33 << 20}
 """Bytes of tokenizer, keys, values and buffers of one answer of SmolLM2 (`benchmarks/results/serving`)."""
-DIRECT = ("trellis", "mixed")
+DIRECT_BACKENDS = ("trellis", "mixed")
 """How backends begin whose codes transformers multiplies by as they are; others' weights are kept in 16 bits."""
 
 
@@ -88,10 +88,10 @@ def estimate_resident_bytes(name: str, plan_bytes: int, *, backend: str, weights
     Within 7% of what was measured on SmolLM2, and 11% below it on a model of 1.5 billion weights. llama.cpp holds types
     that it repacks, such as Q4_0, once more.
     """
-    if name not in BESIDE_FILES:
+    if name not in RUNTIME_BYTES:
         return None
-    decoded = 2 * weights if name == "transformers" and not backend.startswith(DIRECT) else 0
-    return plan_bytes + decoded + BESIDE_FILES[name]
+    decoded = 2 * weights if name == "transformers" and not backend.startswith(DIRECT_BACKENDS) else 0
+    return plan_bytes + decoded + RUNTIME_BYTES[name]
 
 
 def fit_rank(name: str, rank: int) -> int:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from qra_search.errors import BadInput, describe, shorten
 
 DEFAULT_EVALUATOR = "quantized-lora"
-IN_MEMORY = "in-memory:"
+IN_MEMORY_PREFIX = "in-memory:"
 """What stands in a config for a model or rows that were given as an object begins so; its type follows."""
 Kind = Literal["strategies", "evaluators", "backends", "tasks", "exporters", "names"]
 _SINGULAR = {

@@ -33,13 +33,13 @@ from pydantic.dataclasses import dataclass
 
 from qra_search.errors import EvaluationFailed
 
-CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+MODEL_CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 MAX_INT = 1 << 63
-LENGTH = "length"
+LENGTH_PARAMETER = "length"
 """Name of the extra parameter that is a share of a full evaluation's steps."""
 
 LevelName = int | str
-_TEXT = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
+_NAME_PATTERN = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 Status = Literal["running", "done", "failed"]
 Int64 = Annotated[int, Field(ge=-MAX_INT, lt=MAX_INT)]
@@ -65,7 +65,7 @@ make_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 """Pydantic's reader and writer of a class, made once."""
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Linear(Schema):
     """One linear map of the model, by its path and shape."""
 
@@ -78,7 +78,7 @@ class Linear(Schema):
         return self.out_features * self.in_features
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Group(Schema):
     """Linears that share one choice of bits and rank.
 
@@ -102,7 +102,7 @@ class Group(Schema):
         return sum(linear.weights for linear in self.linears)
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class ExtraParameter(Schema):
     """What a search may choose beside bits and ranks, for the whole plan.
 
@@ -128,7 +128,7 @@ def _convert_numpy_integers(values: Any) -> Any:
     return tuple(value.item() if isinstance(value, np.integer) else value for value in values)
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Plan(Schema):
     """One choice for every group, in the order of the space's groups.
 
@@ -161,7 +161,7 @@ class Plan(Schema):
     @property
     def length(self) -> float:
         """Share of a full evaluation's steps that the plan asks for; evaluating it is charged so much."""
-        return dict(self.extra).get(LENGTH, 1.0)
+        return dict(self.extra).get(LENGTH_PARAMETER, 1.0)
 
     def __str__(self) -> str:
         counts = Counter(self.bits)
@@ -172,7 +172,7 @@ class Plan(Schema):
 
 def check_name(name: LevelName) -> None:
     """Raises ValueError if a text cannot name a level."""
-    if isinstance(name, str) and not _TEXT.fullmatch(name):
+    if isinstance(name, str) and not _NAME_PATTERN.fullmatch(name):
         raise ValueError(
             f"{name!r} names no level: a number is needed, or a letter and further letters, digits, '_', '.', '-'"
         )
@@ -193,7 +193,7 @@ def format_level(name: LevelName) -> str:
     return f"{label} bit" if label == "1" else f"{label} bits"
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Evaluation(Schema):
     """What came of one plan.
 
@@ -221,7 +221,7 @@ class Evaluation(Schema):
             raise EvaluationFailed(f"loss is {self.loss}")
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Proposal(Schema):
     """What a strategy asks to be evaluated.
 
@@ -242,7 +242,7 @@ class Proposal(Schema):
         return self.plan, self.fidelity, self.seed
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Trial(Schema):
     """A proposal, and what became of it. `id` counts from 0 in the order of proposing."""
 
@@ -297,7 +297,7 @@ def _make_matrix(values: Any) -> np.ndarray:
 Matrix = Annotated[np.ndarray, PlainValidator(_make_matrix), PlainSerializer(np.ndarray.tolist)]
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Sensitivities(Schema):
     """Sensitivity of every group, measured once before a search; in nats of loss.
 
@@ -319,7 +319,7 @@ class Sensitivities(Schema):
     repair: float = 0.5
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class TuningRecord(Schema):
     """One finished fine-tuning, measured on test rows; or the untuned model, with rank 0 and no steps.
 

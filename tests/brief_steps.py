@@ -25,6 +25,6 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
 
     assert callable(look.report)  # imported before the patch: a report that is asked for is written
     patch.setattr(base, "generate_answers", answer)
-    patch.setattr(model, "MOST_ROWS", CALIBRATION_ROWS)
+    patch.setattr(model, "MAX_ROWS", CALIBRATION_ROWS)
     for module in (search, run):
         patch.setattr(module, "write_page", lambda snapshot, path=None: None)

@@ -7,9 +7,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-LEAST_OUTPUT_WEIGHT = 1e-4
+MIN_OUTPUT_WEIGHT = 1e-4
 """Least output weight, as a share of the mean: outputs that no calibration token needed still count."""
-STRIPES, LEAST_STRIPE = 8, 128
+STRIPES, MIN_STRIPE = 8, 128
 """Parts in which a symmetric matrix is summed: with 8, 56% of its products; smaller products are slower ones."""
 
 
@@ -75,7 +75,7 @@ def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
 
 def _list_stripes(size: int) -> list[slice]:
     """Rows that are summed together, of each only what lies right of the stripe's first column: it is symmetric."""
-    step = max(LEAST_STRIPE, -(-size // STRIPES))
+    step = max(MIN_STRIPE, -(-size // STRIPES))
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
@@ -120,4 +120,4 @@ def check_output_weights(output_weights: Tensor | None, weight: Tensor) -> Tenso
     if not torch.isfinite(given).all() or (given < 0).any():
         raise ValueError("output_weights must be finite and not below zero: check the gradients")
     mean = given.mean()
-    return (given / mean).clamp_min(LEAST_OUTPUT_WEIGHT) if mean > 0 else None
+    return (given / mean).clamp_min(MIN_OUTPUT_WEIGHT) if mean > 0 else None

@@ -28,7 +28,7 @@ SHAPES = ((192, 64), (64, 192))  # out, in
 ODD_SHAPES = ((7, 64), (40, 100), (33, 9))  # stored exactly, or refused with a reason
 DTYPES = (torch.float32, torch.bfloat16)
 ERROR_SLACK = 1.15  # over round-to-nearest with one scale a row
-LEADING = ((1,), (2, 3), (20,))  # of inputs: a token, rows of tokens, more of them than are fused
+LEADING_SHAPES = ((1,), (2, 3), (20,))  # of inputs: a token, rows of tokens, more of them than are fused
 _modules: WeakKeyDictionary[Backend, dict[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}  # of the largest output
 
@@ -170,7 +170,7 @@ class BackendConformance:
                     assert torch.equal(backend.dequantize(module), weight), "under another default dtype"
                 finally:
                     torch.set_default_dtype(usual)
-                for rows in LEADING:
+                for rows in LEADING_SHAPES:
                     x = make_inputs(math.prod(rows), self.shape, dtype).view(*rows, -1).requires_grad_()
                     output = module(x)
                     seed = torch.randn(*rows, self.shape[0], generator=make_generator(9)).to(dtype)

@@ -20,9 +20,9 @@ DEFAULT_CHOICE: dict[float, Spec] = {
     6: _ROUNDED,
     8: "bitsandbytes-int8",
 }
-TRELLIS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5)
+TRELLIS_BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5)
 """Widths at which trellis codes lose less than others of more bits: see docs/trellis.md."""
-CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS, "trellis")
+CALIBRATED_CHOICE: dict[float, Spec] = dict.fromkeys(TRELLIS_BITS, "trellis")
 CALIBRATED_CHOICE |= {6: "reference-gptq", 8: "bitsandbytes-int8"}
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 Dequantize = Callable[[torch.dtype], Tensor]
-INTEGERS = {2: torch.int16, 4: torch.int32}
+INTEGER_DTYPES = {2: torch.int16, 4: torch.int32}
 """Integer dtypes by the bytes of a number."""
 
 
@@ -56,7 +56,7 @@ class DequantizedLinear(nn.Linear):
     def _store(self, tensors: Mapping[str, Tensor]) -> None:
         self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
-            whole = INTEGERS[tensor.element_size()] if tensor.is_floating_point() else tensor.dtype
+            whole = INTEGER_DTYPES[tensor.element_size()] if tensor.is_floating_point() else tensor.dtype
             self.register_buffer(name, tensor.view(whole))
 
     def tensors(self) -> dict[str, Tensor]:

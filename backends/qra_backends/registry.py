@@ -11,7 +11,7 @@ from typing import Any
 
 from qra_backends.base import Backend
 
-GROUP = "qra.backends"
+ENTRY_POINT_GROUP = "qra.backends"
 
 Spec = str | Mapping[Any, Any] | Backend
 
@@ -46,7 +46,7 @@ def backend_names() -> list[str]:
 
 @cache
 def _find_entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def _build_backend(name: str, options: dict[str, Any]) -> Backend:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor, by name."""
-_ELEMENTS = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 18}  # weights: float32 arrays of 1 MiB, which stay in a CPU's caches
 _ARRAYS_ON_CPU = 13  # float32 arrays of a block alive at once, fragments of the heap included
 _ELEMENTS_ELSEWHERE = 1 << 24  # few launches, and a GPU's memory takes little notice
 
@@ -84,7 +84,7 @@ def copy_bias(bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> 
 
 def choose_block_rows(columns: int, device: torch.device) -> int:
     """Rows of so many columns to take at once: a multiple of 8, so that their packed codes fill whole bytes."""
-    elements = _ELEMENTS.get(device.type, _ELEMENTS_ELSEWHERE)
+    elements = _ELEMENTS_AT_ONCE.get(device.type, _ELEMENTS_ELSEWHERE)
     return max(8, elements // columns // 8 * 8)
 
 
@@ -94,4 +94,4 @@ def count_block_bytes(elements: int, device: str, arrays: float) -> int:
     `arrays` of float32 are alive at once on a GPU, as counted; on a CPU they were measured.
     """
     alive = _ARRAYS_ON_CPU if device == "cpu" else arrays
-    return int(alive * 4 * min(elements, _ELEMENTS.get(device, _ELEMENTS_ELSEWHERE)))
+    return int(alive * 4 * min(elements, _ELEMENTS_AT_ONCE.get(device, _ELEMENTS_ELSEWHERE)))

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks.gpu_parts.common import make, measured, random_model
-from qra_eval.costs.phases import CUDA_CONTEXT
+from qra_eval.costs.phases import CUDA_CONTEXT_BYTES
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -75,6 +75,6 @@ def phase(
         facts = work()
     device, host = foretold[name]["device"], foretold[name]["host"]
     on_device = found["reserved"] is not None
-    ratio = found["reserved"] / (device - CUDA_CONTEXT) if on_device else found["host"] / host
+    ratio = found["reserved"] / (device - CUDA_CONTEXT_BYTES) if on_device else found["host"] / host
     row = {"phase": name, "backend": options.backend, "dequantized_cache": options.dequantized_cache, **found}
     return row | {"foretold_device": device, "foretold_host": host, "ratio": ratio, **facts}

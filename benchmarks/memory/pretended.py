@@ -23,7 +23,7 @@ from pretended_gpu import pretended_gpu
 
 from benchmarks.common import RESULTS, append_lines, find_commit, read_lines
 from benchmarks.memory.random_models import Shape, write_model, write_rows
-from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_search.schemas import Plan
 
@@ -128,7 +128,7 @@ def phases(
         def phase(name: str, work: Any, *args: Any, **options: Any) -> tuple[Phase, Any]:
             gpu.peak, sent, fetched = gpu.bytes, gpu.sent, gpu.fetched
             value = work(*args, **options)
-            left = told[name].device - CUDA_CONTEXT
+            left = told[name].device - CUDA_CONTEXT_BYTES
             return Phase(name, gpu.peak - start, left, gpu.sent - sent, gpu.fetched - fetched), value
 
         yield phase("quantize", evaluator.tuner.switcher.quantize_plan, plan)[0]

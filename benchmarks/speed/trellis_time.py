@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from qra_backends import SecondMoment, make_backend
-from qra_backends.trellis.code import UNIT
+from qra_backends.trellis.code import VALUE_UNIT
 from qra_backends.trellis.linear import decode_rows
 from torch import Tensor, nn
 
@@ -134,7 +134,7 @@ def decoding(linears: dict[str, tuple[nn.Linear, Tensor]]) -> dict[str, float]:
     today, backend = make_backend("reference-gptq"), make_backend("trellis")
     packed = today.quantize(linear, 2, hessian=hessian)
     module: Any = backend.quantize(linear, 2, hessian=hessian)
-    factor = module.scales().float() * UNIT
+    factor = module.scales().float() * VALUE_UNIT
     rows = torch.arange(linear.out_features)
     ways: dict[str, Callable[[], Tensor]] = {
         "packed codes": lambda: today.dequantize(packed),

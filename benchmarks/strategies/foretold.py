@@ -12,7 +12,7 @@ import numpy as np
 
 from qra_search.allocate.solve import solve
 from qra_search.log.state import StudyState
-from qra_search.schemas import LENGTH, Plan, Proposal
+from qra_search.schemas import LENGTH_PARAMETER, Plan, Proposal
 from qra_search.strategies import Strategy
 
 FALL = 0.5
@@ -37,7 +37,7 @@ class ForetoldRate(Strategy):
 
     def _list_plans(self, state: StudyState) -> Iterator[Plan]:
         """All plans in order; the short tunings alone until they have ended."""
-        rates, lengths = (state.space.extra[name].values for name in ("learning_rate", LENGTH))
+        rates, lengths = (state.space.extra[name].values for name in ("learning_rate", LENGTH_PARAMETER))
         plain = state.space.without_extra
         plans = [solve(plain, state.sensitivities, budget).plan for budget in reversed(state.budgets)]
         short = [set_extra(plans[0], rate, lengths[0]) for rate in rates]
@@ -53,7 +53,7 @@ class ForetoldRate(Strategy):
 
 
 def set_extra(plan: Plan, rate: float, length: float) -> Plan:
-    return replace(plan, extra=(("learning_rate", rate), (LENGTH, length)))
+    return replace(plan, extra=(("learning_rate", rate), (LENGTH_PARAMETER, length)))
 
 
 def find_top(places: np.ndarray, losses: np.ndarray) -> float:

@@ -104,7 +104,7 @@ def measure(key: dict[str, Any], options: Namespace) -> dict[str, Any]:
     """The loss of the uniform plan as quantized, and tuned."""
     own = {option: key[option] for option in OPTIONS if option in key}
     WEIGHTINGS["loss"] = Weighting(**{name: key[name] for name in ("mix", "power", "labels")})
-    model.LEAST_ROWS = model.MOST_ROWS = key["rows"]
+    model.MIN_ROWS = model.MAX_ROWS = key["rows"]
     evaluator = QuantizedLoRAEvaluator(
         {
             "model": {"name": options.model, "compute": "bfloat16" if "model" in key else "float32"},

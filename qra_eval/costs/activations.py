@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qra_eval.models.attention import LONGEST_ROW, NAME
-from qra_eval.models.embeddings import ROWS
-from qra_eval.models.linears import EXPERT, find_fused_kind
+from qra_eval.models.attention import ATTENTION_NAME, MAX_PLAIN_TOKENS
+from qra_eval.models.embeddings import HEAD_ROWS
+from qra_eval.models.linears import EXPERT_PATTERN, find_fused_kind
 from qra_eval.models.loaded import get_head_dim
-from qra_eval.tasks.batches import CHUNK
+from qra_eval.tasks.batches import LOGIT_ROWS
 
 DEQUANTIZE_BYTES = 5
 """Bytes for each weight while it is dequantized, beside the result: its code, and its value in float32."""
@@ -67,7 +67,7 @@ class Activations:
         largest = max(rows * columns for rows, columns in shapes)
         self.weight = largest * self.wide
         self.decoding = largest * decoding
-        rows = min(ROWS, self.vocabulary) if tables else 0
+        rows = min(HEAD_ROWS, self.vocabulary) if tables else 0
         self.head_rows = rows * self.hidden * (self.wide + decoding)
         keys = getattr(self.text, "num_key_value_heads", None) or self.heads
         self.key_width = keys * get_head_dim(self.text)
@@ -81,10 +81,12 @@ class Activations:
         routed = next((n for name in EXPERTS_PER_TOKEN if (n := getattr(self.text, name, None))), 1)
         inputs: set[tuple[str, str]] = set()
         # The experts of a layer are alike, so the first stands for them.
-        chosen = {n: m for n, m in linears.items() if not EXPERT.fullmatch(n) or FIRST_EXPERT.search(n)}
+        chosen = {
+            n: m for n, m in linears.items() if not EXPERT_PATTERN.fullmatch(n) or FIRST_EXPERT.search(n)
+        }
         experts = 1 + len(linears.keys() - chosen.keys()) // 3
         for name, module in chosen.items():
-            is_expert = bool(EXPERT.fullmatch(name))
+            is_expert = bool(EXPERT_PATTERN.fullmatch(name))
             times = routed if is_expert else 1
             parent, _, kind = name.rpartition(".")
             fused = find_fused_kind(kind)
@@ -133,7 +135,7 @@ class Activations:
         """What attention keeps of pairs of tokens; kernels that make no matrix of them keep a number of each token."""
         pairs = rows * self.heads * tokens**2
         is_dropped = any(getattr(self.text, name, 0) for name in ("attn_pdrop", "attention_dropout"))
-        if self.attention == NAME and tokens <= LONGEST_ROW:
+        if self.attention == ATTENTION_NAME and tokens <= MAX_PLAIN_TOKENS:
             return pairs * self.wide * (3 if is_dropped else 1)
         if self.attention == "eager":
             cast = self.wide if self.wide < 4 else 0
@@ -146,7 +148,7 @@ class Activations:
         matrices = 0
         if self.attention == "eager":
             matrices = 10 * pairs  # as float32, in the arithmetic's dtype, and what is made of them meanwhile
-        elif self.attention == NAME and tokens <= LONGEST_ROW:
+        elif self.attention == ATTENTION_NAME and tokens <= MAX_PLAIN_TOKENS:
             matrices = 3 * pairs * self.wide
         return 4 * rows * tokens * self.rotated * self.wide + matrices
 
@@ -167,7 +169,7 @@ class Activations:
         times = (2 if training or self.tables else 1) + capped
         # As float32: of the logits, unless they are, and for their gradient.
         copies = training + (self.wide < 4)
-        chunk = min(CHUNK, labels) * self.vocabulary * 4 * copies
+        chunk = min(LOGIT_ROWS, labels) * self.vocabulary * 4 * copies
         return labels * self.hidden * self.wide + max(times * logits + chunk, logits + self.head_rows)
 
     # -- passes --------------------------------------------------------------------------------

@@ -15,31 +15,31 @@ import torch
 from qra_backends.storage import ceil_div
 
 from qra_eval.costs.activations import DEQUANTIZE_BYTES, GPU_DEQUANTIZE_BYTES, Activations
-from qra_eval.models.embeddings import ROWS
+from qra_eval.models.embeddings import HEAD_ROWS
 from qra_eval.models.linears import find_fused_kind
 from qra_eval.quantized.bank import count_tensor_bytes
 from qra_eval.quantized.build import count_workers
-from qra_eval.quantized.calibration import LABELS, choose_segment_length
+from qra_eval.quantized.calibration import LABELS_AT_ONCE, choose_segment_length
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
-from qra_eval.tasks.batches import CHUNK, Batch, make_batches
+from qra_eval.tasks.batches import LOGIT_ROWS, Batch, make_batches
 from qra_eval.tasks.example import SplitName
-from qra_eval.tuning.fine_tuner import SCORED_TOGETHER, FineTuner
+from qra_eval.tuning.fine_tuner import SCORING_FACTOR, FineTuner
 from qra_search.schemas import LevelName
 from qra_search.space.memory import ADAPTER_BITS
 
-LIBRARIES = 372 << 20
+LIBRARY_BYTES = 372 << 20
 """Bytes of python, torch, transformers and the rest before any weight, in private memory."""
-EXPORT_LIBRARIES = 356 << 20
+EXPORT_LIBRARY_BYTES = 356 << 20
 """The same where nothing but a saved model is loaded."""
 TOKEN_BYTES = 800
 """Bytes that a tokenizer takes of a token: Qwen2.5's 656 to 877, SmolLM2's 256."""
-CUDA_LIBRARIES = 2 << 30
+CUDA_LIBRARY_BYTES = 2 << 30
 """The same on the host of a GPU."""
-CUDA_CONTEXT = 600 << 20
+CUDA_CONTEXT_BYTES = 600 << 20
 """Bytes of a GPU that its driver and its libraries take."""
-MOMENTS = 8
+MOMENT_BYTES = 8
 """Bytes of an adapter weight that AdamW keeps, beside its value and its gradient (4 each)."""
-TRAINED_NUMBER = 24
+TRAINED_SCALE_BYTES = 24
 """Bytes of a scale or offset in training: its change with gradient and moments (16), what autograd saves of it as
 float32 (6 for each of a pair), and its copy as it is stored (2)."""
 
@@ -135,9 +135,9 @@ class _Run:
             return 0
         if self.cache and numbers <= outputs:
             count, tokens = find_largest_shape(batches)
-            return numbers * TRAINED_NUMBER + outputs * count * tokens * self.wide
+            return numbers * TRAINED_SCALE_BYTES + outputs * count * tokens * self.wide
         packed = self.packed if self.cache and self.gpu else 0
-        return numbers * TRAINED_NUMBER + self.largest * self.wide + packed
+        return numbers * TRAINED_SCALE_BYTES + self.largest * self.wide + packed
 
     def make_activations(self, dtype: torch.dtype, *, tables: bool = False, rank: int = 0) -> Activations:
         return Activations(
@@ -173,7 +173,7 @@ class _Run:
         """
         if self.gpu:
             return self.tables * item
-        return 0 if item == self.stored else min(self.tables, ROWS * self.width) * item
+        return 0 if item == self.stored else min(self.tables, HEAD_ROWS * self.width) * item
 
     def count_layer_copy_bytes(self) -> int:
         """Bytes of a layer that is in place for a pass; on the host only if it is cast."""
@@ -189,10 +189,10 @@ class _Run:
         """Peak of a phase that adds these bytes on the device and the host to what is always allocated."""
         if self.gpu:
             return PeakMemory(
-                CUDA_CONTEXT + self.rest * self.wide // self.stored + device, CUDA_LIBRARIES + host
+                CUDA_CONTEXT_BYTES + self.rest * self.wide // self.stored + device, CUDA_LIBRARY_BYTES + host
             )
         copied = self.rest * self.wide // self.stored if self.wide != self.stored else 0
-        return PeakMemory(0, LIBRARIES + self.tokenizer_bytes + copied + device + host)
+        return PeakMemory(0, LIBRARY_BYTES + self.tokenizer_bytes + copied + device + host)
 
     def count_quantization_bytes(
         self, levels: Sequence[LevelName], table_levels: Sequence[LevelName], batches: list[Batch]
@@ -248,7 +248,7 @@ class _Run:
         )
         both += self.count_moment_bytes() + self.count_layer_copy_bytes()
         labels = max(len(b.targets) for b in batches)
-        head = min(LABELS, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
+        head = min(LABELS_AT_ONCE, labels) * self.vocabulary * (2 * self.wide + 3 * 4)
         change = self.count_moment_bytes() + 3 * 4 * self.largest
         outside = self.count_cast_table_bytes(self.passed)
         outside += 0 if self.gpu else self.count_cast_bytes(self.passed)
@@ -291,7 +291,7 @@ class _Run:
         measured = count_passes(make_batches(rows, 2 * self.settings.batch_size), training=False)
         highest = max(trained, measured, self.count_generation_bytes(split, min(scored, held_out)))
         # A weight's value in float32, and moments; and its gradient where those of several batches are added up.
-        adapter = 4 + MOMENTS + (4 if self.settings.accumulation > 1 else 0)
+        adapter = 4 + MOMENT_BYTES + (4 if self.settings.accumulation > 1 else 0)
         return (self.cache or (self.packed if self.gpu else 0)) + self.adapters * adapter + highest
 
     def count_generation_bytes(self, split: SplitName, scored: int) -> int:
@@ -299,7 +299,7 @@ class _Run:
         tuner, task = self.tuner, self.tuner.rows.task
         if not scored or task.judged_by is None or tuner.tokenizer is None:
             return 0
-        rows = min(scored, SCORED_TOGETHER * tuner.settings.batch_size)
+        rows = min(scored, SCORING_FACTOR * tuner.settings.batch_size)
         longest = max(map(len, tuner.rows(split, scored)))
         answer = tuner.count_answer_tokens(task.split(split)[:scored])
         kept = 2 * self.layers * rows * (longest + answer) * self.activations.key_width * self.wide
@@ -313,7 +313,7 @@ class _Run:
         rows = self.tuner.rows("test", self.tuner.finetune.test_rows)
         batches = make_batches(rows, 2 * self.settings.batch_size)
         forward = self.bare.count_layer_peak_bytes(*find_largest_shape(batches))
-        logits = (max(len(b.targets) for b in batches) * self.passed + CHUNK * 3 * 4) * self.vocabulary
+        logits = (max(len(b.targets) for b in batches) * self.passed + LOGIT_ROWS * 3 * 4) * self.vocabulary
         highest = max(self.count_layer_copy_bytes() + forward, logits)
         return self.count_cast_table_bytes(self.passed) + highest
 
@@ -323,7 +323,7 @@ class _Run:
         Adapters are counted as they are made, in float32.
         """
         model = self.packed + self.rest + 4 * self.adapters
-        return EXPORT_LIBRARIES + self.tokenizer_bytes + 2 * model + self.tables * self.stored
+        return EXPORT_LIBRARY_BYTES + self.tokenizer_bytes + 2 * model + self.tables * self.stored
 
 
 def find_largest_shape(batches: list[Batch]) -> tuple[int, int]:

@@ -12,10 +12,10 @@ import torch
 from qra_backends import make_backend
 from torch import nn
 
-from qra_eval.costs.phases import CUDA_CONTEXT, PeakMemory, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, PeakMemory, estimate_peaks
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.gguf_families import list_family_issues
-from qra_eval.models.linears import EXPERT, Granularity, normalise
+from qra_eval.models.linears import EXPERT_PATTERN, Granularity, normalise
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel, count_free_bytes
@@ -23,7 +23,7 @@ from qra_eval.sensitivities.cache import get_sensitivities_file
 from qra_eval.sensitivities.measure import choose_probes, sample_probe_batch
 from qra_eval.tasks.batches import Batch, make_batches
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.training import BACKWARD
+from qra_eval.tuning.training import BACKWARD_COST
 from qra_search.engines import ENGINES, unsupported_reason
 from qra_search.errors import BadInput
 from qra_search.sections import SpaceConfig
@@ -33,19 +33,19 @@ from qra_search.space.memory import UNQUANTIZED_BITS, format_bytes
 CALIBRATION_FACTOR = 3.5
 """Times what its tokens say that the pass of the calibration rows takes: layers are run again backward, and moments and
 the gradient at the head are computed. Measured on SmolLM2 and two cores: 219 s, for 63 s by the tokens."""
-REPEATS = 3
+TIMING_REPEATS = 3
 """Times that something is timed; the quickest counts, as the first warms up."""
-TIMED_TOKENS = 16384
+TIMED_VOCABULARY = 16384
 """Largest vocabulary of the random model that is timed."""
 TIMED_OUT, TIMED_IN = 512, 2048
 """Rows and columns of a made-up linear whose quantization is timed, at most; larger ones are extrapolated."""
 CARDS = {f"{gib} GB": gib for gib in (8, 12, 16, 24, 32, 48, 80, 141)}
 """Nominal memory of graphics cards, in GiB, of which about 3% cannot be used."""
-USABLE = 0.97
-SMALLER = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
-PLANS = ("uniform4r8", "uniform3r8", "uniform2r4")
+USABLE_SHARE = 0.97
+SMALLER_SETTINGS = " --set training.batch_size=1 --set training.gradient_checkpointing=true"
+FALLBACK_BUDGETS = ("uniform4r8", "uniform3r8", "uniform2r4")
 """Budgets that are tried, the best first, where the plan asked for is too large."""
-APART = ("module", "expert")
+EXPERT_GRANULARITIES = ("module", "expert")
 """Granularities at which the experts of a layer choose for themselves."""
 
 
@@ -105,7 +105,7 @@ def measure_seconds_per_token(tuner: FineTuner) -> float:
 
 def _measure_min_seconds(work: Callable[[], Any], device: torch.device) -> float:
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(TIMING_REPEATS):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -124,7 +124,7 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]
-    text.vocab_size = min(text.vocab_size, TIMED_TOKENS)
+    text.vocab_size = min(text.vocab_size, TIMED_VOCABULARY)
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)
     made: Any = AutoModelForCausalLM.from_config(config, dtype=model.compute).requires_grad_(False)
@@ -162,7 +162,7 @@ def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:
 
 def count_pass_tokens(batches: Sequence[Batch]) -> float:
     """Tokens of passes forward and backward, in units of one forward pass."""
-    return (1 + BACKWARD) * sum(batch.tokens for batch in batches)
+    return (1 + BACKWARD_COST) * sum(batch.tokens for batch in batches)
 
 
 def count_sensitivities_tokens(tuner: FineTuner) -> float:
@@ -178,7 +178,8 @@ def count_sensitivities_tokens(tuner: FineTuner) -> float:
 # -- graphics cards and engines -------------------------------------------------------------------
 def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"name": name, "bytes": int(gib * USABLE * 2**30), "settings": None} for name, gib in CARDS.items()
+        {"name": name, "bytes": int(gib * USABLE_SHARE * 2**30), "settings": None}
+        for name, gib in CARDS.items()
     ]
     for settings, phase, peak in _list_memory_savings(tuner, budget):
         for row in rows:
@@ -202,7 +203,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
 
     def find_highest_peak() -> tuple[int, str]:
         peaks = estimate_peaks(tuner, budget)
-        return max((peak.device - CUDA_CONTEXT, name) for name, peak in peaks.items() if not done.get(name))
+        return max(
+            (peak.device - CUDA_CONTEXT_BYTES, name) for name, peak in peaks.items() if not done.get(name)
+        )
 
     most, phase = find_highest_peak()
     if most > free and model.keeps_dequantized:
@@ -210,8 +213,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         most, phase = find_highest_peak()
     if most > free:
         raise BadInput(
-            f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free: add{SMALLER}, a "
-            "lower --memory, or choose a smaller model (`qra doctor --model` lists what fits which card)"
+            f"{phase} takes {format_bytes(most)} of the GPU's memory, {format_bytes(free)} are free. "
+            f"Add{SMALLER_SETTINGS}, lower --memory, or choose a smaller model "
+            "(`qra doctor --model` lists what fits which card)"
         )
 
 
@@ -220,7 +224,7 @@ def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}
     plans: list[tuple[str, int | None]] = [("", budget)]
-    for plan in PLANS:
+    for plan in FALLBACK_BUDGETS:
         try:
             bytes_ = resolve_budgets(tuner.quantized_model.space, plan)[0]
         except BadInput:  # the space has no such bits or rank
@@ -229,7 +233,7 @@ def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple
             plans.append((f"--memory {plan}", bytes_))
     try:
         for words, size in plans:
-            for more, changes in (("", {}), (SMALLER, small)):
+            for more, changes in (("", {}), (SMALLER_SETTINGS, small)):
                 tuner.quantized_model.settings = settings.model_copy(update=changes)
                 peaks = estimate_peaks(tuner, size, gpu=True)
                 phase = max(peaks, key=lambda name: peaks[name].device)
@@ -244,7 +248,7 @@ def check_engine(name: str, config: Any, linears: Iterable[str] = (), granularit
     reason = unsupported_reason(name, config.model_type)
     if reason is None and engine.format == "gguf":
         reason = "; ".join(list_family_issues(config)) or None
-    has_experts_apart = granularity in APART and any(map(EXPERT.match, linears))
+    has_experts_apart = granularity in EXPERT_GRANULARITIES and any(map(EXPERT_PATTERN.match, linears))
     if reason is None and engine.experts_together and has_experts_apart:
         reason = (
             f"engine {name} stores the experts of a layer as one tensor of one type and rank, but granularity "
@@ -259,7 +263,7 @@ def list_engine_bytes(model: QuantizedModel) -> dict[str, int | str]:
     least: dict[str, int | str] = {}
     for name, engine in ENGINES.items():
         granularity = cast(Granularity, engine.granularity or model.granularity)
-        if engine.experts_together and granularity in APART:
+        if engine.experts_together and granularity in EXPERT_GRANULARITIES:
             granularity = "fused"
         config = SpaceConfig(bits=engine.bits, ranks=model.space.groups[0].ranks or model.space.ranks)
         try:

@@ -40,7 +40,7 @@ from qra_search.app.config import RunConfig, make_config
 from qra_search.app.evaluator import RateTrial, RowCount, TunableEvaluator
 from qra_search.errors import BadInput, EvaluationFailed
 from qra_search.evaluator import Progress
-from qra_search.schemas import LENGTH, Evaluation, ExtraParameter, Plan, Sensitivities, TuningRecord
+from qra_search.schemas import LENGTH_PARAMETER, Evaluation, ExtraParameter, Plan, Sensitivities, TuningRecord
 from qra_search.space.budgets import resolve_budgets
 
 LEARNING_RATE = "learning_rate"
@@ -259,5 +259,5 @@ def make_extra(config: RunConfig) -> dict[str, ExtraParameter]:
     if config.space.learning_rates:
         extra[LEARNING_RATE] = ExtraParameter(tuple(sorted({*config.space.learning_rates, rate})), rate)
     if config.space.lengths:
-        extra[LENGTH] = ExtraParameter(tuple(sorted({*config.space.lengths, 1.0})), 1.0)
+        extra[LENGTH_PARAMETER] = ExtraParameter(tuple(sorted({*config.space.lengths, 1.0})), 1.0)
     return extra

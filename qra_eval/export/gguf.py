@@ -23,19 +23,19 @@ from qra_eval.models.gguf_families import (
     find_family,
     list_family_issues,
 )
-from qra_eval.models.linears import ROUTERS
+from qra_eval.models.linears import ROUTER_KINDS
 from qra_eval.models.load import find_path
 from qra_eval.tuning.loading import Generation
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
 
 MODEL_FILE, ADAPTER_FILE, OLLAMA_FILE = "model.gguf", "adapter.gguf", "Modelfile"
-EXPERT = re.compile(r"\bexperts\.(\d+)\.")
+EXPERT_PATTERN = re.compile(r"\bexperts\.(\d+)\.")
 """The number of an expert in a linear's name: llama.cpp has those of a layer in one tensor."""
 FileTensor = tuple[str, np.ndarray, str]
 """A tensor as a file holds it: its name, and bytes of a block type, or floats, with the name of their type."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"
+SPACE_PIECE = "\u2581"
 """What a space is in pieces."""
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -138,7 +138,7 @@ def list_model_tensors(run: TunedRun) -> Iterator[FileTensor]:
     config = run.config
     experts = group_experts(run)
     translate_name = make_tensor_namer(config)
-    stacks = {EXPERT.split(names[0])[0] + "experts" for names in experts}
+    stacks = {EXPERT_PATTERN.split(names[0])[0] + "experts" for names in experts}
     state = run.base.state_dict()
     for key in run.build_skeleton().state_dict():
         tied = getattr(config, "tie_word_embeddings", False) and key == "lm_head.weight"
@@ -164,7 +164,7 @@ def _encode_tensor(run: TunedRun, key: str, state: dict[str, Tensor]) -> tuple[n
     value = reorder_rows(run.config, key, state[key].detach())
     if find_family(run.config).shifted_norms and owner.endswith("norm"):
         value = value.float() + 1
-    full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTERS
+    full = value.ndim == 1 or owner.rpartition(".")[2] in ROUTER_KINDS
     kind = "F32" if full else choose_float_kind(run.dtype)
     return cast_floats(value, kind), kind
 
@@ -196,7 +196,7 @@ def make_tensor_namer(config: Any) -> Callable[[str], str]:
     names = get_tensor_name_map(kind, config.num_hidden_layers)
 
     def translate_name(name: str) -> str:
-        found = names.get_name(EXPERT.sub("experts.", name), try_suffixes=(".weight", ".bias"))
+        found = names.get_name(EXPERT_PATTERN.sub("experts.", name), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise ValueError(f"llama.cpp has no tensor for {name} of {config.model_type}")
         return found
@@ -219,8 +219,8 @@ def reorder_rows(config: Any, name: str, rows: Tensor) -> Tensor:
 def group_experts(run: TunedRun) -> list[list[str]]:
     """The linears that llama.cpp has in one tensor: those of one kind in a layer, in the order of the experts."""
     stacks: dict[str, list[str]] = {}
-    for name in filter(EXPERT.search, run.levels):
-        stacks.setdefault(EXPERT.sub("experts.", name), []).append(name)
+    for name in filter(EXPERT_PATTERN.search, run.levels):
+        stacks.setdefault(EXPERT_PATTERN.sub("experts.", name), []).append(name)
     return list(stacks.values())
 
 
@@ -279,7 +279,7 @@ def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(compute_piece_scores(tokens, merges))
         first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
-        writer.add_add_space_prefix(first.startswith(SPACE))
+        writer.add_add_space_prefix(first.startswith(SPACE_PIECE))
     else:
         if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
             file = find_path(run.spec)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from qra_backends.libraries.compressed_tensors import CompressedIntegers
-from qra_backends.served.layout import METHOD, SEPARATOR
+from qra_backends.served.layout import QUANT_METHOD, SEPARATOR
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,7 +22,7 @@ from qra_eval.export import Exported, Exporter
 from qra_eval.export.tuned import TunedRun, add_adapter
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_fused_kind
-from qra_eval.models.loaded import PLAIN
+from qra_eval.models.loaded import WITHOUT_KERNELS
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -201,7 +201,7 @@ def load_plain(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model folder as plain transformers loads it, without a network."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **PLAIN)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **WITHOUT_KERNELS)
 
 
 def write_model_files(run: TunedRun, out: Path) -> None:
@@ -216,7 +216,12 @@ def write_model_files(run: TunedRun, out: Path) -> None:
     write_json(out / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
     tables = list(find_embeddings(run.base))
     ends = {"embedding": tables[0], "head": tables[-1]} if tables else {}
-    how = {"quant_method": METHOD, "backend": run.plan["backend"], "levels": read_levels(run.plan), **ends}
+    how = {
+        "quant_method": QUANT_METHOD,
+        "backend": run.plan["backend"],
+        "levels": read_levels(run.plan),
+        **ends,
+    }
     write_config(run, out, how)
     # `save_pretrained` of a config leaves this key out.
     config = json.loads((out / "config.json").read_text())

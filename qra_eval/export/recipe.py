@@ -15,7 +15,7 @@ from qra_eval.models.gguf_families import list_family_issues
 from qra_search.files import write_json, write_text
 
 LLAMA_CPP_FILE, EXLLAMA_FILE, AUTO_ROUND_FILE = "tensor-types.txt", "exllamav3.yaml", "layer_config.json"
-TYPES = {1.5: "IQ1_S", 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
+LLAMA_CPP_TYPES = {1.5: "IQ1_S", 2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
 """llama.cpp's type of a width, for plans in levels of others; a width between two of them takes the wider type."""
 EXLLAMA_BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 16)
 HEAD_BITS = 6
@@ -80,6 +80,10 @@ def list_tensor_types(run: TunedRun) -> list[str]:
     types = {}
     for name, width in sorted(read_widths(run).items(), key=lambda item: item[1]):
         level = str(levels[name])
-        own = level if level in GGMLQuantizationType.__members__ else TYPES[round_up(width, tuple(TYPES))]
+        own = (
+            level
+            if level in GGMLQuantizationType.__members__
+            else LLAMA_CPP_TYPES[round_up(width, tuple(LLAMA_CPP_TYPES))]
+        )
         types[f"{translate_name(name)}.weight"] = own
     return [f"^{re.escape(name)}$={kind}" for name, kind in types.items()]

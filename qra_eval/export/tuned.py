@@ -20,12 +20,12 @@ from qra_eval.tuning import loading
 from qra_search.app.tuning_folder import ADAPTER_FOLDER
 from qra_search.space.memory import UNQUANTIZED_BITS
 
-SENTENCES = (
+CHECK_SENTENCES = (
     "Question: A baker has 23 trays with 17 rolls each and sells 85 rolls. How many rolls are left? Answer: 306.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening.",
 )
-MOST_TOKENS = 64
-DEVICE = "cpu"
+MAX_TOKENS = 64
+EXPORT_DEVICE = "cpu"
 """Device of exports: their files are written from host memory, and a GPU may be too small."""
 
 
@@ -47,17 +47,17 @@ class TunedRun:
     def __init__(self, folder: str | Path):
         self.folder = loading.find_tuning(Path(folder))
         self.plan = loading.read_tuned_plan(self.folder)
-        is_tuned = not self.plan.get(loading.UNTUNED)
+        is_tuned = not self.plan.get(loading.UNTUNED_KEY)
         self.adapter_folder = loading.check_adapter(self.folder / ADAPTER_FOLDER) if is_tuned else None
         self.spec = str(self.plan["model"])
         self.dtype: torch.dtype = getattr(torch, self.plan["dtype"])
         self.backend = make_backend(self.plan["backend"])
-        self.base, self.tokenizer = loading.load_base(self.folder, plan=self.plan, device=DEVICE)
+        self.base, self.tokenizer = loading.load_base(self.folder, plan=self.plan, device=EXPORT_DEVICE)
         self.base.eval()
         self.config = copy.deepcopy(self.base.config)
         self.input_ids = [
-            torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS]])
-            for text in SENTENCES
+            torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"][:MAX_TOKENS]])
+            for text in CHECK_SENTENCES
         ]
         if self.adapter_folder is None:
             self.tuned_logits = self.compute_logits(self.base)

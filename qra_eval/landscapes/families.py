@@ -30,36 +30,37 @@ from qra_search.schemas import Group, Linear
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import DEFAULT_BITS, DEFAULT_RANKS, SearchSpace
 
-UNTUNED = 1.6261
+UNTUNED_LOSS = 1.6261
 """Loss of the undegraded model without any tuning."""
 
-MEASURED = json.loads((Path(__file__).parent / "data" / "smollm2-losses.json").read_text())
+MEASURED_LOSSES = json.loads((Path(__file__).parent / "data" / "smollm2-losses.json").read_text())
 """Untuned losses: with one of the 30 layers at 2 bits, and at 3; and with one kind of module at 2 and 3 bits in all."""
 
-GAIN = 0.613
+MAX_GAIN = 0.613
 """Fall of the loss by tuning at unbounded rank, nothing quantized."""
 GAIN_RANK = 1.669
-"""Rank at which half of `GAIN` is reached: gain(r) = GAIN r / (r + GAIN_RANK)."""
+"""Rank at which half of `MAX_GAIN` is reached: gain(r) = MAX_GAIN r / (r + GAIN_RANK)."""
 REPAIR_POWER = 0.386
 REPAIR_RANK = 1.340
 """Share of the untuned damage that tuning leaves: (1 + r / REPAIR_RANK) ** -REPAIR_POWER; 0.50 at rank 8."""
-FOUR_BITS = 0.121
+DAMAGE_RATIO_4 = 0.121
 """Damage at 4 bits as a share of that at 3 bits; every further bit divides the error's variance by four."""
-ONE_BIT = 11.0
+DAMAGE_RATIO_1 = 11.0
 """Damage at 1 bit as a multiple of that at 2 bits: taken to be the measured ratio of 2 to 3 bits."""
-SHRINK_3 = 0.53
+MEASURED_WEIGHT_3 = 0.53
 """Weight of the measured damage at 3 bits; the rest is what the damage at 2 bits predicts (single layers at 3 bits
 are measured with an error of about the damage itself)."""
-LEAST_DAMAGE = 0.004
-CAP = 18.22
-"""Losses of broken plans saturate: rise = CAP (1 - exp(-damage / CAP))."""
+MIN_DAMAGE = 0.004
+LOSS_CAP = 18.22
+"""Losses of broken plans saturate: rise = LOSS_CAP (1 - exp(-damage / LOSS_CAP))."""
 SEED_NOISE = 0.0047
 """Standard deviation between seeds of one plan (uniform 3-bit, rank 8, three seeds)."""
 
-DAMAGE_2 = np.array(MEASURED["layers"]["2"]) - UNTUNED
-_RAW_3 = np.array(MEASURED["layers"]["3"]) - UNTUNED
+DAMAGE_2 = np.array(MEASURED_LOSSES["layers"]["2"]) - UNTUNED_LOSS
+_RAW_3 = np.array(MEASURED_LOSSES["layers"]["3"]) - UNTUNED_LOSS
 DAMAGE_3 = np.maximum(
-    SHRINK_3 * _RAW_3 + (1 - SHRINK_3) * DAMAGE_2 * _RAW_3.sum() / DAMAGE_2.sum(), LEAST_DAMAGE
+    MEASURED_WEIGHT_3 * _RAW_3 + (1 - MEASURED_WEIGHT_3) * DAMAGE_2 * _RAW_3.sum() / DAMAGE_2.sum(),
+    MIN_DAMAGE,
 )
 """Untuned damage (30,) of single layers at 2 and 3 bits."""
 
@@ -96,7 +97,7 @@ GAIN_SPREAD = 0.4
 """Standard deviations of the log of: a layer's damage, a module's damage, a group's repair power, a group's share
 of the gain. None was measured per group; they are of the size that the fit leaves unexplained."""
 
-LEAST_EIGENVALUE = -1.6
+MIN_EIGENVALUE = -1.6
 LOW_FIDELITY_SPREAD = 0.15
 """Standard deviation of the log by which damage differs at low fidelity: other rows, other steps."""
 
@@ -115,7 +116,7 @@ class Family:
 
     within: float = 0.0
     neighbours: tuple[float, float] = (0.0, 0.0)
-    cap: float = CAP
+    cap: float = LOSS_CAP
     prior_tilt: float = 0.0
     prior_kinds: bool = True
 
@@ -233,7 +234,7 @@ def draw_tables(
     left = ((1.0 + ranks / REPAIR_RANK) ** -power[:, None])[:, None, :]
     rng.random(groups)
     weight = np.exp(rng.normal(0.0, GAIN_SPREAD, groups))
-    gain = (weight / weight.sum())[:, None] * (GAIN * ranks / (ranks + GAIN_RANK))
+    gain = (weight / weight.sum())[:, None] * (MAX_GAIN * ranks / (ranks + GAIN_RANK))
     within = rng.uniform(-0.5, 1.0, groups) * family.within if groups > layers else np.zeros(groups)
     return LandscapeNumbers(
         damage=damage,
@@ -242,7 +243,7 @@ def draw_tables(
         within=within,
         coupling=_draw_layer_interactions(family, layers, rng),
         layer=layer,
-        base=UNTUNED,
+        base=UNTUNED_LOSS,
         cap=family.cap,
     )
 
@@ -251,13 +252,13 @@ def _draw_layer_interactions(family: Family, layers: int, rng: np.random.Generat
     """Symmetric (L, L) coupling of layers, scaled down where it could turn damage into gain.
 
     With S the roots of the layers' damage, the sum S'S + S'KS/2 stays positive while K's least eigenvalue is
-    above -2; `LEAST_EIGENVALUE` keeps it well away from there.
+    above -2; `MIN_EIGENVALUE` keeps it well away from there.
     """
     rng.standard_normal((layers, layers))
     coupling = np.diag(rng.normal(*family.neighbours, layers - 1), 1)
     coupling = coupling + coupling.T
     least = float(np.linalg.eigvalsh(coupling)[0])
-    return coupling * min(1.0, LEAST_EIGENVALUE / least) if least < 0 else coupling
+    return coupling * min(1.0, MIN_EIGENVALUE / least) if least < 0 else coupling
 
 
 def _draw_group_damage(
@@ -290,12 +291,12 @@ def compute_layer_damage(bits: int) -> np.ndarray:
     if bits >= UNQUANTIZED_BITS:
         return np.zeros_like(DAMAGE_2)
     if bits >= 4:
-        return DAMAGE_3 * FOUR_BITS * 4.0 ** (4 - bits)
-    return {1: DAMAGE_2 * ONE_BIT, 2: DAMAGE_2, 3: DAMAGE_3}[bits]
+        return DAMAGE_3 * DAMAGE_RATIO_4 * 4.0 ** (4 - bits)
+    return {1: DAMAGE_2 * DAMAGE_RATIO_1, 2: DAMAGE_2, 3: DAMAGE_3}[bits]
 
 
 def compute_kind_shares(bits: int) -> dict[str, float]:
     """Share of a layer's damage that each of its seven linears causes (they sum to 1)."""
-    losses = {kind: pair[0 if bits <= 2 else 1] for kind, pair in MEASURED["kinds"].items()}
-    total = sum(losses.values()) - len(losses) * UNTUNED
-    return {kind: (loss - UNTUNED) / total for kind, loss in losses.items()}
+    losses = {kind: pair[0 if bits <= 2 else 1] for kind, pair in MEASURED_LOSSES["kinds"].items()}
+    total = sum(losses.values()) - len(losses) * UNTUNED_LOSS
+    return {kind: (loss - UNTUNED_LOSS) / total for kind, loss in losses.items()}

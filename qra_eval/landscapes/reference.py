@@ -13,9 +13,9 @@ from qra_search.schemas import Plan
 from qra_search.space.space import SearchSpace
 
 RELINEARISATIONS = 8
-PAIRS = 8_000
+MAX_PAIRS = 8_000
 """Two-exchanges tried in a step, those with the lowest sum of single changes first."""
-SINGLES = 2_000
+MAX_SINGLES = 2_000
 """Single changes that pairs are made of, those of the lowest loss first."""
 CHUNK = 4_000_000
 
@@ -141,13 +141,13 @@ class Problem:
     def list_pairs(self, change: np.ndarray, extra: np.ndarray, left: int) -> np.ndarray:
         """Pairs of moves (P, 2) of different groups that fit together, lowest sum of single changes first."""
         usable = np.flatnonzero(np.isfinite(change))
-        order = usable[np.argsort(change[usable], kind="stable")[:SINGLES]]
+        order = usable[np.argsort(change[usable], kind="stable")[:MAX_SINGLES]]
         i, j = np.triu_indices(len(order), 1)
         i, j = order[i], order[j]
         fits = (extra[i] + extra[j] <= left) & (self.group[i] != self.group[j])
         i, j = i[fits], j[fits]
-        if len(i) > PAIRS:
-            first = np.argpartition(change[i] + change[j], PAIRS)[:PAIRS]
+        if len(i) > MAX_PAIRS:
+            first = np.argpartition(change[i] + change[j], MAX_PAIRS)[:MAX_PAIRS]
             i, j = i[first], j[first]
         return np.stack([i, j], axis=1)
 

@@ -23,7 +23,7 @@ from qra_search.allocate import knapsack
 from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
 from qra_search.evaluator import Evaluator
-from qra_search.schemas import LENGTH, Evaluation, ExtraParameter, Plan, Sensitivities
+from qra_search.schemas import LENGTH_PARAMETER, Evaluation, ExtraParameter, Plan, Sensitivities
 from qra_search.space.budgets import resolve_budgets
 from qra_search.space.serialization import read_sensitivities
 from qra_search.space.space import SearchSpace
@@ -38,7 +38,7 @@ STEPS = (30, 120, 480)
 MIDDLE_STEPS, LENGTH_UNIT = 120, 4.0
 """Lengths enter as logarithms to the base of the unit, from the middle one: -1, 0, 1 for 30, 120, 480 steps."""
 MIDDLE_RATE, MIDDLE_RANK = 0.004, 8
-ROBUST_FROM = 0.15
+HUBER_THRESHOLD = 0.15
 """Residuals of the log loss beyond this count by their size, not by its square: a tuning with far too high a rate says
 little of good ones."""
 PRIORS: dict[str, tuple[float, float]] = {
@@ -61,7 +61,7 @@ KIND_DEVIATION = 0.5
 """Deviation of the log of how much more a kind of linear's damage counts than the sensitivities say."""
 PRIOR_WEIGHT = 0.1
 """Deviation of the log loss that a parameter one deviation off its prior counts as."""
-LEAST_DAMAGE = 1e-9
+MIN_DAMAGE = 1e-9
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class TuningFormula:
         """Logarithms of test losses (N,)."""
         p, length = self.parameters, traits.length
         level = p["level"] + p["level_length"] * length + p["level_bend"] * length**2
-        total = np.maximum(traits.damage @ self.weights, LEAST_DAMAGE)
+        total = np.maximum(traits.damage @ self.weights, MIN_DAMAGE)
         damage = np.exp(p["log_damage"] + p["damage_length"] * length) * total ** np.exp(p["log_power"])
         off = traits.rate - self.compute_best_rate(length, traits.rank)
         steeper = np.where(off > 0, np.exp(p["log_steeper"]), 1.0)
@@ -200,8 +200,8 @@ def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
     deviations = np.array([deviation for _, deviation in PRIORS.values()] + [KIND_DEVIATION] * kinds)
 
     def compute_residuals(values: np.ndarray) -> np.ndarray:
-        off = (TuningFormula.from_values(values).predict(traits) - np.log(losses)) / ROBUST_FROM
-        robust = ROBUST_FROM * np.sqrt(2 * (np.sqrt(1 + off**2) - 1))
+        off = (TuningFormula.from_values(values).predict(traits) - np.log(losses)) / HUBER_THRESHOLD
+        robust = HUBER_THRESHOLD * np.sqrt(2 * (np.sqrt(1 + off**2) - 1))
         return np.concatenate([robust, PRIOR_WEIGHT * (values - means) / deviations])
 
     return TuningFormula.from_values(least_squares(compute_residuals, means).x)
@@ -231,9 +231,9 @@ SENSITIVITIES_COST = 0.26
 and a tuning of 480 steps about 440."""
 RANK_PRICES = (0.0, *np.geomspace(1e-3, 30.0, 24))
 """What a factor of two in all ranks may count as, in nats of damage, when the best plan is sought."""
-EXTRA = {
+EXTRA_PARAMETERS = {
     "learning_rate": ExtraParameter(values=LEARNING_RATES, default=DEFAULT_RATE),
-    LENGTH: ExtraParameter(values=tuple(steps / STEPS[-1] for steps in STEPS), default=1.0),
+    LENGTH_PARAMETER: ExtraParameter(values=tuple(steps / STEPS[-1] for steps in STEPS), default=1.0),
 }
 
 
@@ -251,7 +251,7 @@ class TuningsLandscape(Evaluator):
         self.task, self.seed, self.noise = task, seed, noise
         rows = [row for row in read_rows(task, data) if "test_loss" in row]
         space, self._sensitivities = read_task(task, data)
-        self.space: SearchSpace = space.with_extra(EXTRA)
+        self.space: SearchSpace = space.with_extra(EXTRA_PARAMETERS)
         self.deviations = estimate_noise(rows)
         traits = compute_row_traits(space, self._sensitivities, rows)
         losses = np.array([row["test_loss"] for row in rows])
@@ -305,7 +305,7 @@ class TuningsLandscape(Evaluator):
             losses = np.array([self._compute_losses(tried, rate, 1.0) for rate in LEARNING_RATES])
             at_rate, at_plan = np.unravel_index(losses.argmin(), losses.shape)
             best = plain.decode(tried[at_plan])
-            extra = (("learning_rate", LEARNING_RATES[at_rate]), (LENGTH, 1.0))
+            extra = (("learning_rate", LEARNING_RATES[at_rate]), (LENGTH_PARAMETER, 1.0))
             found.append((replace(best, extra=extra), float(losses.min())))
         return Reference(tuple(plan for plan, _ in found), tuple(loss for _, loss in found), exact=False)
 

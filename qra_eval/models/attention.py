@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from qra_eval.models.loaded import get_position_table_size
 
-NAME = "qra_matmul"
-LONGEST_ROW = 512
+ATTENTION_NAME = "qra_matmul"
+MAX_PLAIN_TOKENS = 512
 """Tokens up to which plain products are used."""
 TOLERANCE = 0.05
 """Largest difference of logits from the model's eager attention, in root mean square as a share of their deviation,
@@ -43,14 +43,14 @@ def use_fast_attention(model: Any) -> bool:
     same = True
     tokens = min(40, get_position_table_size(model) or 40)
     try:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, matmul_attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, sdpa_mask)
         if place == "meta":
-            model.set_attn_implementation(NAME)
+            model.set_attn_implementation(ATTENTION_NAME)
         else:
             probe = torch.randint(0, text.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(0))
             logits = []
-            for implementation in ("eager", NAME):
+            for implementation in ("eager", ATTENTION_NAME):
                 model.set_attn_implementation(implementation)
                 with torch.no_grad():
                     logits.append(model(input_ids=probe, use_cache=False).logits.float())
@@ -85,7 +85,7 @@ def matmul_attention(
         raise ValueError("matmul_attention supports neither soft-capping nor attention sinks")
     n, heads, t, d = query.shape
     kv, s = key.shape[1], key.shape[2]
-    if max(t, s) > LONGEST_ROW or value.shape[-1] != d:
+    if max(t, s) > MAX_PLAIN_TOKENS or value.shape[-1] != d:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(

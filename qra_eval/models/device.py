@@ -13,7 +13,7 @@ from qra_search.errors import BadInput, shorten
 
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
 """glibc's function; None elsewhere."""
-RELEASE_FROM = 512 << 20
+RELEASE_GROWTH_BYTES = 512 << 20
 """Bytes by which a process on a CPU grows before freed memory goes back to the system."""
 _released_at = [0]
 """Resident bytes after the last release, or the fewest since."""
@@ -47,7 +47,7 @@ def send_tensor(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def release_freed_memory(device: torch.device) -> None:
     """After a step or a layer on a CPU: glibc's heap goes back to the system but for what lives in it, once the process
-    has grown by `RELEASE_FROM`.
+    has grown by `RELEASE_GROWTH_BYTES`.
 
     A tuning of 1.5B otherwise grew from 7.8 to 10.9 GiB in 36 steps (`benchmarks/memory/scale.py`). After every step it
     would cost more than it gives: pages that come back take an eighth of a step of SmolLM2.
@@ -56,6 +56,6 @@ def release_freed_memory(device: torch.device) -> None:
         return
     resident = psutil.Process().memory_info().rss
     _released_at[0] = min(_released_at[0], resident)
-    if resident > _released_at[0] + RELEASE_FROM:
+    if resident > _released_at[0] + RELEASE_GROWTH_BYTES:
         MALLOC_TRIM(0)
         _released_at[0] = psutil.Process().memory_info().rss

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from qra_eval.models.linears import make_linear
 
-ROWS = 8192
+HEAD_ROWS = 8192
 """Rows of a table that the head dequantizes, or casts, at a time."""
 
 
@@ -163,8 +163,8 @@ class _Logits(torch.autograd.Function):
 
 
 def _iterate_row_chunks(table: Table, like: Tensor):
-    for start in range(0, table.shape[0], ROWS):
-        stop = min(start + ROWS, table.shape[0])
+    for start in range(0, table.shape[0], HEAD_ROWS):
+        stop = min(start + HEAD_ROWS, table.shape[0])
         yield table.dequantize_rows(torch.arange(start, stop, device=like.device)).to(like.dtype)
 
 

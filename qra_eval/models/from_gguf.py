@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from qra_eval.models.loaded import PLAIN, get_cache_root, make_cache_error
+from qra_eval.models.loaded import WITHOUT_KERNELS, get_cache_root, make_cache_error
 from qra_search.errors import BadInput, first_line
 
 CONVERSION = 2
@@ -87,7 +87,7 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    options: dict[str, Any] = {**PLAIN, "dtype": dtype, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {**WITHOUT_KERNELS, "dtype": dtype, "ignore_mismatched_sizes": True}
     if hasattr(transformers, "GgufConfig"):  # since 5.25 some families stay packed where the hub has a kernel
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     level = logging.get_verbosity()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qra_eval.models.loaded import get_head_dim
 
-ROPES = ("default", "linear", "llama3")
+ROPE_TYPES = ("default", "linear", "llama3")
 """Kinds of rotary embedding that are written; llama3's frequencies go into a tensor."""
 
 
@@ -71,7 +71,7 @@ def list_family_issues(config: Any) -> list[str]:
     scale = config.hidden_size // heads if is_large else get_head_dim(config)
     usual = type(config)(num_hidden_layers=config.num_hidden_layers)
     issues = []
-    if kind not in ROPES:
+    if kind not in ROPE_TYPES:
         issues.append(f"the rotary embedding is scaled ({kind}), which this export does not support: {mend}")
     if family.window and layers != usual.layer_types:
         usually = "in llama.cpp layers attend beyond the window as is usual in this family"

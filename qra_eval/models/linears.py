@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qra_search.engines import FUSED
+from qra_search.engines import FUSED_KINDS
 
 
 class Expert(nn.Module):
@@ -84,10 +84,10 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 Granularity = Literal["module", "expert", "layer", "fused"]
 
-EXPERT = re.compile(r"(.*\bexperts\.\d+)\..*")
+EXPERT_PATTERN = re.compile(r"(.*\bexperts\.\d+)\..*")
 """Name of what lies in an expert of a mixture; the first group is the expert's."""
 
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+ROUTER_KINDS = frozenset({"gate", "router", "shared_expert_gate"})
 """Kinds that choose experts: a few rows whose error sends whole tokens astray, so they are left alone."""
 
 
@@ -107,7 +107,7 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
     found = []
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and name.startswith(f"{path}.") and kind not in ROUTERS:
+        if isinstance(module, nn.Linear) and name.startswith(f"{path}.") and kind not in ROUTER_KINDS:
             found.append(FoundLinear(name, int(name[len(path) + 1 :].partition(".")[0]), kind, module))
     if not found:
         raise ValueError(f"{type(model).__name__} has no linears that could be searched")
@@ -131,7 +131,7 @@ def group_linears(
 
 def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Literal["auto"]) -> Granularity:
     """What a config's granularity means for a model: `auto` is `expert` if there are experts, `module` otherwise."""
-    experts = any(EXPERT.fullmatch(linear.name) for linear in found)
+    experts = any(EXPERT_PATTERN.fullmatch(linear.name) for linear in found)
     if wanted == "auto":
         return "expert" if experts else "module"
     if wanted == "expert" and not experts:
@@ -145,7 +145,7 @@ def find_group_kind(name: str, granularity: Granularity) -> str:
     """What a group has in common with its like in other layers: `layer`, `expert`, or the last part of its name."""
     if granularity == "layer":
         return "layer"
-    expert = granularity == "expert" and EXPERT.fullmatch(f"{name}.")
+    expert = granularity == "expert" and EXPERT_PATTERN.fullmatch(f"{name}.")
     return "expert" if expert else name.rpartition(".")[2]
 
 
@@ -188,7 +188,7 @@ def _make_group_name(linear: FoundLinear, granularity: Granularity) -> str:
     if granularity == "module":
         return linear.name
     if granularity == "expert":
-        expert = EXPERT.fullmatch(linear.name)
+        expert = EXPERT_PATTERN.fullmatch(linear.name)
         return expert[1] if expert else linear.name
     if granularity == "layer":
         prefix = re.match(rf"(.*?\.{linear.layer})\.", linear.name)
@@ -200,7 +200,7 @@ def _make_group_name(linear: FoundLinear, granularity: Granularity) -> str:
 
 def find_fused_kind(kind: str) -> str:
     """`qkv` or `gate_up` if a linear of this kind is a part of one; its own kind otherwise."""
-    return next((name for name, kinds in FUSED if kinds.fullmatch(kind)), kind)
+    return next((name for name, kinds in FUSED_KINDS if kinds.fullmatch(kind)), kind)
 
 
 def is_conv1d(module: Any) -> bool:

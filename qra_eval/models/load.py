@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 
 from qra_eval.hub import check_hub, find_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
-from qra_eval.models.loaded import PLAIN, STORAGE_DTYPE, LoadedModel, prepare_model
+from qra_eval.models.loaded import STORAGE_DTYPE, WITHOUT_KERNELS, LoadedModel, prepare_model
 from qra_eval.models.tiny import make_tiny_model
 from qra_search.errors import BadInput, first_line
 
-UNREADABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+UNREADABLE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 """What transformers raises for files that it can make nothing of."""
 
 
@@ -83,13 +83,13 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
         if not weights:
             return _read_shapes(source, config, dtype, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **PLAIN, **options
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **WITHOUT_KERNELS, **options
         )
         model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except BadInput:
         raise
-    except (*UNREADABLE, SafetensorError, StrictDataclassError) as error:
+    except (*UNREADABLE_ERRORS, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(
                 f"{source} needs code from its repository (trust_remote_code), which qra does not run"

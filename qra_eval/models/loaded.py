@@ -23,7 +23,7 @@ from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.linears import find_linears, normalise
 from qra_search.errors import BadInput
 
-SUFFIX = ".safetensors"
+WEIGHTS_SUFFIX = ".safetensors"
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
@@ -32,7 +32,7 @@ class CheckpointPages:
 
     def __init__(self) -> None:
         lines = Path("/proc/self/maps").read_text().splitlines() if _libc is not None else []
-        ranges = [line.split()[0].split("-") for line in lines if line.endswith(SUFFIX)]
+        ranges = [line.split()[0].split("-") for line in lines if line.endswith(WEIGHTS_SUFFIX)]
         self.ranges = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
 
     def drop_pages(self, tensor: Tensor) -> None:
@@ -49,7 +49,7 @@ class CheckpointPages:
 log = logging.getLogger(__name__)
 
 SLICES, SLICE_BYTES = 16, 4096
-SUMMED = 1 << 19
+WORDS_PER_SUM = 1 << 19
 """64-bit words of a tensor that are summed at a time, and let go."""
 
 
@@ -145,7 +145,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
         words = flat[: len(flat) // 8 * 8]
         words = words if words.storage_offset() % 8 == 0 else words.clone()
         total = 0
-        for part in words.view(torch.int64).split(SUMMED):
+        for part in words.view(torch.int64).split(WORDS_PER_SUM):
             total += int(part.sum())
             if files is not None:
                 files.drop_pages(part)
@@ -153,7 +153,7 @@ def compute_fingerprint(model: nn.Module, *, release: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-NOT_COMPUTED = re.compile(
+IRRELEVANT_FIELDS = re.compile(
     r"_.*|.*token_ids?|architectures|(torch_)?dtype|transformers_version|use_cache|return_dict"
 )
 """Fields of a config, wherever they are in it, that no hidden state follows from."""
@@ -168,7 +168,7 @@ def hash_config(model: nn.Module) -> str:
         return {
             name: drop_not_computed(value)
             for name, value in part.items()
-            if not NOT_COMPUTED.fullmatch(str(name))
+            if not IRRELEVANT_FIELDS.fullmatch(str(name))
         }
 
     said = drop_not_computed(model.config.to_diff_dict())  # type: ignore[operator, union-attr]
@@ -180,12 +180,12 @@ POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 STORAGE_DTYPE = torch.bfloat16
 """In which a model is kept unless the caller asks otherwise, on every machine: bytes are counted in it."""
 
-PLAIN = {"use_kernels": False}
+WITHOUT_KERNELS = {"use_kernels": False}
 """For `from_pretrained`: since 5.25 transformers fetches kernels from the hub unasked, which compute otherwise."""
 
-PROBE = (512, 576, 1536)
-ROUNDS = 12
-CLEARLY = 0.9
+PROBE_SHAPE = (512, 576, 1536)
+PROBE_ROUNDS = 12
+FASTER_SHARE = 0.9
 """bfloat16 is computed in where it takes less than this share of float32's time."""
 
 
@@ -210,14 +210,14 @@ def choose_compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if not any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         return torch.float32
-    tokens, width, out = PROBE
+    tokens, width, out = PROBE_SHAPE
     x, w = torch.ones(tokens, width), torch.ones(out, width)
     best: dict[torch.dtype, float] = {}
     threads = torch.get_num_threads()
     # One thread: of several, those that wait for a busy core decide, and two processes of one run would differ.
     torch.set_num_threads(1)
     try:
-        for _ in range(ROUNDS):  # in turn, so that a busy moment meets both; the first of each warms up
+        for _ in range(PROBE_ROUNDS):  # in turn, so that a busy moment meets both; the first of each warms up
             for dtype in (torch.bfloat16, torch.float32):
                 y, v = x.to(dtype), w.to(dtype)
                 start = time.perf_counter()
@@ -225,7 +225,7 @@ def choose_compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
                 best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    return torch.bfloat16 if best[torch.bfloat16] < CLEARLY * best[torch.float32] else torch.float32
+    return torch.bfloat16 if best[torch.bfloat16] < FASTER_SHARE * best[torch.float32] else torch.float32
 
 
 def get_cache_root() -> Path:

@@ -104,7 +104,7 @@ class KeptMoments:
         return self._bank.folder / f"{self._stem}-moments-{owner}.safetensors"
 
 
-LARGE = 20
+LARGE_PART = 20
 """A unit of more than one of so many parts of all weights takes long."""
 SPREAD = 8
 
@@ -229,7 +229,7 @@ def order_units(weights: Mapping[tuple[str, ...], int]) -> list[tuple[str, ...]]
     """
     total = sum(weights.values())
     units = sorted(weights, key=weights.__getitem__, reverse=True)
-    large = [unit for unit in units if LARGE * weights[unit] > total]
+    large = [unit for unit in units if LARGE_PART * weights[unit] > total]
     rest = units[len(large) :]
     spread = [unit for start in range(SPREAD) for unit in rest[start::SPREAD]]
     first = len(rest) // SPREAD

@@ -215,18 +215,18 @@ def get_expert_kind(name: str) -> str:
     return f"{head}{found}{tail.partition('.')[2]}" if found else name
 
 
-SEGMENT = 6
+SEGMENT_LAYERS = 6
 """Layers of which the first one's input waits on the host: those of a segment then take about as much as all these."""
-WAITING_BYTES = 2 << 30
+MAX_WAITING_BYTES = 2 << 30
 """If the inputs of all layers take at most so much, all of them wait: no layer runs again, a fifth of the work."""
 FORWARD_STAGE, BACKWARD_STAGE = "calibrate, forward", "calibrate, backward"
 """Stages of a pass, which differ in what a layer takes."""
-LABELS = 256
+LABELS_AT_ONCE = 256
 """Labelled positions whose logits are made at a time."""
 
 
 def choose_segment_length(input_bytes: int) -> int:
-    return SEGMENT if input_bytes > WAITING_BYTES else 1
+    return SEGMENT_LAYERS if input_bytes > MAX_WAITING_BYTES else 1
 
 
 def pass_layers(
@@ -321,7 +321,9 @@ def _compute_head_gradients(
     the head reads at labelled positions, (M, H)."""
     hidden, read = flow.hidden.to(blocks.device).requires_grad_(True), list[Tensor]()
     total, squares = torch.zeros_like(hidden), torch.zeros((), device=blocks.device)
-    parts = zip(flow.batch.positions.split(LABELS), flow.batch.targets.split(LABELS), strict=True)
+    parts = zip(
+        flow.batch.positions.split(LABELS_AT_ONCE), flow.batch.targets.split(LABELS_AT_ONCE), strict=True
+    )
     head = blocks.model.get_output_embeddings()
     with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach().flatten(0, -2))):
         for positions, targets in parts:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from qra_eval.models.embeddings import Table, TableEmbedding, TableHead
 from qra_eval.quantized.model import count_cache_bytes
 
-WEIGHTS = ("auto", "codes", "decoded")
+WEIGHT_FORMS = ("auto", "codes", "decoded")
 Factors = list[tuple[Tensor, Tensor, float]]
 """A, B and scaling of each active adapter of a linear."""
 Weights = MutableMapping[nn.Module, tuple[Hashable, Tensor, Factors]]
@@ -36,8 +36,8 @@ def prepare_generate(model: Any, backend: Backend, names: Collection[str], weigh
     By `codes` nothing is kept dequantized, by `decoded` everything is; by `auto` what cannot be multiplied straight
     from its codes is, if a share of the free memory holds it. Linears are found by `names`, tables without.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if weights not in WEIGHT_FORMS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMS)}, got {weights!r}")
     kept: Weights = WeakKeyDictionary()
 
     def generate(self: Any, *args: Any, **options: Any) -> Any:

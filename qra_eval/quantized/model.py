@@ -30,14 +30,14 @@ from qra_search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-LEAST_ROWS, MEASURED_ROWS, MOST_ROWS = 8, 128, 1024
+MIN_ROWS, MEASURED_ROWS, MAX_ROWS = 8, 128, 1024
 """Train rows that pass, at least and at most, and those whose mean length tells how many tokens a row has. With half of
 the default's tokens 4 bits of SmolLM2 lose 0.007 nats (benchmarks/results/study/codes.jsonl)."""
 PLAN_TOKENS = 4096
 """Tokens for the sensitivities, at most. Damage by these differs from that by four times as many by 0.07
 in logarithms, where linears differ by 1. Plans lose at most 0.9% of their lead, by half as many tokens 1.4%
 (`python -m benchmarks.study.damage --table`)."""
-SHARE, HOST_SHARE = 0.4, 0.25
+GPU_CACHE_SHARE, HOST_CACHE_SHARE = 0.4, 0.25
 """Share of free memory for dequantized weights, of a GPU and of the host: the rest is for the plan, adapters,
 activations and logits, and on a host for other processes."""
 
@@ -189,7 +189,7 @@ class QuantizedModel:
 
     def _count_rows_for_tokens(self, tokens: int) -> int:
         rows = self.rows("train", MEASURED_ROWS)
-        return max(LEAST_ROWS, min(tokens * len(rows) // sum(map(len, rows)), MOST_ROWS))
+        return max(MIN_ROWS, min(tokens * len(rows) // sum(map(len, rows)), MAX_ROWS))
 
     def calibration_batches(self) -> list[Batch]:
         return self._make_batches(self.calibration_row_count)
@@ -245,4 +245,4 @@ def count_cache_bytes(given: int | str, device: torch.device) -> int:
     """Bytes for dequantized weights on a device: as given (`2GiB`, 0), or of what is free now (`auto`)."""
     if given != "auto":
         return 0 if str(given) == "0" else parse_bytes(given)
-    return int(count_free_bytes(device) * (HOST_SHARE if device.type == "cpu" else SHARE))
+    return int(count_free_bytes(device) * (HOST_CACHE_SHARE if device.type == "cpu" else GPU_CACHE_SHARE))

@@ -40,7 +40,7 @@ from qra_eval.quantized.calibration import (
 )
 from qra_eval.tasks.batches import Batch, collate
 from qra_eval.tuning.fine_tuner import FineTuner
-from qra_eval.tuning.training import BACKWARD
+from qra_eval.tuning.training import BACKWARD_COST
 from qra_search.schemas import LevelName, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
@@ -52,9 +52,9 @@ OUTPUT_RUNS, TABLE_RUNS, RUN = 12, 512, 16
 """Runs of so many neighbouring outputs of a linear that are probed, unless it is degraded for real: by the squares of
 their weights they tell what the others suffer, within 0.06 in logarithms on SmolLM2. Of a table more are, and the
 errors of the others are made of theirs: `extend_errors`."""
-UNSEEN = 0.1
+MIN_EXPERT_SHARE = 0.1
 """Share of the mean damage over the experts of a layer that each is taken to suffer at least."""
-DEPTHS = 3
+PROBED_DEPTHS = 3
 """Groups of each kind that are degraded for real, spread over depth."""
 PROBED_BITS = 2
 """The lowest this many bit-widths are probed; damage of more bits is small, and scales with the Fisher figure."""
@@ -66,7 +66,7 @@ KIND_RIDGE = 1.0
 LEVEL_RIDGE = 5.0
 """The same for the ratio of levels. One slope for groups and levels, from probes at 1.5 and 2 bits, said twice too much
 of 4 bits."""
-LEAST_SLOPE = 0.1
+MIN_SLOPE = 0.1
 """A larger figure is never taken for less damage."""
 RANK_GAIN = 0.5
 """Nats that adapters on all groups are taken to gain together, spread by the norms of their gradients: SmolLM2 on GSM8K
@@ -118,7 +118,7 @@ def measure_sensitivities(tuner: FineTuner) -> Sensitivities:
     for name, by_level in tables.items():
         damage[space.names.index(name), [space.bits.index(b) for b in by_level]] = list(by_level.values())
     damage = enforce_monotone_damage(fill_missing(damage, space.widths), space.widths)
-    tokens = (1 + BACKWARD) * sum(batch.tokens for batch in model.plan_batches()) + probe_tokens
+    tokens = (1 + BACKWARD_COST) * sum(batch.tokens for batch in model.plan_batches()) + probe_tokens
     return Sensitivities(
         damage,
         _estimate_rank_gain(space, gradient_squares),
@@ -238,11 +238,11 @@ def list_damage(probes: Sequence[LevelProbe], levels: Sequence[LevelName]) -> np
 
 
 def raise_rare_experts(damage: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Damage of experts, at least `UNSEEN` of the mean over their layer: few rows say little of those rarely chosen."""
+    """Damage of experts, at least `MIN_EXPERT_SHARE` of their layer's mean: few rows see the rare ones."""
     kinds: dict[str, list[np.ndarray]] = {}
     for name, figures in damage.items():
         kinds.setdefault(get_expert_kind(name), []).append(figures)
-    floors = {kind: UNSEEN * np.mean(figures, axis=0) for kind, figures in kinds.items()}
+    floors = {kind: MIN_EXPERT_SHARE * np.mean(figures, axis=0) for kind, figures in kinds.items()}
     return {
         name: figures if get_expert_kind(name) == name else np.maximum(figures, floors[get_expert_kind(name)])
         for name, figures in damage.items()
@@ -417,7 +417,7 @@ def scale_damage(
     target = np.array([np.log(kl) - np.log(figure) for _, figure, kl in usable])
     penalty = np.diag([1e-9, 1e-9, LEVEL_RIDGE] + [KIND_RIDGE] * len(names))
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ target)
-    weights[1:3] = np.maximum(weights[1:3], LEAST_SLOPE - 1.0)
+    weights[1:3] = np.maximum(weights[1:3], MIN_SLOPE - 1.0)
     scale = np.array([make_features(g, of_group) @ weights for g, of_group in enumerate(log_raw)])
     return np.where(raw > floor, np.exp(log_raw + scale), 0.0)
 
@@ -432,10 +432,10 @@ def _estimate_rank_gain(space: SearchSpace, gradient_squares: Mapping[str, float
 
 
 def _spread_over_depth(kinds: Sequence[str]) -> list[int]:
-    """Indices of `DEPTHS` groups of each kind, from the first to the last."""
+    """Indices of `PROBED_DEPTHS` groups of each kind, from the first to the last."""
     chosen: list[int] = []
     for kind in sorted(set(kinds)):
         members = [i for i, k in enumerate(kinds) if k == kind]
-        count = min(DEPTHS, len(members))
+        count = min(PROBED_DEPTHS, len(members))
         chosen += sorted({members[round(j * (len(members) - 1) / max(1, count - 1))] for j in range(count)})
     return chosen

@@ -11,7 +11,7 @@ from qra_eval.tasks.example import FIELDS, SPLITS, Example
 from qra_eval.tasks.sources import is_data_path, is_hub_name
 from qra_search import plugins
 from qra_search.errors import BadInput, shorten
-from qra_search.plugins import IN_MEMORY
+from qra_search.plugins import IN_MEMORY_PREFIX
 
 __all__ = ["SPLITS", "Example", "Task", "make_task", "render_example"]
 
@@ -38,7 +38,7 @@ def make_task(task: Any, *, data: Any = None, seed: int = 0, **options: Any) -> 
             raise BadInput(f"the task {shorten(task)} already holds the data: remove {shorten(data)}")
         name = "text" if _is_text(task) else "jsonl"
         data = task
-    elif name.startswith(IN_MEMORY):
+    elif name.startswith(IN_MEMORY_PREFIX):
         raise BadInput("this run uses an in-memory task: pass it to open_run(), or save it and plan again")
     factory = plugins.load_object(name) if plugins.is_object_path(name) else plugins.load("tasks", name)
     made: Task = plugins.call_with_options(

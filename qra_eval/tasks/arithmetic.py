@@ -13,18 +13,18 @@ from qra_eval.tasks.example import SPLITS, Example, SplitName, hash_parts
 from qra_eval.tasks.published import extract_answer
 from qra_search.errors import BadInput
 
-SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
-OWNERS: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
+SPLIT_SIZES: Mapping[SplitName, int] = {"train": 4000, "validation": 500, "test": 1000}
+SPLIT_BY_HASH: Sequence[SplitName] = ("test", "validation", *(SPLITS[:1] * 8))
 """Which split a hash of the operands belongs to, modulo ten; it knows nothing of the seed, so that no seeds overlap."""
-SEEDS: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
+SEED_NAMES: Mapping[SplitName, str] = {"train": "calibration", "validation": "validation", "test": "test"}
 """Part of the seed of each split; recorded figures are of problems from these."""
 
-PATIENCE = 20_000
+MAX_BARREN_DRAWS = 20_000
 """Draws in a row without a new problem, after which there are taken to be no more."""
 
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps", "marbles", "cards", "stones", "tickets")
-SIGNS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
+OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Kind:
     fits: Callable[[int, int, int], bool] = lambda a, b, c: True
 
 
-KINDS: Mapping[str, Kind] = {
+PROBLEM_KINDS: Mapping[str, Kind] = {
     "total": Kind(
         lambda a, b, c: [(a, "+", b)],
         (
@@ -99,7 +99,7 @@ class ArithmeticTask(Task):
     """Word problems of one and two steps with worked answers.
 
     Args:
-        kinds: of problems, each with the same chance; default: all of `KINDS`.
+        kinds: of problems, each with the same chance; default: all of `PROBLEM_KINDS`.
         digits: of the operands, each with the same chance.
     """
 
@@ -122,12 +122,12 @@ class ArithmeticTask(Task):
         super().__init__(data, seed, chat=chat)
         if data is not None:
             raise BadInput(f"the arithmetic task generates its problems and takes no data, got {data!r}")
-        self.kinds = tuple(kinds or KINDS)
+        self.kinds = tuple(kinds or PROBLEM_KINDS)
         self.digits = tuple(digits)
         if not self.digits or min(self.digits) < 1:
             raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
-        if not set(self.kinds) <= set(KINDS):
-            raise BadInput(f"kinds must be among {', '.join(KINDS)}, got {', '.join(self.kinds)}")
+        if not set(self.kinds) <= set(PROBLEM_KINDS):
+            raise BadInput(f"kinds must be among {', '.join(PROBLEM_KINDS)}, got {', '.join(self.kinds)}")
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         return {name: _generate_split(self.seed, name, self.kinds, self.digits) for name in SPLITS}
@@ -138,16 +138,16 @@ def _generate_split(
     seed: int, split: SplitName, kinds: tuple[str, ...], digits: tuple[int, ...]
 ) -> tuple[Example, ...]:
     """The problems of a split. Kept, as drawing them takes longer than all else of building a small evaluator."""
-    draw = random.Random(hash_parts("arithmetic", seed, SEEDS[split]))
+    draw = random.Random(hash_parts("arithmetic", seed, SEED_NAMES[split]))
     found: dict[str, Example] = {}
     barren = 0
-    while len(found) < SIZES[split]:
-        if barren == PATIENCE:
+    while len(found) < SPLIT_SIZES[split]:
+        if barren == MAX_BARREN_DRAWS:
             problem = f"only {len(found)} different {split} problems exist of these kinds and digits"
             raise BadInput(f"{problem}: choose more kinds or digits")
         barren += 1
         name = draw.choice(kinds)
-        kind = KINDS[name]
+        kind = PROBLEM_KINDS[name]
         a, b, c = (_draw_operand(draw, draw.choice(digits)) for _ in range(3))
         who, other = draw.sample(NAMES, 2)
         thing = draw.choice(THINGS)
@@ -155,11 +155,11 @@ def _generate_split(
             continue
         words = {"who": who, "other": other, "thing": thing, "a": a, "b": b, "c": c}
         text = draw.choice(kind.wordings).format(**words, whole=a * b, most=max(a, b), least=min(a, b))
-        steps = [(x, sign, y, SIGNS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
+        steps = [(x, sign, y, OPERATIONS[sign](x, y)) for x, sign, y in kind.steps(a, b, c)]
         result = steps[-1][-1]
         lines = [f"{x} {sign} {y} = {value}" for x, sign, y, value in steps]
         operands = tuple(sorted((a, b, c)[: len(steps) + 1]))
-        if OWNERS[int(hash_parts("operands", *operands)[:8], 16) % len(OWNERS)] != split:
+        if SPLIT_BY_HASH[int(hash_parts("operands", *operands)[:8], 16) % len(SPLIT_BY_HASH)] != split:
             continue
         answer = " " + "\n".join([*lines, f"#### {result}"])
         meta = {"result": result, "kind": name, "operands": operands}

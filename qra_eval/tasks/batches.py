@@ -15,11 +15,11 @@ from qra_eval.tasks.encoding import IGNORED, Encoded
 
 PASS_ROWS, PASS_TOKENS = 8, 4096
 """Rows, and about as many tokens, that pass through a layer together, at most."""
-MIXED = 16
+SORTED_BATCHES = 16
 """Batches' worth of rows, in the order that they were drawn in, among which rows of similar length are put together."""
 PASS_MULTIPLE = 32
 """Rows of a calibration batch are padded to a multiple of this length."""
-CHUNK = 64
+LOGIT_ROWS = 64
 """Rows of logits that are in float32 at a time."""
 
 
@@ -109,7 +109,7 @@ def schedule_batches(
         chosen = list(rows[:need])
         if need < len(rows) and batches:
             chosen = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()[:need]]
-        starts = list(range(0, len(chosen), MIXED * batch_size if drawn else len(chosen)))
+        starts = list(range(0, len(chosen), SORTED_BATCHES * batch_size if drawn else len(chosen)))
         if len(starts) > 1 and len(chosen) - starts[-1] < batch_size:
             starts.pop()  # the last rows alone would be a small batch that counts as much as the others
         spans = itertools.pairwise([*starts, len(chosen)])
@@ -167,8 +167,8 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), device=logits.device, dtype=torch.float32)
         gradient = torch.empty_like(logits) if logits.requires_grad else None
-        for start in range(0, len(targets), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for start in range(0, len(targets), LOGIT_ROWS):
+            rows = slice(start, start + LOGIT_ROWS)
             chunk = logits[rows].float()
             wanted = targets[rows].unsqueeze(1)
             normaliser = chunk.logsumexp(1, keepdim=True)
@@ -229,8 +229,8 @@ def measure_row_losses(
             batch = collate([rows[i] for i in chosen]).to(device)
             logits = compute_logits(model, head, batch)
             owner = torch.tensor(chosen)[(batch.positions // batch.input_ids.shape[1]).cpu()]
-            for part in range(0, len(owner), CHUNK):
-                k = slice(part, part + CHUNK)
+            for part in range(0, len(owner), LOGIT_ROWS):
+                k = slice(part, part + LOGIT_ROWS)
                 loss = nn.functional.cross_entropy(logits[k].float(), batch.targets[k], reduction="none")
                 totals.index_add_(0, owner[k], loss.double().cpu())
             counts.index_add_(0, owner, torch.ones_like(owner))

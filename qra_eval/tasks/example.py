@@ -13,19 +13,28 @@ from qra_search.errors import BadInput, shorten
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
+SPLIT_SHARES: Mapping[SplitName, float] = {"test": 0.1, "validation": 0.1, "train": 0.8}
 """Parts of a user's own rows where all three splits are taken from them."""
 TRAIN_SHARES: Mapping[SplitName, float] = {"validation": 0.15, "train": 0.85}
 """Parts of a data set's training split."""
 
-FORMS = (
+ROW_FORMS = (
     '{"prompt", "answer"}, {"question", "answer"}, {"question", "choices", "answer"}, '
     '{"instruction", "input" (may be left out), "output"}, {"messages": [{"role", "content"}, ...]} or '
     '{"conversations": [{"from", "value"}, ...]}'
 )
-PROMPTS, ANSWERS = ("prompt", "question"), ("answer", "completion", "response", "answerKey")
-CHOICES = ("choices", "options")
-FIELDS = (*PROMPTS, *ANSWERS, *CHOICES, "instruction", "input", "output", "messages", "conversations")
+PROMPT_FIELDS, ANSWER_FIELDS = ("prompt", "question"), ("answer", "completion", "response", "answerKey")
+CHOICE_FIELDS = ("choices", "options")
+FIELDS = (
+    *PROMPT_FIELDS,
+    *ANSWER_FIELDS,
+    *CHOICE_FIELDS,
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "conversations",
+)
 """What columns of other names can be read as."""
 ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
@@ -34,7 +43,7 @@ ROLES = {
     "human": "user",
 }
 """The roles of the names that speakers have in a conversation."""
-CHAT = "chat"
+CHAT_KEY = "chat"
 """In an example's `meta`: it is a whole conversation, of which all answers are learnt."""
 
 
@@ -83,8 +92,8 @@ def make_example(
     row = {k: v for k, v in given.items() if not (v is None or (isinstance(v, float) and isnan(v)))}
     if "messages" in row or "conversations" in row:
         return _make_chat(row, where)
-    asked = next((name for name in PROMPTS if name in row), None)
-    answered = next((name for name in ANSWERS if name in row), None)
+    asked = next((name for name in PROMPT_FIELDS if name in row), None)
+    answered = next((name for name in ANSWER_FIELDS if name in row), None)
     if "instruction" in row:
         question = read_text(row, "instruction", where)
         answer = read_text(row, "output", where)
@@ -96,7 +105,7 @@ def make_example(
         prompt += "### Response:\n"
     elif asked is not None and answered is not None:
         prompt = read_text(row, asked, where)
-        several = next((name for name in CHOICES if name in row), None)
+        several = next((name for name in CHOICE_FIELDS if name in row), None)
         if several is not None:
             prompt = prompt if asked == "prompt" else format_question(prompt)
             given_choices, label = _read_choices(row[several], row[answered], where)
@@ -105,7 +114,7 @@ def make_example(
         question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
     else:
         raise BadInput(
-            f"{where}: fields are {_list_fields(row)}; allowed are {FORMS}; name others by --columns "
+            f"{where}: fields are {_list_fields(row)}; allowed are {ROW_FORMS}; name others by --columns "
             'prompt=...,answer=..., and for {"text"} use --task text'
         )
     return Example(prompt, answer, messages=({"role": "user", "content": question},))
@@ -185,7 +194,7 @@ def _make_chat(row: Mapping[str, Any], where: str) -> Example:
     before = turns[: answers[-1]]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     answer = f" {turns[answers[-1]]['content']}"
-    return Example(f"{prompt}Assistant:", answer, messages=tuple(before), meta={CHAT: True})
+    return Example(f"{prompt}Assistant:", answer, messages=tuple(before), meta={CHAT_KEY: True})
 
 
 def _list_fields(row: Mapping[str, Any]) -> str:
@@ -197,7 +206,7 @@ def split_examples(
     given: Mapping[SplitName, Sequence[Example]],
     seed: int = 0,
     *,
-    shares: Mapping[SplitName, float] = SHARES,
+    shares: Mapping[SplitName, float] = SPLIT_SHARES,
     least: int = 0,
     what: str = "the data",
 ) -> dict[SplitName, Sequence[Example]]:

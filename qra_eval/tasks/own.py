@@ -9,7 +9,7 @@ from typing import Any
 from qra_eval.tasks.base import Task
 from qra_eval.tasks.encoding import Encoded
 from qra_eval.tasks.example import (
-    CHAT,
+    CHAT_KEY,
     FIELDS,
     Example,
     SplitName,
@@ -17,12 +17,12 @@ from qra_eval.tasks.example import (
     split_examples,
 )
 from qra_eval.tasks.scoring import Metric, exact_match, json_f1, make_field_metrics, parse_json
-from qra_eval.tasks.sources import STEMS, load_hub_data, read_splits
+from qra_eval.tasks.sources import SPLIT_STEMS, load_hub_data, read_splits
 from qra_search.errors import BadInput, shorten
 
 log = logging.getLogger(__name__)
 
-LEAST_ROWS = 8
+MIN_ROWS = 8
 """Distinct prompts from which all three splits are taken, at least."""
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
@@ -85,11 +85,11 @@ class JSONLTask(Task):
             log.warning(
                 "%d answers of %s are lists, taken as JSON: %s", len(lists), what, shorten(lists[0], 60)
             )
-        return split_examples(examples, self.seed, least=LEAST_ROWS, what=what)
+        return split_examples(examples, self.seed, least=MIN_ROWS, what=what)
 
     def is_chat(self, example: Example, tokenizer: Any) -> bool:
         if self.wants_chat is None:
-            return CHAT in example.meta and bool(getattr(tokenizer, "chat_template", None))
+            return CHAT_KEY in example.meta and bool(getattr(tokenizer, "chat_template", None))
         return self.wants_chat
 
 
@@ -117,7 +117,7 @@ class TextTask(Task):
         data = self.data
         if data is None:
             published = load_hub_data(*WIKITEXT)
-            data = {split: published[stems[0]] for split, stems in STEMS.items()}
+            data = {split: published[stems[0]] for split, stems in SPLIT_STEMS.items()}
         what = self.data if isinstance(self.data, str) else "the text"
         given: dict[SplitName, list[Example]] = {}
         for split, rows in read_splits(data).items():

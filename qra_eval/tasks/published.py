@@ -22,9 +22,9 @@ from qra_eval.tasks.scoring import exact_match, json_f1
 from qra_eval.tasks.sources import load_hub_data, read_folder_rows, read_splits
 from qra_search.errors import BadInput
 
-APART = 8
+SOLVED_ROWS = 8
 """Rows of GSM8K's training split that are in no split of ours, whatever the seed, to be shown as solved problems."""
-STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+NUMBER_PATTERN = re.compile(r"#### (\-?[0-9\.\,]+)")
 """As lm-evaluation-harness finds numbers."""
 SLOTS = ("date", "time", "people", "first_name", "last_name")
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 def extract_answer(text: str) -> str | None:
     """The first number after `####`, without commas and a final point; None if there is none."""
-    found = STRICT.search(text)
+    found = NUMBER_PATTERN.search(text)
     return found[1].replace(",", "").removesuffix(".") if found else None
 
 
@@ -81,7 +81,7 @@ class GSM8KTask(_PublishedTask):
 
     name = "gsm8k"
     hub = ("openai/gsm8k", "main")
-    apart = APART
+    apart = SOLVED_ROWS
     metrics = {
         "exact_match": lambda answer, example: float(extract_answer(answer) == extract_answer(example.answer))
     }

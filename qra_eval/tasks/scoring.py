@@ -16,7 +16,7 @@ from typing import Any
 from qra_eval.tasks.example import Example
 from qra_search import plugins
 from qra_search.errors import BadInput, describe, shorten
-from qra_search.plugins import IN_MEMORY
+from qra_search.plugins import IN_MEMORY_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,14 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
     """The functions of a run's settings by their names; raises BadInput for one that cannot be had.
 
     Args:
-        names: `FILE.py:NAME`, `module:NAME`, or the name of one of the functions in memory with `IN_MEMORY` before it.
+        names: `FILE.py:NAME`, `module:NAME`, or `IN_MEMORY_PREFIX` and the name of one of the functions in memory.
     """
     found: dict[str, Metric] = {}
     for name in names:
-        short = name.removeprefix(IN_MEMORY).rpartition(":")[2]
-        if name.startswith(IN_MEMORY) and short not in functions:
+        short = name.removeprefix(IN_MEMORY_PREFIX).rpartition(":")[2]
+        if name.startswith(IN_MEMORY_PREFIX) and short not in functions:
             raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
-        metric = functions[short] if name.startswith(IN_MEMORY) else plugins.load_object(name)
+        metric = functions[short] if name.startswith(IN_MEMORY_PREFIX) else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
         found[short] = metric

@@ -21,18 +21,18 @@ from qra_search.errors import BadInput, first_line, shorten, wrong_type
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
-STEMS: Mapping[SplitName, Sequence[str]] = {
+SPLIT_STEMS: Mapping[SplitName, Sequence[str]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test",),
 }
 """Names of a split's file, and of a data set's split."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_data_path(name: str) -> bool:
     """Whether a name is that of a file that can be read, or of a folder, unless a task has it."""
-    return name.lower().endswith(hub.ROWS_ENDS) or (
+    return name.lower().endswith(hub.ROW_SUFFIXES) or (
         Path(name).is_dir() and name not in plugins.list_names("tasks")
     )
 
@@ -40,8 +40,8 @@ def is_data_path(name: str) -> bool:
 def is_hub_name(name: str) -> bool:
     """Whether it may be a data set's name on the hub, `owner/name`, and is no path here."""
     return (
-        bool(HUB_NAME.fullmatch(name))
-        and not name.lower().endswith(hub.ROWS_ENDS)
+        bool(HUB_NAME_PATTERN.fullmatch(name))
+        and not name.lower().endswith(hub.ROW_SUFFIXES)
         and not Path(name).exists()
     )
 
@@ -68,7 +68,7 @@ def read_splits(
         )
     found: dict[SplitName, list[Row]] = {}
     for split in SPLITS:
-        names = [chosen[split]] if split in chosen else STEMS[split]
+        names = [chosen[split]] if split in chosen else SPLIT_STEMS[split]
         name = next((name for name in names if name in data), None)
         if name is not None:
             found[split] = _label_rows(data[name], f"{what}, {name} row")
@@ -85,13 +85,15 @@ def _read_files(data: Path) -> dict[SplitName, list[Row]]:
     if data.is_file():
         return {"train": read_rows(data)}
     found: dict[SplitName, list[Row]] = {}
-    for split, stems in STEMS.items():
-        paths = [path for stem in stems for end in hub.ROWS_ENDS if (path := data / f"{stem}{end}").is_file()]
+    for split, stems in SPLIT_STEMS.items():
+        paths = [
+            path for stem in stems for end in hub.ROW_SUFFIXES if (path := data / f"{stem}{end}").is_file()
+        ]
         if paths:
             found[split] = read_rows(paths[0])
     if "train" not in found:
         raise BadInput(
-            f"{data} is no file, nor a folder with train.jsonl (or {', '.join(hub.ROWS_ENDS[1:])})"
+            f"{data} is no file, nor a folder with train.jsonl (or {', '.join(hub.ROW_SUFFIXES[1:])})"
         )
     return found
 
@@ -100,8 +102,8 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a file, by its ending; raises BadInput, with the line or row, if it cannot be read or has none."""
     path = Path(path)
     end = path.suffix.lower()
-    if end not in hub.ROWS_ENDS:
-        raise BadInput(f"{path}: data files end in {', '.join(hub.ROWS_ENDS)}")
+    if end not in hub.ROW_SUFFIXES:
+        raise BadInput(f"{path}: data files end in {', '.join(hub.ROW_SUFFIXES)}")
     if end == ".parquet":
         rows = _read_parquet(path)
     else:

@@ -20,7 +20,7 @@ from qra_eval.quantized.space import ADAPTER_DTYPE, list_plan_levels
 from qra_eval.tasks.batches import Batch, measure_row_losses
 from qra_eval.tasks.example import Example
 from qra_eval.tuning.fine_tuner import FineTuner, convert_out_of_memory
-from qra_eval.tuning.loading import BASE_DIGEST, NO_ADDRESS, UNTUNED
+from qra_eval.tuning.loading import BASE_DIGEST, NO_BASE_MODEL, UNTUNED_KEY
 from qra_eval.tuning.training import Diverged, FullTuning
 from qra_search.app.evaluator import StepFigures
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
@@ -197,7 +197,7 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, is_tuned: bool = True) -
         "backend": quantized.backend.spec,
         BASE_DIGEST: digest,
     }
-    untuned = {} if is_tuned else {UNTUNED: True}
+    untuned = {} if is_tuned else {UNTUNED_KEY: True}
     write_json(folder / PLAN_NAME, {**plan_to_dict(space, plan), **made_of, **untuned})
 
 
@@ -220,8 +220,8 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
     """Write the adapters as a PEFT directory: config with a rank for each linear and the base's digest, and bfloat16
     factors.
 
-    In place of the model's name the config has `NO_ADDRESS`: PEFT alone would put the adapter on the unquantized model,
-    for which it was not tuned, and without any name it would ask the hub, in vain.
+    In place of the model's name the config has `NO_BASE_MODEL`: PEFT alone would put the adapter on the unquantized
+    model, for which it was not tuned, and without any name it would ask the hub, in vain.
     """
     from peft import LoraConfig
 
@@ -243,7 +243,7 @@ def write_adapter(tuner: FineTuner, plan: Plan, folder: Path, *, base: str) -> N
         lora_dropout=tuner.settings.dropout,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=NO_ADDRESS,
+        base_model_name_or_path=NO_BASE_MODEL,
         auto_mapping={BASE_DIGEST: base},
     )
     config.save_pretrained(str(folder))

@@ -28,14 +28,14 @@ from qra_search.sections import EvaluationConfig, FinetuneConfig, TrainingConfig
 
 Result = TypeVar("Result")
 
-SCORED_TOGETHER = 8
+SCORING_FACTOR = 8
 """Times as many rows as train together are scored together."""
 TRIAL_PARTS = 10
 """Parts of a trial whose mean training losses are kept."""
 TRIAL_ROWS = 256
 """Validation rows of a trial, at least. The ratio of two trials' losses has a deviation of 7% on 64 rows of Banking77,
 and of 3.5% on so many; they take a tenth of the time of 100 steps."""
-FAR = 1.3
+FAR_BEHIND_FACTOR = 1.3
 """Times another trial's training loss over the same steps beyond which a trial ends at its middle."""
 
 
@@ -155,7 +155,7 @@ class FineTuner:
             return {}
         room = self.compute_max_length(self.count_answer_tokens(examples))
         options: dict[str, Any] = {
-            "batch_size": SCORED_TOGETHER * self.settings.batch_size,
+            "batch_size": SCORING_FACTOR * self.settings.batch_size,
             "max_length": room,
         }
         return task.score_rows(self.model, self.tokenizer, examples, **options)
@@ -235,7 +235,7 @@ class FineTuner:
         """Tokens of a full evaluation in units of one forward pass, a backward pass counted as two."""
         trained = sum(batch.tokens for batch in self.get_batches(self.evaluation.steps, 0))
         held_out = sum(map(len, self.rows("validation", self.evaluation.validation_rows)))
-        return (1 + training.BACKWARD) * trained + held_out
+        return (1 + training.BACKWARD_COST) * trained + held_out
 
 
 def convert_out_of_memory(tuner: FineTuner, work: Callable[[], Result]) -> Result:
@@ -275,7 +275,7 @@ class TrialWatch(training.TrainerCallback):
         if not self.beside or state.step != state.steps // 2:
             return False
         parts = self.average_losses_by_part(state.steps)
-        return parts[-1] > FAR * self.beside[len(parts) - 1]
+        return parts[-1] > FAR_BEHIND_FACTOR * self.beside[len(parts) - 1]
 
     def average_losses_by_part(self, steps: int) -> list[float]:
         """Mean training loss of each part that was made, of `steps` steps in all."""

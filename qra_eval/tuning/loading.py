@@ -33,9 +33,9 @@ from qra_search.space.serialization import PLAN_NAME, read_plan_file
 
 BASE_DIGEST = "qra_base"
 """Name of the digest of the quantized base, in PEFT's config (among what it keeps for others) and in the plan."""
-UNTUNED = "untuned"
+UNTUNED_KEY = "untuned"
 """Set in the plan of a folder that has a quantized base alone, as `qra export --untuned` makes one to read."""
-NO_ADDRESS = (
+NO_BASE_MODEL = (
     "the base of this adapter is quantized by qra. Load both with qra_eval.load, or write them for "
     "other tools with qra export"
 )
@@ -43,7 +43,7 @@ NO_ADDRESS = (
 the hub's client at once, as no name of a model, and shown."""
 
 OnText = Callable[[str], None]
-LIBRARIES = ("peft", "numba")
+LAZY_LIBRARIES = ("peft", "numba")
 """Imported when they are first needed, 320 MiB that are not the model's."""
 
 
@@ -84,7 +84,7 @@ def load(
         warnings.warn(
             f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2
         )
-    if config.base_model_name_or_path == NO_ADDRESS:
+    if config.base_model_name_or_path == NO_BASE_MODEL:
         config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
     # The factors are saved in bfloat16, or made float32 by peft on a base whose codes are integers: peft would compute
     # in their dtype, and the tuned model did in its own.
@@ -135,7 +135,7 @@ def find_tuning(folder: Path, tuning: str | None = None) -> Path:
 def read_tuned_plan(folder: Path) -> dict[str, Any]:
     """What the `plan.json` of a tuning holds; raises BadInput if the folder holds nothing tuned."""
     data = read_plan_file(folder) if folder.is_dir() else {}
-    needed = (PLAN_NAME, BASE_FILE) if data.get(UNTUNED) else (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER)
+    needed = (PLAN_NAME, BASE_FILE) if data.get(UNTUNED_KEY) else (PLAN_NAME, BASE_FILE, ADAPTER_FOLDER)
     missing = [name for name in needed if not (folder / name).exists()]
     if missing or not {"dtype", "backend", "model", "weights"} <= data.keys():
         raise BadInput(f"{folder} has no tuned plan ({', '.join(missing)}): run `qra finetune` first")
@@ -269,7 +269,7 @@ def generate(
         on_text: called with each piece of the answer as it comes.
         options: of `load`.
     """
-    for library in LIBRARIES:
+    for library in LAZY_LIBRARIES:
         import_module(library)
     meter = Meter(on_text)
     model, tokenizer = load(folder, **options)

@@ -28,10 +28,10 @@ from qra_search.study.study import on_interrupt
 
 MAX_GRADIENT_NORM = 1.0
 """Of the gradients of a group together; larger ones are scaled down to it."""
-BACKWARD = 2.0
+BACKWARD_COST = 2.0
 """Cost of a backward pass in forward passes; a training step costs one of each."""
 
-RESUMED = ("best_value", "best_step", "curve")
+RESUMED_ATTRIBUTES = ("best_value", "best_step", "curve")
 """Attributes of a full tuning that a checkpoint has."""
 
 
@@ -279,7 +279,7 @@ class FullTuning(TrainerCallback):
             "identity": self.identity,
             "training": {"losses": training.losses, "tokens": training.tokens},
             "seconds": training.seconds,
-            "full": {name: getattr(self, name) for name in RESUMED},
+            "full": {name: getattr(self, name) for name in RESUMED_ATTRIBUTES},
         }
         write_tensors(tensors, self.checkpoint, metadata={"state": json.dumps(state)}, durable=True)
 

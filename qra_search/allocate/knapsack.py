@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 BISECTIONS = 60
-BISECTIONS_OF_MANY = 24
-MOST_SUMS = 12_000_000
+BATCH_BISECTIONS = 24
+MAX_SUMS = 12_000_000
 """Partial sums of all groups together, 6 bytes each. A measured prior of 6,000 experts needs half as many; only
 thousands of groups that are all alike need more, and there the greedy solution is but a single exchange off."""
 RELATIVE_GAP = 1e-12
@@ -28,7 +28,7 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
     A Lagrangian bound and a greedy solution come first; partial sums are then extended group by group, and
     dropped when another is no dearer and no larger, or when the bound shows that no completion beats the best
     solution known (Nemhauser and Ullmann 1969; Pisinger 1995). Exact for any sizes, there is no quantum, unless more
-    than `MOST_SUMS` partial sums would be kept: the greedy solution is then as good as known.
+    than `MAX_SUMS` partial sums would be kept: the greedy solution is then as good as known.
 
     Args:
         cost: float (G, B, R); inf if a choice is not allowed.
@@ -86,7 +86,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         low = high - 40.0
         weight = size.astype(float)
         priced = np.empty_like(c)
-        for _ in range(BISECTIONS_OF_MANY):
+        for _ in range(BATCH_BISECTIONS):
             middle = 0.5 * (low + high)
             np.multiply(np.exp(middle)[:, None, None], weight, out=priced)
             priced += c
@@ -188,7 +188,7 @@ def _search_exactly(
     sums = np.zeros(1)
     sizes = np.zeros(1, np.int64)
     trace: list[tuple[np.ndarray, np.ndarray]] = []
-    left = MOST_SUMS
+    left = MAX_SUMS
     for position, g in enumerate(order):
         items = np.flatnonzero(keep[g])
         total = (sums[:, None] + cost[g, items]).ravel()

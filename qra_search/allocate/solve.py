@@ -9,17 +9,17 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qra_search.allocate import knapsack
-from qra_search.schemas import CONFIG, Plan, Schema, Sensitivities
+from qra_search.schemas import MODEL_CONFIG, Plan, Schema, Sensitivities
 from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.space import SearchSpace
 
-FRONT_SIZES = 16
+FRONT_BUDGETS = 16
 """Budgets that stand for all sizes."""
 RELATIVE_DEVIATION = 0.4
 """Deviation of a true difference about the predicted one, as a share of that."""
-LEAST_DEVIATION = 0.012
+MIN_DEVIATION = 0.012
 """The least such deviation, in nats, from the rows of an evaluation and from interactions of groups."""
-DEFAULT_WINS = 1e-9
+NON_DEFAULT_PENALTY = 1e-9
 """Nats that an extra parameter's other values count more than its default, of which the sensitivities say nothing."""
 Z_90 = 1.645
 """Deviations that hold 90% of a normal distribution. With the three numbers all 98 differences measured before tuning
@@ -27,7 +27,7 @@ lie within (`benchmarks/results/predictions.jsonl`), and 95% of 1,035 after a do
 searches (`benchmarks/results/study/details.md`). Longer tunings leave far less (docs/study.md)."""
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class UniformPrediction(Schema):
     """A uniform plan beside another plan, as a rule the allocated one, by what is predicted before tuning.
 
@@ -51,7 +51,7 @@ class UniformPrediction(Schema):
         return self.interval[0] > 0.0
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class Allocation(Schema):
     """The plan of lowest predicted loss within a budget, and every uniform plan that fits.
 
@@ -102,7 +102,7 @@ def solve_front(space: SearchSpace, sensitivities: Sensitivities | None) -> list
 def spread_budgets(space: SearchSpace) -> list[int]:
     """Budgets spread evenly from the bytes of the smallest plan to those of the largest uniform one."""
     largest = max(map(space.memory_bytes, space.uniform_plans()), default=space.memory.maximum)
-    budgets = np.linspace(space.memory.minimum, largest, FRONT_SIZES).round().astype(int)
+    budgets = np.linspace(space.memory.minimum, largest, FRONT_BUDGETS).round().astype(int)
     return list(dict.fromkeys(budgets.tolist()))
 
 
@@ -145,7 +145,7 @@ def _solve_knapsack(
 
 def estimate_gain_std(gain: float) -> float:
     """Deviation in nats of a true difference of losses about the predicted one."""
-    return math.hypot(RELATIVE_DEVIATION * gain, LEAST_DEVIATION)
+    return math.hypot(RELATIVE_DEVIATION * gain, MIN_DEVIATION)
 
 
 def build_additive_table(space: SearchSpace, sensitivities: Sensitivities | None) -> np.ndarray:
@@ -162,7 +162,7 @@ def build_additive_table(space: SearchSpace, sensitivities: Sensitivities | None
         return table
     table = space.pad(table, space.bits_allowed.shape[1])
     for row, parameter in enumerate(space.extra.values(), start=len(space)):
-        table[row] = DEFAULT_WINS
+        table[row] = NON_DEFAULT_PENALTY
         table[row, parameter.values.index(parameter.default)] = 0.0
     return table
 

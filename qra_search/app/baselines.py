@@ -22,7 +22,7 @@ from qra_search.schemas import Plan
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import SearchResult
 
-RUNG_BITS, RUNG_RANK = (1, 1.5, 2, 3, 4), 8
+LADDER_BITS, LADDER_RANK = (1, 1.5, 2, 3, 4), 8
 """Widths of the uniform plans of a ladder, and their rank, if there is none nearer below."""
 Against = Literal["best", "all", "shuffled", "none", "ladder"]
 
@@ -57,15 +57,15 @@ def select_baselines(
 
 
 def list_rungs(space: SearchSpace, plan: Plan, result: SearchResult, limit: int | None = None) -> list[Plan]:
-    """The ladder of a space: uniform plans at `RUNG_BITS` and one rank, the allocated plans between them and a plan of
-    one's own, cheapest first; of at most `limit` bytes."""
-    ranks = [rank for rank in space.uniform_ranks if 0 < rank <= RUNG_RANK] or [
+    """The ladder of a space: uniform plans at `LADDER_BITS` and one rank, the allocated plans between them and a plan
+    of one's own, cheapest first; of at most `limit` bytes."""
+    ranks = [rank for rank in space.uniform_ranks if 0 < rank <= LADDER_RANK] or [
         max(space.uniform_ranks, default=0)
     ]
     uniform = [
         found
         for (level, rank), found in space.uniform_by_choice().items()
-        if space.level(level).width in RUNG_BITS and rank == ranks[-1]
+        if space.level(level).width in LADDER_BITS and rank == ranks[-1]
     ]
     sizes = sorted(map(space.memory_bytes, uniform))
     middles = (math.isqrt(low * high) for low, high in itertools.pairwise(sizes))

@@ -13,7 +13,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput, one_line, shorten, wrong_type
-from qra_search.plugins import IN_MEMORY, suggest_names
+from qra_search.plugins import IN_MEMORY_PREFIX, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
     EvaluationConfig,
@@ -29,9 +29,9 @@ from qra_search.sections import (
 from qra_search.space.memory import UNQUANTIZED_BITS
 
 DEFAULT_FOLDER = Path("runs")
-TUNABLE = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
+FINETUNE_FIELDS = ("training.", "finetune.", "model.device", "evaluation.validation_rows")
 """Fields that may be set anew to tune a run's plan; `finetune.evaluate_every` looks at the validation rows."""
-ROWS_ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
+ROW_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class ConfigError(BadInput):
@@ -59,7 +59,7 @@ class RunConfig(Section):
 
     def name_objects(self, *, task: Any = None, metrics: Mapping[str, Any] | None = None) -> RunConfig:
         """A copy of the settings that names a task or metrics given as Python objects."""
-        named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY + name for name in metrics or ())])
+        named = dict.fromkeys([*self.task.metrics, *(IN_MEMORY_PREFIX + name for name in metrics or ())])
         of_task = {} if task is None else {"name": make_in_memory_name(task)}
         changed_task = self.task.model_copy(update=of_task | {"metrics": tuple(named)})
         return self.model_copy(update={"task": changed_task})
@@ -103,7 +103,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         raise ConfigError(f"config {str(path)!r} is a folder: give the YAML file, such as {file}")
     if not path.is_file():
         raise ConfigError(f"no config file {str(path)!r}: `qra schema --example` prints one to start from")
-    if path.suffix in ROWS_ENDS:
+    if path.suffix in ROW_SUFFIXES:
         raise ConfigError(f"{path} holds rows, not a config: give it as --task {path}")
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ def dump_config(config: RunConfig) -> str:
 
 def make_in_memory_name(given: object) -> str:
     """What stands in a config for a model, rows or a task that was given as an object."""
-    return f"{IN_MEMORY}{type(given).__name__}"
+    return f"{IN_MEMORY_PREFIX}{type(given).__name__}"
 
 
 def find_differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -301,7 +301,7 @@ def change_settings(
         changes["finetune.epochs"] = epochs
     config = make_config(known.model_dump(mode="json"), changes, source="options")
     for path, (old, _) in find_differences(known, config).items():
-        if not path.startswith(TUNABLE):
+        if not path.startswith(FINETUNE_FIELDS):
             raise BadInput(
                 f"{path} is {old!r} in this run and cannot be changed. Only settings of training and finetune can"
             )

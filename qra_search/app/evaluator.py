@@ -25,13 +25,13 @@ from qra_search.executors import (
     WorkerExecutor,
     WorkerUnusable,
 )
-from qra_search.executors.workers import DEVICE, assign_devices
+from qra_search.executors.workers import DEVICE_VARIABLE, assign_devices
 from qra_search.schemas import Plan, TuningRecord
 from qra_search.sections import DEFAULT_STRATEGY
 from qra_search.strategies import make_strategy
 from qra_search.study.study import Listener
 
-KINDS = ("process", "ray")
+WORKER_KINDS = ("process", "ray")
 """Kinds of workers."""
 StepFigures = Mapping[str, float]
 """Figures of a training step: `loss` and, if known, others."""
@@ -234,7 +234,7 @@ def build_in_worker(config: RunConfig) -> Evaluator:
     In a worker with a device of its own (`QRA_DEVICE`), a config that asks for GPUs or leaves the device open gets that
     one: of the machine's GPUs a worker sees its own only, whatever their numbers are outside.
     """
-    device = os.environ.get(DEVICE)
+    device = os.environ.get(DEVICE_VARIABLE)
     if device and config.model.device != "cpu":
         config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
     evaluator: Evaluator = plugins.load("evaluators", config.evaluator)(config)
@@ -243,8 +243,8 @@ def build_in_worker(config: RunConfig) -> Evaluator:
 
 def make_executor(config: RunConfig, workers: Workers) -> WorkerExecutor:
     """The executor of a run's workers, for a `with` block; raises BadInput if there are too few GPUs, or no cluster."""
-    if workers.kind not in KINDS:
-        raise ValueError(plugins.describe_unknown("executor", workers.kind, KINDS))
+    if workers.kind not in WORKER_KINDS:
+        raise ValueError(plugins.describe_unknown("executor", workers.kind, WORKER_KINDS))
     device, factory = config.model.device, partial(build_in_worker, config)
     if device.startswith("cuda:"):
         raise BadInput(

@@ -30,7 +30,7 @@ from qra_search.space.memory import UNQUANTIZED_BITS
 from qra_search.space.serialization import plan_from_dict
 from qra_search.study.study import Listener
 
-OF_A_SEARCH = frozenset({"training", "evaluation", "rows", "metric"})
+SEARCH_ONLY_KEYS = frozenset({"training", "evaluation", "rows", "metric"})
 """Parts of an evaluator's description that say nothing of a full tuning, or are said of it anew."""
 StepListener = Callable[[str, int, StepFigures], None]
 """Called with the id of a tuning, a step, counted from 1, and its figures by name."""
@@ -99,7 +99,7 @@ def make_tuning_request(
 def collect_tuning_settings(config: RunConfig, evaluator: TunableEvaluator) -> dict[str, Any]:
     """What comparable tunings share, beside plan and seed: settings, model, backend and rows."""
     counts = evaluator.row_counts()
-    described = {name: value for name, value in evaluator.describe().items() if name not in OF_A_SEARCH}
+    described = {name: value for name, value in evaluator.describe().items() if name not in SEARCH_ONLY_KEYS}
     settings = {
         "training": config.training.model_dump(),
         "finetune": config.finetune.model_dump(exclude=set(FinetuneConfig.beside)),

@@ -36,8 +36,8 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.result import SearchResult
 
-LOG_NAME, SENSITIVITIES_NAME, TUNINGS = "trials.jsonl", "sensitivities.json", "tunings"
-MAY_CHANGE = ("search.evaluations", "finetune.")
+LOG_NAME, SENSITIVITIES_NAME, TUNINGS_FOLDER = "trials.jsonl", "sensitivities.json", "tunings"
+CHANGEABLE_FIELDS = ("search.evaluations", "finetune.")
 """Fields that may differ when a run is resumed: how far it goes, and how its plan is tuned afterwards."""
 
 
@@ -76,7 +76,7 @@ class RunFolder:
         self.report_file = self.path / "report.html"
         self.rates_file = self.path / "rates.jsonl"
         self.selection_file = self.path / "selection.json"
-        self.tunings_folder = self.path / TUNINGS
+        self.tunings_folder = self.path / TUNINGS_FOLDER
 
     @property
     def has_run(self) -> bool:
@@ -108,7 +108,7 @@ class RunFolder:
         if has_run and self.config_file.is_file():
             known = load_config(self.config_file)
             found = find_differences(known, config)
-            changed = {k: v for k, v in found.items() if not resume or not k.startswith(MAY_CHANGE)}
+            changed = {k: v for k, v in found.items() if not resume or not k.startswith(CHANGEABLE_FIELDS)}
             if changed:
                 field, (old, new) = next(iter(changed.items()))
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 Interval = tuple[float, float]
-TWO_SIDED = 1.96
+Z_95 = 1.96
 """Standard errors on either side that hold 95%."""
-LEVEL = 0.95
-RESAMPLES = 2000
-LEAST_ROWS = 8
+CONFIDENCE = 0.95
+BOOTSTRAP_RESAMPLES = 2000
+MIN_ROWS = 8
 """Fewer rows say nothing about others of their kind."""
 
 
@@ -25,18 +25,18 @@ def bootstrap_log_ratio(nats: Sequence[float], other_nats: Sequence[float]) -> I
         nats, other_nats: summed losses (N,) of the same rows; those of the same labels, so that tokens cancel.
 
     Returns:
-        None with fewer than `LEAST_ROWS` rows, a loss that is not positive, or too few rows that have any.
+        None with fewer than `MIN_ROWS` rows, a loss that is not positive, or too few rows that have any.
     """
     one, two = np.asarray(nats, dtype=float), np.asarray(other_nats, dtype=float)
-    if len(one) < LEAST_ROWS or len(one) != len(two) or min(one.sum(), two.sum()) <= 0:
+    if len(one) < MIN_ROWS or len(one) != len(two) or min(one.sum(), two.sum()) <= 0:
         return None
     rng = np.random.default_rng(0)
-    ratios = np.empty((RESAMPLES // 100, 100))
+    ratios = np.empty((BOOTSTRAP_RESAMPLES // 100, 100))
     for some in ratios:
         rows = rng.integers(len(one), size=(len(some), len(one)))
         with np.errstate(divide="ignore", invalid="ignore"):
             some[:] = one[rows].sum(1) / two[rows].sum(1)
-    low, high = np.quantile(ratios, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = np.quantile(ratios, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return (math.log(low), math.log(high)) if low > 0 and math.isfinite(high) else None
 
 
@@ -48,7 +48,7 @@ def compute_share_interval(share: float, rows: int) -> Interval:
     >>> tuple(round(x, 3) for x in compute_share_interval(0.0, 20))
     (0.0, 0.161)
     """
-    z = TWO_SIDED
+    z = Z_95
     width = 1 + z * z / rows
     middle = (share + z * z / (2 * rows)) / width
     half = z / width * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
@@ -57,20 +57,20 @@ def compute_share_interval(share: float, rows: int) -> Interval:
 
 def compute_score_interval(scores: Sequence[float]) -> Interval | None:
     """Interval of a mean score over independent rows, within 0 and 1 if all scores are; None with fewer than
-    `LEAST_ROWS`.
+    `MIN_ROWS`.
 
     Scores between 0 and 1 vary at most as much as a share of rows with the same mean.
     """
-    if len(scores) >= LEAST_ROWS and min(scores) >= 0 and max(scores) <= 1:
+    if len(scores) >= MIN_ROWS and min(scores) >= 0 and max(scores) <= 1:
         return compute_share_interval(float(np.mean(scores)), len(scores))
     return compute_mean_interval(scores)
 
 
 def compute_mean_interval(values: Sequence[float]) -> Interval | None:
-    """Interval of a mean over independent rows, such as of differences; None with fewer than `LEAST_ROWS`."""
-    if len(values) < LEAST_ROWS:
+    """Interval of a mean over independent rows, such as of differences; None with fewer than `MIN_ROWS`."""
+    if len(values) < MIN_ROWS:
         return None
-    mean, half = float(np.mean(values)), TWO_SIDED * compute_standard_error(values)
+    mean, half = float(np.mean(values)), Z_95 * compute_standard_error(values)
     return mean - half, mean + half
 
 
@@ -87,7 +87,7 @@ def compute_seeds_half_width(*sides: Sequence[float]) -> float:
     if freedom < 1:
         return math.nan
     variance = sum(float(((side - side.mean()) ** 2).sum()) for side in values) / freedom
-    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(
         variance * sum(1 / len(side) for side in values)
     )
 

@@ -18,22 +18,22 @@ from typing import Any, NamedTuple
 from qra_search.app.evaluator import RateTrial
 from qra_search.errors import BadInput
 
-LAW_RATE, LAW_STEPS, LAW_FROM = 1.8e-3, 200, 60
+LAW_RATE, LAW_STEPS, LAW_MIN_STEPS = 1.8e-3, 200, 60
 """Best rate after so many steps, the middle of the models that were measured; fewer steps than the last count as these,
 since the best rate is then at the edge of divergence."""
-SLOPE, SLOPE_DEVIATION = -0.35, 0.12
+LAW_SLOPE, LAW_SLOPE_DEVIATION = -0.35, 0.12
 """Slope of the best rate over the steps, both in logarithms, and its deviation between models and tasks. Bjorck et al.
 (arXiv 2409.19913) find -0.32 in pre-training."""
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1
 """A trial's steps, at least, and as a share of those of the tuning."""
-LEAST_TRIALS = 3
-NOISE = 0.025
+MIN_TRIALS = 3
+TRIAL_NOISE = 0.025
 """Deviation of a trial's log loss, of trials that see the same rows."""
-WIDE = 0.6
+WIDE_DEVIATION = 0.6
 """Deviation of the foretold rate, in factors of two, beyond which trials of twice the length are worth their cost."""
-DIVERGED = math.log(2)
+DIVERGED_PENALTY = math.log(2)
 """What a trial that diverged counts as having lost in log loss."""
-FARTHEST = 6
+MAX_DOUBLINGS = 6
 """Factors of two from the first rate to the last that is tried."""
 
 
@@ -81,7 +81,7 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> RateForecast:
         fit_best_rate(filter_trials_by_length(trials, length)) for length in sorted({t.steps for t in trials})
     ]
     first, last = fits[0], fits[-1]
-    slope, variance = SLOPE, SLOPE_DEVIATION**2
+    slope, variance = LAW_SLOPE, LAW_SLOPE_DEVIATION**2
     if len(fits) > 1:
         apart = math.log2(last.steps / first.steps)
         own = (last.deviation**2 + first.deviation**2) / apart**2
@@ -100,23 +100,23 @@ def propose_next_trial(trials: Sequence[RateTrial], steps: int) -> tuple[float, 
     known = filter_trials_by_length(trials, length)
     left = steps - sum(trial.made for trial in trials)
     if not known:
-        return (round_rate(_compute_law_rate(length)), length) if LEAST_TRIALS * length <= steps else None
+        return (round_rate(_compute_law_rate(length)), length) if MIN_TRIALS * length <= steps else None
     best = min(known, key=lambda t: (t.loss, t.rate))
     rates = [best.rate / 2] if math.isinf(best.loss) else [best.rate * 2, best.rate / 2]
     tried = {round(math.log2(trial.rate / known[0].rate)) for trial in known}
     missing = [rate for rate in rates if round(math.log2(rate / known[0].rate)) not in tried]
     if missing:
-        is_near = abs(math.log2(missing[0] / known[0].rate)) < FARTHEST + 0.5
-        return (missing[0], length) if is_near and (len(known) < LEAST_TRIALS or length <= left) else None
+        is_near = abs(math.log2(missing[0] / known[0].rate)) < MAX_DOUBLINGS + 0.5
+        return (missing[0], length) if is_near and (len(known) < MIN_TRIALS or length <= left) else None
     foretold = foretell_rate(trials, 2 * length)
-    is_wide = foretell_rate(trials, steps).deviation > WIDE
-    if length == first and is_wide and LEAST_TRIALS * 2 * length <= left:
+    is_wide = foretell_rate(trials, steps).deviation > WIDE_DEVIATION
+    if length == first and is_wide and MIN_TRIALS * 2 * length <= left:
         return foretold.rate, 2 * length
     return None
 
 
 def _compute_law_rate(steps: int) -> float:
-    return LAW_RATE * (max(steps, LAW_FROM) / LAW_STEPS) ** SLOPE
+    return LAW_RATE * (max(steps, LAW_MIN_STEPS) / LAW_STEPS) ** LAW_SLOPE
 
 
 def filter_trials_by_length(trials: Sequence[RateTrial], length: int) -> list[RateTrial]:
@@ -140,12 +140,14 @@ def fit_best_rate(trials: Sequence[RateTrial]) -> RateFit:
     middle = math.log2(trials[0].rate) + at
     if not {at - 1, at + 1} <= losses.keys() or math.isinf(losses[at]):
         return RateFit(steps, middle, 1.0, True)
-    lower, higher = (min(math.log(losses[place] / losses[at]), DIVERGED) for place in (at - 1, at + 1))
+    lower, higher = (
+        min(math.log(losses[place] / losses[at]), DIVERGED_PENALTY) for place in (at - 1, at + 1)
+    )
     bend = lower + higher
-    if bend < NOISE:
+    if bend < TRIAL_NOISE:
         return RateFit(steps, middle, 1.0, False)
     off = (lower - higher) / (2 * bend)
-    deviation = min(1.0, NOISE / bend * math.sqrt(0.5 + 6 * off**2))
+    deviation = min(1.0, TRIAL_NOISE / bend * math.sqrt(0.5 + 6 * off**2))
     return RateFit(steps, middle + off, deviation, False)
 
 

@@ -39,7 +39,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Callback, Listener
 
-GENERATING = ("transformers", "llama.cpp")
+GENERATE_ENGINES = ("transformers", "llama.cpp")
 """Engines that `generate` has; the first is the default."""
 
 
@@ -321,9 +321,11 @@ class Run(AbstractContextManager["Run"]):
         Raises:
             BadInput: there is no such tuning, or the engine cannot run it here.
         """
-        engine = engine or (self.config.engine if self.config.engine in GENERATING else GENERATING[0])
-        if engine not in GENERATING:
-            raise BadInput(f"qra generate has the engines {', '.join(GENERATING)}, not {engine}")
+        engine = engine or (
+            self.config.engine if self.config.engine in GENERATE_ENGINES else GENERATE_ENGINES[0]
+        )
+        if engine not in GENERATE_ENGINES:
+            raise BadInput(f"qra generate has the engines {', '.join(GENERATE_ENGINES)}, not {engine}")
         found = self._find_tuning(tuning)
         if engine == "llama.cpp":
             exported = self.path / "exports" / f"gguf-{found.id}"

@@ -19,7 +19,7 @@ from qra_search.files import read_json, write_json, write_text
 from qra_search.schemas import TuningRecord
 
 RECORD_FORMAT = "qra-tuning/1"
-RECORDS = TypeAdapter(TuningRecord)
+RECORD_ADAPTER = TypeAdapter(TuningRecord)
 LOCK_FILE, OWNER_FILE = ".lock", ".owner"
 CURVE_FILE, CHECKPOINT_FILE = "curve.jsonl", "checkpoint.safetensors"
 ADAPTER_FOLDER, BASE_FILE = "adapter", "quantized.safetensors"
@@ -73,7 +73,7 @@ class TuningFolder:
 
 def record_to_dict(record: TuningRecord) -> dict[str, Any]:
     """A record as plain data, with a digest of itself. Scores that are not finite are left out."""
-    fields = RECORDS.dump_python(record, mode="json")
+    fields = RECORD_ADAPTER.dump_python(record, mode="json")
     fields["row_scores"] = {n: row for n, row in fields["row_scores"].items() if all(map(math.isfinite, row))}
     means = fields["commonest_scores"].items()
     fields["commonest_scores"] = {name: mean for name, mean in means if math.isfinite(mean)}
@@ -88,7 +88,9 @@ def record_from_dict(data: Any, file: Path) -> TuningRecord:
     )
     if content.get("format") != RECORD_FORMAT or data.get("digest") != _digest(content):
         raise BadInput(f"{file} is damaged, or no record: delete its folder and run `qra finetune` again")
-    return RECORDS.validate_python({n: value for n, value in content.items() if n not in ("format", "id")})
+    return RECORD_ADAPTER.validate_python(
+        {n: value for n, value in content.items() if n not in ("format", "id")}
+    )
 
 
 def _digest(data: Mapping[str, Any]) -> str:

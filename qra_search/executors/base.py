@@ -14,7 +14,7 @@ from qra_search.errors import EvaluationFailed, RunFailed, describe, describe_fa
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
 
-ATTEMPTS = 2
+MAX_ATTEMPTS = 2
 """Workers that may die on one request before it fails: the first death may not have been the plan's fault."""
 Factory = Callable[[], Evaluator]
 """Builds the evaluator in the worker; picklable: a module-level function, a `functools.partial` of one, a class."""
@@ -111,7 +111,7 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
         """Every thread of the pool has one worker, and the pool starts no thread while another is idle."""
         with self._lock:
             slot = self._slot_of_thread.setdefault(threading.get_ident(), len(self._slot_of_thread))
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             try:
                 worker = self._workers.get(slot) or self._start(slot)
                 return worker.call(call_evaluator, function, *args)

@@ -18,8 +18,8 @@ from typing import Any
 from qra_search.errors import DISTRIBUTION, BadInput
 from qra_search.executors.base import Factory, WorkerDied, WorkerExecutor
 
-DEVICE = "QRA_DEVICE"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEVICE_VARIABLE = "QRA_DEVICE"
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _environment_lock = Lock()
 
@@ -176,7 +176,7 @@ class RayWorker:
 
 class _Actor:
     def __init__(self, device: str):
-        os.environ[DEVICE] = device
+        os.environ[DEVICE_VARIABLE] = device
         if device == "cpu":  # newer Rays leave the GPUs in sight of actors that asked for none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -221,12 +221,12 @@ def make_environment(device: str, workers: int) -> dict[str, str]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     kind, _, index = device.partition(":")
-    return {DEVICE: kind, "CUDA_VISIBLE_DEVICES": index, **limit_threads(max(1, cores // workers))}
+    return {DEVICE_VARIABLE: kind, "CUDA_VISIBLE_DEVICES": index, **limit_threads(max(1, cores // workers))}
 
 
 def limit_threads(count: int) -> dict[str, str]:
     """Variables that hold linear algebra to so many threads, in processes that are started with them."""
-    return dict.fromkeys(_THREADS, str(count))
+    return dict.fromkeys(_THREAD_VARIABLES, str(count))
 
 
 @contextmanager

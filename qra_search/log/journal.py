@@ -31,11 +31,11 @@ from qra_search.errors import (
     shorten,
 )
 from qra_search.files import sync_to_disk
-from qra_search.schemas import CONFIG, Evaluation, Proposal, Status, Trial, make_adapter
+from qra_search.schemas import MODEL_CONFIG, Evaluation, Proposal, Status, Trial, make_adapter
 
-FORMAT: Final = "qra-log/5"
-BEGIN = b'{"format":"'
-MEMORY = ":memory:"
+LOG_FORMAT: Final = "qra-log/5"
+LINE_START = b'{"format":"'
+IN_MEMORY_PATH = ":memory:"
 LOCK_SECONDS = 0.2
 """Wait for a lock: a process that asks whether it is free holds it for an instant."""
 MAX_REASON = 4000
@@ -47,7 +47,7 @@ class LogError(BadInput):
     it."""
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
+@pydantic.dataclasses.dataclass(frozen=True, config=MODEL_CONFIG)
 class Line:
     """One line of a journal; each has one of these, the first one `format`, and perhaps `header`."""
 
@@ -104,11 +104,11 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
             contents.apply_line(make_adapter(Line).validate_json(raw))
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
-                f"{name}, line {number} is damaged, or not of {FORMAT!r} ({describe_problem(error)}): "
+                f"{name}, line {number} is damaged, or not of {LOG_FORMAT!r} ({describe_problem(error)}): "
                 "restore the file from a copy, or use another folder"
             ) from None
         contents.end += len(raw) + 1
-    if not lines and not BEGIN.startswith(torn[: len(BEGIN)]):
+    if not lines and not LINE_START.startswith(torn[: len(LINE_START)]):
         raise LogError(f"{name} is not the journal of a search")
     return contents
 
@@ -138,9 +138,9 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         LogError: the file cannot be read, is no journal, is damaged, or is of another version.
     """
 
-    def __init__(self, path: str | Path = MEMORY):
+    def __init__(self, path: str | Path = IN_MEMORY_PATH):
         self.path = str(path)
-        self._is_in_memory = self.path == MEMORY
+        self._is_in_memory = self.path == IN_MEMORY_PATH
         self._file = -1
         self._lock: BaseFileLock | None = None
         self._contents = JournalContents() if self._is_in_memory else self._load()
@@ -270,7 +270,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         if self._is_in_memory:
             return
         end = self._contents.end
-        line = line if end else replace(line, format=FORMAT)
+        line = line if end else replace(line, format=LOG_FORMAT)
         data = make_adapter(Line).dump_json(line, exclude_defaults=True) + b"\n"
         try:
             if os.fstat(self._file).st_nlink == 0:

@@ -14,7 +14,7 @@ from qra_search.space.memory import MemoryModel
 from qra_search.space.serialization import check_sensitivities
 from qra_search.space.space import SearchSpace
 
-DEFAULT_SWEEP = 9
+DEFAULT_BUDGET_COUNT = 9
 """Budgets between the smallest and the largest plan that stand for the whole front if none is named."""
 
 
@@ -55,7 +55,9 @@ class StudyState:
         if self.memory_budgets:
             return self.memory_budgets
         low, high = self.memory.minimum, self.memory.maximum
-        return tuple(int(low + (high - low) * i / (DEFAULT_SWEEP - 1)) for i in range(DEFAULT_SWEEP))
+        return tuple(
+            int(low + (high - low) * i / (DEFAULT_BUDGET_COUNT - 1)) for i in range(DEFAULT_BUDGET_COUNT)
+        )
 
     @cached_property
     def done(self) -> tuple[Trial, ...]:

@@ -10,15 +10,15 @@ from typing import Literal
 
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.schemas import Plan, format_level_label
-from qra_search.space.memory import NUMBER, SIZE, format_bytes, parse_bytes
+from qra_search.space.memory import NUMBER_PATTERN, SIZE_PATTERN, format_bytes, parse_bytes
 from qra_search.space.space import SearchSpace
 
 REFERENCE_BITS = 4
 """A percentage is of the uniform plan at these bits and the space's middle rank."""
-FORMS = "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"
+BUDGET_EXAMPLES = "108MiB, 6GiB, 3.5bpw, 75%, uniform3r8"
 
-_PER_WEIGHT = re.compile(rf"\s*{NUMBER}\s*bpw\s*", re.IGNORECASE)
-_PERCENT = re.compile(rf"\s*{NUMBER}\s*%\s*")
+_PER_WEIGHT = re.compile(rf"\s*{NUMBER_PATTERN}\s*bpw\s*", re.IGNORECASE)
+_PERCENT = re.compile(rf"\s*{NUMBER_PATTERN}\s*%\s*")
 _UNIFORM = re.compile(
     r"\s*uniform\s*([0-9]+(?:\.5)?|[a-z][\w.-]*?)\s*r\s*([0-9]+)\s*", re.IGNORECASE | re.ASCII
 )
@@ -57,9 +57,9 @@ def parse_budget(given: Budget | str | int) -> Budget:
         return Budget(given, "%", float(match.group(1)))
     if match := _UNIFORM.fullmatch(text):
         return Budget(given, "uniform", int(match.group(2)), match.group(1))
-    if SIZE.fullmatch(text):
+    if SIZE_PATTERN.fullmatch(text):
         return Budget(given, "bytes", parse_bytes(text))
-    raise BadInput(f"{shorten(given)} is not a memory budget: write one such as {FORMS}")
+    raise BadInput(f"{shorten(given)} is not a memory budget: write one such as {BUDGET_EXAMPLES}")
 
 
 def parse_budgets(given: GivenBudgets) -> tuple[Budget, ...]:

@@ -109,17 +109,17 @@ class MemoryModel:
         return int(budget)
 
 
-MOST_BYTES = 2**63
+MAX_BYTES = 2**63
 """Sums of bytes are 64-bit integers."""
-NUMBER = r"([0-9]{0,18}\.?[0-9]{1,18})"
-SIZE = re.compile(rf"\s*{NUMBER}\s*([kmg]?i?b)?\s*", re.IGNORECASE | re.ASCII)
+NUMBER_PATTERN = r"([0-9]{0,18}\.?[0-9]{1,18})"
+SIZE_PATTERN = re.compile(rf"\s*{NUMBER_PATTERN}\s*([kmg]?i?b)?\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_bytes(text: str | int | float) -> int:
     """Bytes from a number or a text such as `108MiB`, `6 GiB`, `90MB`; raises BadInput if it is no size."""
-    match = SIZE.fullmatch(str(text))
+    match = SIZE_PATTERN.fullmatch(str(text))
     size = int(make_adapter(ByteSize).validate_python(match.group())) if match else 0
-    if not 0 < size < MOST_BYTES:
+    if not 0 < size < MAX_BYTES:
         raise BadInput(f"{text!r} is not a size in bytes: write a number and a unit, such as 108MiB")
     return size
 

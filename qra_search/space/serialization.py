@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from qra_search.errors import BadInput, convert_to_bad_input, describe, shorten
 from qra_search.files import read_json, write_json
-from qra_search.schemas import CONFIG, LevelName, Plan, Schema, Sensitivities, make_adapter
+from qra_search.schemas import MODEL_CONFIG, LevelName, Plan, Schema, Sensitivities, make_adapter
 from qra_search.space.space import SearchSpace
 
 PLAN_FORMAT = "qra-plan/1"
@@ -19,7 +19,7 @@ PLAN_NAME = "plan.json"
 SENSITIVITIES_FORMAT = "qra-sensitivities/1"
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=MODEL_CONFIG)
 class PlannedGroup(Schema):
     """One group of a plan that stands alone; `width` and `backend` say what a level is that is named by a text."""
 

@@ -13,24 +13,24 @@ from qra_search.schemas import Proposal
 from qra_search.strategies import Strategy
 from qra_search.surrogates.posterior import compute_posterior_table
 
-SWEEP = 128
+SWEEP_STEPS = 128
 """Steps from a named budget down to the smallest plan, and intervals of the finest grid where none is named."""
-LEARN_FROM = 10
+MIN_EVALUATIONS = 10
 
 
 class AdditiveStrategy(Strategy):
     """The best plans by the sensitivities alone: a multiple-choice knapsack at each of several budgets.
 
     First the named budgets; then a little under each of them, further and further. Without named budgets, ever finer
-    grids between the smallest and the largest plan. Once `LEARN_FROM` plans were evaluated in full, the table is the
-    one fitted to the trials.
+    grids between the smallest and the largest plan. Once `MIN_EVALUATIONS` plans were evaluated in full, the table is
+    the one fitted to the trials.
     """
 
     name = "additive"
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
         table = build_additive_table(state.space, state.sensitivities)
-        if len({t.plan for t in state.full}) >= LEARN_FROM:
+        if len({t.plan for t in state.full}) >= MIN_EVALUATIONS:
             table = compute_posterior_table(state)
         return propose_optima(state, table, n, origin="additive")
 
@@ -55,10 +55,10 @@ def _list_budgets(state: StudyState) -> Iterator[int]:
     yield from state.budgets
     low, high = state.memory.minimum, state.largest_budget
     if state.memory_budgets:
-        for step in range(1, SWEEP):
-            yield from (int(low + (b - low) * (1.0 - step / SWEEP)) for b in state.memory_budgets)
+        for step in range(1, SWEEP_STEPS):
+            yield from (int(low + (b - low) * (1.0 - step / SWEEP_STEPS)) for b in state.memory_budgets)
         return
     step = 2
-    while step <= SWEEP:
+    while step <= SWEEP_STEPS:
         yield from (int(low + (high - low) * i / step) for i in range(step - 1, 0, -2))
         step *= 2

@@ -11,7 +11,7 @@ dozen evaluations say much about it. Each proposal:
 3. *Worth.* Add up over budgets the expected fall of the best posterior mean among evaluated plans. The
    candidate of greatest worth is proposed.
 
-The best plan is the one of lowest posterior mean, so that no lucky draw sets it. Above `MOST_GROUPS` groups
+The best plan is the one of lowest posterior mean, so that no lucky draw sets it. Above `MAX_GROUPS` groups
 only the optima of the sensitivities are proposed, for the budgets and a sweep below them.
 """
 
@@ -31,19 +31,19 @@ from qra_search.strategies import Estimates, Strategy, average_replicates
 from qra_search.strategies.additive import propose_optima
 from qra_search.strategies.simple import rotate_budgets, sample_plan
 from qra_search.surrogates.acquisition import knowledge_gradient
-from qra_search.surrogates.basis import MOST_GROUPS
-from qra_search.surrogates.posterior import BLAS, TableFit, fit_table
+from qra_search.surrogates.basis import MAX_GROUPS
+from qra_search.surrogates.posterior import BLAS_THREADS, TableFit, fit_table
 
-AT_ONCE = 3
+BUDGETS_PER_PROPOSAL = 3
 """Budgets served by one proposal; of more, every second, third, ... in turn."""
-SPANS = (0.4, 1.0)
+POSTERIOR_WIDTHS = (0.4, 1.0)
 """Widths of the posterior at which tables are drawn, in turn."""
-MOVES = 40
+MOVES_PER_INCUMBENT = 40
 """Single changes of each incumbent among the candidates, and twice as many swaps."""
-KEEP = 12
+KEPT_PLANS = 12
 """Evaluated plans of each budget that may become its best plan."""
-ATTEMPTS = 50
-PRIOR = "prior"
+MAX_ATTEMPTS = 50
+PRIOR_ORIGIN = "prior"
 """Origin of the optima of the sensitivities."""
 
 
@@ -59,14 +59,14 @@ class QRAStrategy(Strategy):
     def __init__(self, *, draws: int = 24):
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
-        self.spans = np.append(0.0, np.resize(SPANS, draws))
+        self.spans = np.append(0.0, np.resize(POSTERIOR_WIDTHS, draws))
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        if len(state.space) > MOST_GROUPS:
+        if len(state.space) > MAX_GROUPS:
             table = build_additive_table(state.space, state.sensitivities)
-            done = sum(t.proposal.origin == PRIOR for t in state.trials)
-            return propose_optima(state, table, n, origin=PRIOR, skip=done)
-        with BLAS.limit(limits=1, user_api="blas"):
+            done = sum(t.proposal.origin == PRIOR_ORIGIN for t in state.trials)
+            return propose_optima(state, table, n, origin=PRIOR_ORIGIN, skip=done)
+        with BLAS_THREADS.limit(limits=1, user_api="blas"):
             return self._propose(state, n)
 
     def _propose(self, state: StudyState, n: int) -> list[Proposal]:
@@ -89,14 +89,14 @@ class QRAStrategy(Strategy):
 
     def estimate(self, state: StudyState) -> Estimates:
         observed = average_replicates(state.full)
-        with BLAS.limit(limits=1, user_api="blas"):
+        with BLAS_THREADS.limit(limits=1, user_api="blas"):
             fit = fit_table(state)
             return observed if fit is None else Estimates(observed.plans, *fit.predict_evaluated())
 
     def _rank_candidates(self, state: StudyState, fit: TableFit, k: int) -> Iterator[Proposal]:
         """The candidates, that of greatest worth first."""
         space = state.space
-        step = -(-len(state.budgets) // AT_ONCE)
+        step = -(-len(state.budgets) // BUDGETS_PER_PROPOSAL)
         budgets = list(state.budgets[(len(state.trials) + k) % step :: step])
         believed, _ = fit.predict_evaluated()
         known, new = self._list_candidates(state, fit, believed, budgets, k)
@@ -121,8 +121,10 @@ class QRAStrategy(Strategy):
         turn or, if it has nothing new, the largest; None if none is left."""
         budgets = rotate_budgets(state, k)
         rng = state.rng(k)
-        allocated = ((solve(state.space, state.sensitivities, budget).plan, PRIOR) for budget in budgets)
-        limits = [budgets[0]] * ATTEMPTS + [state.largest_budget] * ATTEMPTS
+        allocated = (
+            (solve(state.space, state.sensitivities, budget).plan, PRIOR_ORIGIN) for budget in budgets
+        )
+        limits = [budgets[0]] * MAX_ATTEMPTS + [state.largest_budget] * MAX_ATTEMPTS
         drawn = ((sample_plan(state, rng, limit), "random") for limit in limits)
         new = ((plan, origin) for plan, origin in chain(allocated, drawn) if plan not in asked)
         return next((Proposal(plan, seed=state.seed, origin=origin) for plan, origin in new), None)
@@ -140,13 +142,17 @@ class QRAStrategy(Strategy):
         found = []
         for budget in budgets:
             fits = np.flatnonzero(used <= budget)
-            best = fits[np.argsort(believed[fits], kind="stable")[:KEEP]]
+            best = fits[np.argsort(believed[fits], kind="stable")[:KEPT_PLANS]]
             known.update(best.tolist())
             found.append(solve_many(tables, memory.choice_bytes, budget - fixed))
             if len(best):
                 found.append(
                     list_neighbours(
-                        rows.codes[best[0]], tables[0], memory.choice_bytes, budget - fixed, MOVES
+                        rows.codes[best[0]],
+                        tables[0],
+                        memory.choice_bytes,
+                        budget - fixed,
+                        MOVES_PER_INCUMBENT,
                     )
                 )
         return np.array(sorted(known), int), exclude_known(np.concatenate(found), rows.codes)

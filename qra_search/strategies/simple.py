@@ -11,7 +11,7 @@ from qra_search.schemas import Plan, Proposal
 from qra_search.space.steps import AdjacentSteps
 from qra_search.strategies import Strategy
 
-ATTEMPTS = 100
+MAX_DRAWS = 100
 """Draws for one proposal, and as many of random plans under the largest budget before the list ends."""
 
 
@@ -58,10 +58,10 @@ def propose_new(
     proposals: list[Proposal] = []
     for offset in range(n):
         rng = state.rng(offset)
-        for attempt in range(2 * ATTEMPTS):
+        for attempt in range(2 * MAX_DRAWS):
             plan, origin = (
                 draw(offset, rng)
-                if attempt < ATTEMPTS
+                if attempt < MAX_DRAWS
                 else (sample_plan(state, rng, state.largest_budget), "random")
             )
             if plan not in seen:

@@ -14,7 +14,7 @@ from typing import Any
 from qra_search.errors import RunFailed, describe_failure, shorten, wrong_type
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
-from qra_search.log.journal import MEMORY, TrialLog
+from qra_search.log.journal import IN_MEMORY_PATH, TrialLog
 from qra_search.log.state import StudyState
 from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities, Trial
 from qra_search.sections import DEFAULT_EVALUATIONS, DEFAULT_STRATEGY
@@ -24,9 +24,9 @@ from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
 
-ROUNDING = 1e-9
+SPENT_TOLERANCE = 1e-9
 """Tolerance for sums of fractional evaluations."""
-FIRST_FAILURES = 5
+MAX_FIRST_FAILURES = 5
 """A study whose first evaluations all fail stops after so many: the fault is not in the plans."""
 
 
@@ -94,7 +94,7 @@ class Study:
         evaluations: float = DEFAULT_EVALUATIONS,
         memory_budget: int | str | Sequence[int | str] | None = None,
         seed: int = 0,
-        log: str | Path | TrialLog = MEMORY,
+        log: str | Path | TrialLog = IN_MEMORY_PATH,
         executor: Executor | None = None,
         batch: int | None = None,
         callbacks: Sequence[Callback] = (),
@@ -173,7 +173,7 @@ class Study:
                 if self.batch is not None and (flying or waiting):
                     continue  # what a batch comes to may not depend on the order of its results
                 ended = [t for t in self.log if t.status != "running"]
-                if len(ended) >= FIRST_FAILURES and all(t.status == "failed" for t in ended):
+                if len(ended) >= MAX_FIRST_FAILURES and all(t.status == "failed" for t in ended):
                     raise StudyFailed(
                         f"the first {len(ended)} evaluations all failed, the last with: {trial.reason}"
                     )
@@ -195,7 +195,9 @@ class Study:
         room = self.executor.slots - flying
         if self.batch is not None:
             room = 0 if flying else self.batch
-        room = min(room, math.ceil(self.evaluations - state.spent - ROUNDING))  # each takes one at most
+        room = min(
+            room, math.ceil(self.evaluations - state.spent - SPENT_TOLERANCE)
+        )  # each takes one at most
         if self.stopping or room <= 0 or state.spent >= self.evaluations:
             return []
         due = [p for p in self.design if p not in state.seen]

@@ -11,10 +11,10 @@ from qra_search.space.space import SearchSpace
 from qra_search.space.steps import exclude_known
 
 _points, _masses = np.polynomial.hermite_e.hermegauss(9)
-NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=True))
+GAUSS_HERMITE_NODES = tuple(zip(_points.tolist(), (_masses / _masses.sum()).tolist(), strict=True))
 """Gauss-Hermite nodes and weights of a standard normal."""
 LOG_SQRT_2PI = 0.5 * np.log(2 * np.pi)
-LEAST_U = -1e5
+MIN_U = -1e5
 """Deviations below the best at which log EI ends: further down rounding would decide."""
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -78,7 +78,7 @@ def log_expected_improvement(mean: np.ndarray, std: np.ndarray, best: np.ndarray
     >>> float(np.round(np.exp(log_expected_improvement(np.array(0.0), np.array(1.0), np.array(0.0))), 6))
     0.398942
     """
-    u = np.maximum((best - mean) / std, LEAST_U)
+    u = np.maximum((best - mean) / std, MIN_U)
     near = np.maximum(u, -1.0)
     far = np.minimum(u, -1.0)
     upper = np.log(np.exp(-0.5 * near * near - LOG_SQRT_2PI) + near * ndtr(near))
@@ -104,7 +104,7 @@ def knowledge_gradient(mean: np.ndarray, change: np.ndarray, known: int, fits: n
         return np.where(new_fits, mean.max(initial=-np.inf) - new_mean, 0.0)
     each = np.arange(len(new_mean))
     after = np.zeros(len(new_mean))
-    for z, mass in NODES:
+    for z, mass in GAUSS_HERMITE_NODES:
         least = (mean[pool] + z * change[:, pool]).min(1)
         after += mass * np.where(
             new_fits, np.minimum(least, new_mean + z * change[each, known + each]), least

@@ -11,26 +11,26 @@ from qra_search.allocate.solve import ensure_sensitivities
 from qra_search.schemas import Sensitivities
 from qra_search.space.space import SearchSpace
 
-FLOOR = 0.05
+DAMAGE_FLOOR = 0.05
 """Measured damage below this share of the level's mean is taken to be this: near zero by luck is not zero."""
-CELLS = (4.0, 0.2, 0.4, 0.2, 0.05)
+SHARED_DEVIATIONS = (4.0, 0.2, 0.4, 0.2, 0.05)
 """Deviations of log damage shared by all groups: overall (its units may be any), by bits, rank decay, rank decay by
 bits, by (bits, rank)."""
-OWN = 0.6
-DEPTH = 0.2
-DEPTH_OF_KIND = 0.2
-KIND = 0.5
+OWN_VARIANCE = 0.6
+DEPTH_VARIANCE = 0.2
+KIND_DEPTH_VARIANCE = 0.2
+KIND_VARIANCE = 0.5
 """Variance that is a group's own, shared by groups of near depth, by those of near depth and one kind, by one kind."""
 DEPTH_LENGTH = 0.15
 """Length over which groups of near depth are alike, as a share of the model's depth."""
 JITTER = 1e-9
-MOST_GROUPS = 1024
+MAX_GROUPS = 1024
 """Groups up to which a table is fitted: the Cholesky factor of their correlations grows with their cube."""
 
-Of = TypeVar("Of")
+Element = TypeVar("Element")
 
 
-class Blocks(NamedTuple, Generic[Of]):
+class Blocks(NamedTuple, Generic[Element]):
     """Something for each block of the parameters theta: their values, derivatives, variances.
 
     Attributes:
@@ -45,15 +45,15 @@ class Blocks(NamedTuple, Generic[Of]):
         units: m, log units of gain: near nats, or any, as the evidence decides; 1.
     """
 
-    cells: Of
-    trust: Of
-    scale: Of
-    offset: Of
-    decay: Of
-    rank_gain: Of
-    gain: Of
-    constant: Of
-    units: Of
+    cells: Element
+    trust: Element
+    scale: Element
+    offset: Element
+    decay: Element
+    rank_gain: Element
+    gain: Element
+    constant: Element
+    units: Element
 
 
 Arrays = Blocks[np.ndarray]
@@ -118,7 +118,7 @@ class TableBasis:
         damage = np.maximum(sensitivities.bits_damage, 0.0)
         mean = damage.mean(0)
         self.live = np.broadcast_to(mean > 0, damage.shape)
-        log = np.log(np.where(self.live, np.maximum(damage, FLOOR * mean), 1.0))
+        log = np.log(np.where(self.live, np.maximum(damage, DAMAGE_FLOOR * mean), 1.0))
         self.deviation = log - log.mean(0)
         self.log_damage = log
         ranks = np.asarray(space.ranks, float)
@@ -147,13 +147,13 @@ class TableBasis:
             np.kron(np.eye(B), h),
             np.eye(B * R),
         )
-        return np.asarray(sum(d * d * part for d, part in zip(CELLS, parts, strict=True)))
+        return np.asarray(sum(d * d * part for d, part in zip(SHARED_DEVIATIONS, parts, strict=True)))
 
 
 def correlate_groups(space: SearchSpace) -> np.ndarray:
     """Correlation (G, G) of groups: their own part, and what they share with their kind and their depth."""
     groups = space.groups
-    total = OWN * np.eye(len(groups))
+    total = OWN_VARIANCE * np.eye(len(groups))
     kinds = np.array([g.kind for g in groups])
     same = (kinds[:, None] == kinds[None, :]).astype(float)
     if all(g.depth is not None for g in groups):
@@ -161,7 +161,7 @@ def correlate_groups(space: SearchSpace) -> np.ndarray:
         near = np.exp(
             -0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2
         )
-        total += DEPTH * near + DEPTH_OF_KIND * near * same
+        total += DEPTH_VARIANCE * near + KIND_DEPTH_VARIANCE * near * same
     if len(set(kinds.tolist())) > 1:
-        total += KIND * same
+        total += KIND_VARIANCE * same
     return total

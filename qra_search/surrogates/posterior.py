@@ -30,12 +30,12 @@ from threadpoolctl import ThreadpoolController
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan
-from qra_search.surrogates.basis import MOST_GROUPS, Arrays, Blocks, Rows, TableBasis, Widths
+from qra_search.surrogates.basis import MAX_GROUPS, Arrays, Blocks, Rows, TableBasis, Widths
 
-BLAS = ThreadpoolController()
+BLAS_THREADS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
 times the processor time was seen), and rounding, and so the proposals, would depend on their number."""
-KNOWN_TO = {
+HYPERPARAMETER_DEVIATIONS = {
     "noise": 1.5,
     "misfit": 0.7,
     "scale": 0.7,
@@ -46,16 +46,16 @@ KNOWN_TO = {
 }
 """Hyperparameters that the log teaches, and the deviation of their logarithms about where they start."""
 FACTOR = 2.0
-SWEEPS = 2
-LOUDER = 30.0
+MAX_SWEEPS = 2
+NOISE_START_FACTOR = 30.0
 """Factor of the noise at the second start: from little noise, single steps end at a table that explains noise by
 damages far from the prior's."""
-ANY_UNITS = 4.0
+GAIN_SCALE_DEVIATION = 4.0
 """Deviation of the log of the gain's overall scale at the third start: single steps from a scale near 1 do not find a
 gain in much smaller units, since it explains nothing."""
-LEAST = 1e-6
+MIN_IMPROVEMENT = 1e-6
 """A step must raise the log evidence by more than rounding could."""
-STEPS = 8
+NEWTON_STEPS = 8
 MAX_STEP = 1.5
 """Gauss-Newton changes no log damage, nor the log scale of gain, by more than this in one step: exp() overshoots."""
 CLOSE = 0.03
@@ -65,9 +65,9 @@ MAX_DEVIATIONS = 3.0
 """The scale of gain starts at most so many of its deviations from 1."""
 ROUNDING = 1e-9
 """Sums that differ by less than this share of their size do so by rounding."""
-LEAST_VARIANCE = 1e-13
+MIN_VARIANCE = 1e-13
 """Of a row, as a share of the largest: that of losses far below the sensitivities' is lost in rounding."""
-UNFORESEEN = 2.0
+OUTLIER_FACTOR = 2.0
 """A loss so many times as far above the best as predicted counts as what was observed: a plan that broke against all
 expectation must not bend the table."""
 GAIN_SD = 0.8
@@ -81,9 +81,9 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
     """float (G, B, R): nats of loss that each choice adds, by the sensitivities and the trials at full fidelity.
 
     The mode of the fitted table; `build_additive_table` of the sensitivities while no trial has ended, and above
-    `MOST_GROUPS` groups.
+    `MAX_GROUPS` groups.
     """
-    with BLAS.limit(limits=1, user_api="blas"):
+    with BLAS_THREADS.limit(limits=1, user_api="blas"):
         fit = fit_table(state)
     if fit is None:
         return build_additive_table(state.space, state.sensitivities)
@@ -92,11 +92,11 @@ def compute_posterior_table(state: StudyState) -> np.ndarray:
 
 def fit_table(state: StudyState) -> TableFit | None:
     """The table given the plans evaluated in full, in the order in which they first appear; None if there are none, or
-    more than `MOST_GROUPS` groups."""
+    more than `MAX_GROUPS` groups."""
     losses: dict[Plan, list[float]] = {}
     for trial in state.full:
         losses.setdefault(trial.plan, []).append(trial.loss)
-    if not losses or len(state.space) > MOST_GROUPS:
+    if not losses or len(state.space) > MAX_GROUPS:
         return None
     weight = np.array([len(each) for each in losses.values()], float)
     mean = np.array([float(np.mean(each)) for each in losses.values()])
@@ -108,10 +108,13 @@ def refine(fit: TableFit) -> TableFit:
     """The fit with better hyperparameters, the likeliest of those reached from little noise, from much, and from a
     gain in any units.
 
-    The evidence is that of the model linearised at the mode. `SWEEPS` times every hyperparameter is doubled or halved
-    for as long as that helps.
+    The evidence is that of the model linearised at the mode. `MAX_SWEEPS` times every hyperparameter is doubled or
+    halved for as long as that helps.
     """
-    others = replace(fit.widths, noise=LOUDER * fit.widths.noise), replace(fit.widths, units=ANY_UNITS)
+    others = (
+        replace(fit.widths, noise=NOISE_START_FACTOR * fit.widths.noise),
+        replace(fit.widths, units=GAIN_SCALE_DEVIATION),
+    )
     starts = [fit, *(TableFit(fit.basis, fit.rows, widths) for widths in others)]
     found = [_climb_evidence(start, fit.widths) for start in starts]
     return max(found, key=lambda some: _compute_log_posterior(some, some.widths, fit.widths))
@@ -122,13 +125,13 @@ def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     start = fit.widths
     best = start
     at = _compute_log_posterior(fit, start, prior)
-    for _ in range(SWEEPS):
+    for _ in range(MAX_SWEEPS):
         before = best
-        for name, factor in itertools.product(KNOWN_TO, (FACTOR, 1.0 / FACTOR)):
+        for name, factor in itertools.product(HYPERPARAMETER_DEVIATIONS, (FACTOR, 1.0 / FACTOR)):
             while True:
                 trial = replace(best, **{name: getattr(best, name) * factor})
                 value = _compute_log_posterior(fit, trial, prior)
-                if value <= at + LEAST:
+                if value <= at + MIN_IMPROVEMENT:
                     break
                 best = trial
                 at = value
@@ -147,7 +150,7 @@ def _compute_log_posterior(fit: TableFit, w: Widths, prior: Widths) -> float:
         return -np.inf
     half = solve_triangular(L, fit.target, lower=True)
     value = -0.5 * float(half @ half) - float(np.log(np.diag(L)).sum())
-    for name, deviation in KNOWN_TO.items():
+    for name, deviation in HYPERPARAMETER_DEVIATIONS.items():
         value -= 0.5 * (np.log(getattr(w, name) / getattr(prior, name)) / deviation) ** 2
     return value
 
@@ -229,18 +232,18 @@ class TableFit:
     def _solve(self) -> None:
         rows = self.rows
         seen = self.excess
-        for number in range(STEPS):
+        for number in range(NEWTON_STEPS):
             at = self.theta
             f, J = self._linearize(rows.codes, at)
             if number:
                 predicted = f - f.min()
-                self.excess = np.where(seen > UNFORESEEN * predicted, seen, predicted)
+                self.excess = np.where(seen > OUTLIER_FACTOR * predicted, seen, predicted)
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
             SJ = self._multiply_covariances(J)
             grams = self._compute_gram_matrices(J)
             target = rows.loss - self.best - f + _multiply_blocks(J, self.theta)
             total = np.tensordot(list(self.variances), grams, 1)
-            L = np.linalg.cholesky(total + np.diag(np.maximum(self.V, LEAST_VARIANCE * total.max())))
+            L = np.linalg.cholesky(total + np.diag(np.maximum(self.V, MIN_VARIANCE * total.max())))
             alpha = cho_solve((L, True), target)
             step = Blocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
             size = max(float(np.abs(self._compute_eta(step)).max()), abs(float(step.units[0])))

@@ -31,7 +31,7 @@ from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 from qra_search.study.study import Study, check_proposals
 from qra_search.testing.scenarios import (
-    EXHAUSTED,
+    EXHAUSTED_SCENARIO,
     SCENARIOS,
     ToyEvaluator,
     disturb_global_randomness,
@@ -41,7 +41,7 @@ from qra_search.testing.scenarios import (
 )
 
 LOGGED = "a log that another strategy wrote"
-PROPOSED = 3
+PROPOSALS_AT_ONCE = 3
 """Proposals asked for at once in every scenario."""
 PROCESS_TIMEOUT = 300
 
@@ -64,9 +64,11 @@ class StrategyContract:
     def test_every_proposal_is_new_and_within_the_budget(self, strategy: Strategy, name: str) -> None:
         state = scenario(name)
         before = repr(state)
-        proposals = strategy.propose(state, PROPOSED)
-        assert len(proposals) <= PROPOSED, f"propose(state, {PROPOSED}) returned {len(proposals)} proposals"
-        assert proposals or self.finite or name == EXHAUSTED, (
+        proposals = strategy.propose(state, PROPOSALS_AT_ONCE)
+        assert len(proposals) <= PROPOSALS_AT_ONCE, (
+            f"propose(state, {PROPOSALS_AT_ONCE}) returned {len(proposals)} proposals"
+        )
+        assert proposals or self.finite or name == EXHAUSTED_SCENARIO, (
             "propose returned [] while plans are left: that ends a study; set `finite = True` if the strategy has "
             "only a few plans to offer"
         )
@@ -84,9 +86,9 @@ class StrategyContract:
 
     @pytest.mark.parametrize("name", [LOGGED, "pending trials", "two fidelities"])
     def test_the_same_state_gives_the_same_proposals(self, strategy: Strategy, name: str) -> None:
-        first = strategy.propose(scenario(name), PROPOSED)
+        first = strategy.propose(scenario(name), PROPOSALS_AT_ONCE)
         disturb_global_randomness()
-        again = pickle.loads(pickle.dumps(strategy)).propose(scenario(name), PROPOSED)
+        again = pickle.loads(pickle.dumps(strategy)).propose(scenario(name), PROPOSALS_AT_ONCE)
         assert again == first, "the same log must give the same proposals: draw from state.rng() alone"
 
     def test_another_process_gives_the_same_proposals(self, strategy: Strategy) -> None:
@@ -133,8 +135,8 @@ def assert_another_process_proposes_the_same(strategies: Sequence[Strategy]) -> 
     state = scenario(LOGGED)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for strategy in strategies:
-            proposed = pool.submit(strategy.propose, state, PROPOSED).result(PROCESS_TIMEOUT)
-            assert proposed == strategy.propose(state, PROPOSED)
+            proposed = pool.submit(strategy.propose, state, PROPOSALS_AT_ONCE).result(PROCESS_TIMEOUT)
+            assert proposed == strategy.propose(state, PROPOSALS_AT_ONCE)
 
 
 class EvaluatorContract:

@@ -21,11 +21,11 @@ from qra_search.space.space import SearchSpace
 from qra_search.strategies import Strategy
 from qra_search.strategies.simple import RandomStrategy
 
-TWO_WAYS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
+DOUBLY_STORED_BITS = (2, Level("nf4", 4, "bitsandbytes"), Level("hqq-4", 4, "hqq"), 8)
 """Bits of a space that stores four bits in two ways of equal bytes."""
 
 
-SHAPES = {
+TOY_SHAPES = {
     "q": (256, 256),
     "k": (64, 256),
     "v": (64, 256),
@@ -54,10 +54,14 @@ def make_toy_space(
     names = tuple(level.name for level in make_levels(bits))
     groups: list[Group] = []
     for layer in range(layers):
-        kinds = {"layer": tuple(SHAPES)} if granularity == "layer" else {name: (name,) for name in SHAPES}
+        kinds = (
+            {"layer": tuple(TOY_SHAPES)} if granularity == "layer" else {name: (name,) for name in TOY_SHAPES}
+        )
         for kind, members in kinds.items():
             linears = tuple(
-                Linear(name=f"layers.{layer}.{m}", out_features=SHAPES[m][0], in_features=SHAPES[m][1])
+                Linear(
+                    name=f"layers.{layer}.{m}", out_features=TOY_SHAPES[m][0], in_features=TOY_SHAPES[m][1]
+                )
                 for m in members
             )
             left_out = int(restricted and len(groups) % 3 == 0)
@@ -197,13 +201,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "groups with fewer choices": {"space": {"restricted": True}},
     "a table beside the linears": {"space": {"table": True}},
-    "two ways to store a width": {"space": {"bits": TWO_WAYS}},
+    "two ways to store a width": {"space": {"bits": DOUBLY_STORED_BITS}},
     "no adapter and no quantization among the choices": {"space": {"bits": (2, 4, 16), "ranks": (0, 8)}},
 }
 """The states that every strategy must cope with, by name: trials in the log, `shares` for `interpolate_budgets`, and
 what `make_toy_space` and `ToyEvaluator` are called with; see `scenario`."""
 
-EXHAUSTED = "one plan in all, tried"
+EXHAUSTED_SCENARIO = "one plan in all, tried"
 """The scenario in which nothing new is left to propose."""
 
 

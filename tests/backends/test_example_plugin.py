@@ -25,8 +25,8 @@ from test_qra_hqq import *  # noqa: E402, F403 - the package's own tests
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    declared = PROJECT["entry-points"][registry.GROUP].items()
-    points = {name: EntryPoint(name, value, registry.GROUP) for name, value in declared}
+    declared = PROJECT["entry-points"][registry.ENTRY_POINT_GROUP].items()
+    points = {name: EntryPoint(name, value, registry.ENTRY_POINT_GROUP) for name, value in declared}
     known = registry._find_entry_points()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_find_entry_points", lambda: {**known, **points})

@@ -82,7 +82,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch:
 
     from qra_backends import registry
 
-    broken = EntryPoint("broken", "no_such_module:Backend", registry.GROUP)
+    broken = EntryPoint("broken", "no_such_module:Backend", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "_find_entry_points", lambda: {"broken": broken})
     with pytest.raises(ValueError, match="no_such_module"):
         make_backend("broken")

@@ -13,7 +13,7 @@ from qra_search.app.config import load_config
 
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
-MOST_OUTPUT = 20_000
+MAX_OUTPUT = 20_000
 """Characters of a notebook's file: outputs are cleared before it is committed."""
 
 
@@ -51,4 +51,4 @@ def test_a_notebook_is_committed_without_outputs(file: Path) -> None:
         for cell in cells
         if cell["cell_type"] == "code"
     )
-    assert len(file.read_text()) < MOST_OUTPUT
+    assert len(file.read_text()) < MAX_OUTPUT

@@ -12,7 +12,7 @@ LINES = {"README.md": 90, "study.md": 160}
 WORDS = 31
 """Of a sentence on a page of the documentation."""
 README_WORDS = 25
-MOST_HEADING_WORDS = 14
+MAX_HEADING_WORDS = 14
 _FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _ITEM = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )")
@@ -49,5 +49,5 @@ def test_headings_stand_alone(page: Path) -> None:
         if b.startswith("#") and (a + c).strip()
     ]
     assert not crowded, f"{page.relative_to(ROOT)}: lines touch these headings: {crowded}"
-    long = [line for line in lines if line.startswith("#") and len(line.split()) > MOST_HEADING_WORDS]
+    long = [line for line in lines if line.startswith("#") and len(line.split()) > MAX_HEADING_WORDS]
     assert not long, f"{page.relative_to(ROOT)}: a paragraph runs into these headings: {long}"

@@ -199,7 +199,9 @@ def test_few_tokens_at_once_leave_all_threads_to_the_products(
     monkeypatch.setattr(
         decode_numba,
         "_call_in_threads",
-        lambda work, rows, columns: seen.add((decode_numba._taken, torch.get_num_threads())) or work(0, rows),
+        lambda work, rows, columns: (
+            seen.add((decode_numba._taken_threads, torch.get_num_threads())) or work(0, rows)
+        ),
     )
     try:
         torch.set_num_threads(2)

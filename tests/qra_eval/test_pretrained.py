@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluators import make_evaluator
-from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards
+from qra_backends.served.layout import QUANT_METHOD, SEPARATOR, Layout, Shards
 from safetensors.torch import load_file
 from tiny_families import tiny_config_model
 from transformers import AutoModelForCausalLM
@@ -84,7 +84,7 @@ def test_without_the_import_transformers_refuses_and_says_what_is_missing(
 ) -> None:
     done = export(run, "peft", tmp_path / "out")
     for known in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
-        monkeypatch.delitem(known, METHOD)  # what the import put there
+        monkeypatch.delitem(known, QUANT_METHOD)  # what the import put there
     with pytest.raises(ValueError, match=NEEDED_IMPORT):
         AutoModelForCausalLM.from_pretrained(done.path)
 

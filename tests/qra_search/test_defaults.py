@@ -9,7 +9,7 @@ import pytest
 
 from qra_search import Study
 from qra_search.app.cli import common
-from qra_search.app.cli.app import ENTRIES
+from qra_search.app.cli.app import COMMANDS
 from qra_search.app.config import RunConfig
 
 CONFIG = RunConfig()
@@ -41,7 +41,7 @@ def test_a_search_in_python_has_the_defaults_of_a_config() -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_command_without_options_has_the_defaults_of_a_config(name: str) -> None:
-    (command,) = (entry.load() for entry in ENTRIES if entry.name == name)
+    (command,) = (entry.load() for entry in COMMANDS if entry.name == name)
     flags = {p.name: p.default for p in command.params if p.name in FIELDS}
     assert {"model", "task", "seed", "backend"} <= flags.keys()
     assert {name for name, value in flags.items() if value is not None} == set()

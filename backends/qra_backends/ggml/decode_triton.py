@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qra_backends.ggml.types import GGMLType, Plane, load_iq4_values, load_vectors, make_sign_table
 
-WEIGHTS = 1024
+WEIGHTS_PER_PROGRAM = 1024
 """Weights that a program decodes."""
 
 
@@ -23,7 +23,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     elif not kind.even:
         table = load_iq4_values(blocks.device)
     low, high = (*kind.planes, Plane(0, 0, 1, 0), Plane(0, 0, 1, 0))[:2]
-    _decode[(triton.cdiv(weight.numel(), WEIGHTS),)](
+    _decode[(triton.cdiv(weight.numel(), WEIGHTS_PER_PROGRAM),)](
         blocks,
         table,
         signs,
@@ -45,7 +45,7 @@ def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
         CHUNK_2=high.chunk,
         BITS_2=high.bits,
         AT_2=high.at,
-        WEIGHTS=WEIGHTS,
+        WEIGHTS_PER_PROGRAM=WEIGHTS_PER_PROGRAM,
     )
     return weight
 
@@ -73,9 +73,9 @@ def _decode(  # type: ignore[no-untyped-def]
     CHUNK_2: tl.constexpr,
     BITS_2: tl.constexpr,
     AT_2: tl.constexpr,
-    WEIGHTS: tl.constexpr,
+    WEIGHTS_PER_PROGRAM: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64) * WEIGHTS + tl.arange(0, WEIGHTS)
+    n = tl.program_id(0).to(tl.int64) * WEIGHTS_PER_PROGRAM + tl.arange(0, WEIGHTS_PER_PROGRAM)
     real = n < count
     block, w = n // BLOCK, (n % BLOCK).to(tl.int32)
     here = blocks + block * BYTES

@@ -16,7 +16,7 @@ from torch import Tensor
 from qra_backends.ggml.types import GGMLType
 
 PACKAGE = "llama-cpp-py-sync"
-_FLOOR = 1e-6
+_IMPORTANCE_FLOOR = 1e-6
 """Least importance of a column, as a share of the mean: columns that were never seen still have to be coded."""
 _ROWS_A_THREAD = 256
 
@@ -45,7 +45,7 @@ def quantize(weight: Tensor, kind: GGMLType, importance: Tensor) -> Tensor:
     source = np.ascontiguousarray(weight.cpu().numpy(), dtype=np.float32)
     rows, columns = source.shape
     weights = importance.to(torch.float32).cpu().numpy()
-    least = _FLOOR * max(float(weights.mean()), 1e-30)
+    least = _IMPORTANCE_FLOOR * max(float(weights.mean()), 1e-30)
     weights = np.ascontiguousarray(np.maximum(weights, least), dtype=np.float32)
     blocks = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
     library.ggml_quantize_init(number)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, EIGHTS = 16, 16
+TILE_ROWS, TILE_EIGHTS = 16, 16
 """Rows, and groups of eight columns, of a tile of 16 x 128 weights."""
 
 
@@ -37,7 +37,7 @@ def decode(
     columns, rows = shape[1], shape[0] if at is None else len(at)
     weight = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     groups = triton.cdiv(columns, size)
-    grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, 8 * EIGHTS))
+    grid = (triton.cdiv(rows, TILE_ROWS), triton.cdiv(columns, 8 * TILE_EIGHTS))
     _decode[grid](
         codes,
         scale,
@@ -51,8 +51,8 @@ def decode(
         BITS=bits,
         SIZE=size,
         SOME=at is not None,
-        ROWS=ROWS,
-        EIGHTS=EIGHTS,
+        TILE_ROWS=TILE_ROWS,
+        TILE_EIGHTS=TILE_EIGHTS,
     )
     return weight
 
@@ -71,16 +71,16 @@ def _decode(  # type: ignore[no-untyped-def]
     BITS: tl.constexpr,
     SIZE: tl.constexpr,
     SOME: tl.constexpr,
-    ROWS: tl.constexpr,
-    EIGHTS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_EIGHTS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    eight = tl.program_id(1) * EIGHTS + tl.arange(0, EIGHTS)
+    row = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    eight = tl.program_id(1) * TILE_EIGHTS + tl.arange(0, TILE_EIGHTS)
     lane = tl.arange(0, 8)
     source = tl.load(at + row, mask=row < rows, other=0).to(tl.int64) if SOME else row
     real = (row < rows)[:, None] & (8 * eight < columns)[None, :]
     first = source[:, None] * columns * BITS + 8 * BITS * eight[None, :]
-    word = tl.zeros([ROWS, EIGHTS], dtype=tl.int64)
+    word = tl.zeros([TILE_ROWS, TILE_EIGHTS], dtype=tl.int64)
     for later in tl.static_range(BITS if BITS == 8 else BITS + 1):  # a row may begin within a byte
         byte = (first >> 3) + later
         found = tl.load(codes + byte, mask=real & (byte < code_bytes), other=0)

@@ -14,9 +14,9 @@ from qra_backends.reference.gptq import ErrorFeedback
 from qra_backends.storage import Expected, find_group_size
 
 GROUP_SIZES = (32, 64, 128)
-WORD = 32
+WORD_BITS = 32
 SCALE_DTYPE = torch.bfloat16
-_SHRINK = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
+_SHRINK_FACTORS = tuple(1 - 0.07 * i for i in range(7))  # shares of the full range to start from
 _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
 _REFITS = 2  # least-squares steps of the scale from each start
 
@@ -62,15 +62,15 @@ class CompressedTensorsBackend(ErrorFeedback):
 
     def unsupported_reason(self, bits: int, out_features: int, in_features: int) -> str | None:
         reason = super().unsupported_reason(bits, out_features, in_features)
-        if reason is None and (out_features % WORD or in_features % WORD):
+        if reason is None and (out_features % WORD_BITS or in_features % WORD_BITS):
             reason = (
-                f"{self.name} packs words of {WORD} weights, got {out_features} x {in_features}: use "
+                f"{self.name} packs words of {WORD_BITS} weights, got {out_features} x {in_features}: use "
                 "reference-gptq, which takes any shape"
             )
         return reason
 
     def choose_group_size(self, in_features: int) -> int:
-        return find_group_size(in_features, self.group_size, WORD) or WORD
+        return find_group_size(in_features, self.group_size, WORD_BITS) or WORD_BITS
 
     def fit(self, rows: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
         return fit_groups(rows, bits, self.choose_group_size(rows.shape[1]), importance)
@@ -81,13 +81,13 @@ class CompressedTensorsBackend(ErrorFeedback):
 
     def finish_tensors(self, bits: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         words = tensors["weight_packed"]
-        shape = torch.tensor([len(words), words.shape[1] * WORD // bits], device=words.device)
+        shape = torch.tensor([len(words), words.shape[1] * WORD_BITS // bits], device=words.device)
         return {**tensors, "weight_shape": shape}
 
     def describe_tensors(self, bits: int, out_features: int, in_features: int) -> Expected:
         groups = in_features // self.choose_group_size(in_features)
         return {
-            "weight_packed": ((out_features, in_features * bits // WORD), torch.int32),
+            "weight_packed": ((out_features, in_features * bits // WORD_BITS), torch.int32),
             "weight_scale": ((out_features, groups), SCALE_DTYPE),
             "weight_shape": ((2,), torch.int64),
         }
@@ -137,7 +137,7 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
     """Scale (out, groups, 1) of weight (out, groups, size); importance (groups, size)."""
     zero = 2 ** (bits - 1)
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
-    shares = _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]
+    shares = _SHRINK_FACTORS if bits < _NARROWEST_WHOLE else _SHRINK_FACTORS[:1]
     best_error = torch.full_like(largest, torch.inf)
     best_scale = torch.zeros_like(best_error)
     steps, work = torch.empty_like(weight), torch.empty_like(weight)

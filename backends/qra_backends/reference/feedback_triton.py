@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 32
+ROWS_PER_PROGRAM = 32
 """Rows of a program, which is one warp."""
 
 
@@ -28,7 +28,7 @@ def round_columns(
     """
     columns, rows = block.shape
     codes, errors = torch.empty_like(block, dtype=torch.uint8), torch.empty_like(block)
-    _round[(triton.cdiv(rows, ROWS),)](
+    _round[(triton.cdiv(rows, ROWS_PER_PROGRAM),)](
         block,
         inverse.contiguous(),
         groups,
@@ -40,7 +40,7 @@ def round_columns(
         rows,
         columns,
         COLUMNS=triton.next_power_of_2(columns),
-        ROWS=ROWS,
+        ROWS_PER_PROGRAM=ROWS_PER_PROGRAM,
         num_warps=1,
         enable_fp_fusion=False,
     )
@@ -60,9 +60,9 @@ def _round(  # type: ignore[no-untyped-def]
     rows,
     columns,
     COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS_PER_PROGRAM: tl.constexpr,
 ):
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    row, column = tl.program_id(0) * ROWS_PER_PROGRAM + tl.arange(0, ROWS_PER_PROGRAM), tl.arange(0, COLUMNS)
     inside = row < rows
     at = column[:, None] * rows + row[None, :]
     left = tl.load(block + at, mask=(column < columns)[:, None] & inside[None, :], other=0)

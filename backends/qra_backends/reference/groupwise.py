@@ -17,10 +17,10 @@ from qra_backends.storage import ceil_div, choose_block_rows
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP_DTYPE = torch.float16  # 11 significant bits: an offset is then exact to 1/32 of a step at 8 bits
-RANGES = ("minmax", "mse")
-_SHRINK = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
+RANGE_METHODS = ("minmax", "mse")
+_SHRINK_FACTORS = tuple(1 - 0.05 * i for i in range(8))  # shares of the full range to start from
 _NARROWEST_WHOLE = 5  # bits from which on the full range is the only start: there is next to nothing to clip
-_LEAST_SCALE = 2.0**-24  # of float16
+_MIN_SCALE = 2.0**-24  # of float16
 _REFITS = 2  # least-squares steps from each start; more gained under 1% of squared error
 
 
@@ -212,7 +212,7 @@ def _fit_mse(weight: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Ten
     best_scale, best_offset = torch.zeros_like(low), low
     centered = weight - mean_weight
     codes, work = torch.empty_like(centered), torch.empty_like(centered)
-    for share in _SHRINK if bits < _NARROWEST_WHOLE else _SHRINK[:1]:
+    for share in _SHRINK_FACTORS if bits < _NARROWEST_WHOLE else _SHRINK_FACTORS[:1]:
         scale, offset = 2 * share * half / (2**bits - 1), center - share * half
         for refit in range(_REFITS + 1):
             scale, offset = _round_scale_to_stored(scale), _round_to_stored(offset)
@@ -241,4 +241,4 @@ def _round_to_stored(values: Tensor) -> Tensor:
 def _round_scale_to_stored(scale: Tensor) -> Tensor:
     """Scale as it is read back, never 0 for weights that differ: their group would be lost in one code."""
     stored = _round_to_stored(scale)
-    return torch.where((scale > 0) & (stored == 0), _LEAST_SCALE, stored)
+    return torch.where((scale > 0) & (stored == 0), _MIN_SCALE, stored)

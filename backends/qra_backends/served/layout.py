@@ -20,7 +20,7 @@ from qra_backends.base import Backend, Level
 from qra_backends.registry import make_backend
 from qra_backends.storage import Expected
 
-METHOD = "qra"
+QUANT_METHOD = "qra"
 SEPARATOR = "::"
 """Between the path of a weight and the name of a tensor."""
 _UNQUANTIZED = 16

@@ -23,7 +23,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from qra_backends.base import COMPUTE_DTYPES
-from qra_backends.served.layout import METHOD, SEPARATOR, Layout, Shards
+from qra_backends.served.layout import QUANT_METHOD, SEPARATOR, Layout, Shards
 from qra_backends.trellis.linear import TrellisLinear
 
 QKV = {"q": 0, "k": 1, "v": 2}
@@ -34,7 +34,7 @@ _layers: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
 def register() -> None:
     """Tell vLLM of the quantization method; any number of times."""
-    register_quantization_config(METHOD)(QRAConfig)
+    register_quantization_config(QUANT_METHOD)(QRAConfig)
 
 
 class QRAConfig(QuantizationConfig):
@@ -46,7 +46,7 @@ class QRAConfig(QuantizationConfig):
         self.table = ""
 
     def get_name(self) -> str:
-        return METHOD
+        return QUANT_METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
         return list(COMPUTE_DTYPES)

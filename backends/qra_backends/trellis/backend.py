@@ -32,7 +32,7 @@ HALF_BITS: dict[Level, int] = {
     5: 10,
 }
 """Every level with its bits times two."""
-PROBE = TrellisCode(half_bits=4, L=8)
+PROBE_CODE = TrellisCode(half_bits=4, L=8)
 """The short encoding that foretells what every level costs: one law holds for all linears."""
 DAMAGE_RATIOS = {2: 3.69, 3: 1.63, 4: 0.780, 5: 0.394, 6: 0.200, 7: 0.103, 8: 0.0537, 9: 0.0287, 10: 0.0153}
 """Damage of each level with states of 12 bits, by bits times two, over that of the probe.
@@ -41,8 +41,8 @@ Geometric means over 70 linears of SmolLM2 on Banking77 (benchmarks/results/stud
 deviate in logarithms by 0.13 at 1 bit, 0.10 at 5 and 0.06 to 0.07 between. That of 4.5 bits lies between those of its
 neighbours. States of other lengths change all levels by nearly the same factor, which no choice between levels needs.
 """
-LEAST_L, MOST_L = 10, 16
-MOST_BLOCK = 1024
+MIN_L, MAX_L = 10, 16
+MAX_BLOCK = 1024
 _BLOCKS = 12 << 20  # bytes of a block of rows, and of the ways back of a column: see `viterbi.PIECE`
 
 
@@ -67,10 +67,10 @@ class TrellisBackend(Backend):
     bits = tuple(HALF_BITS)
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03):
-        if type(L) is not int or not LEAST_L <= L <= MOST_L:
-            raise ValueError(f"L must be a whole number from {LEAST_L} to {MOST_L}, got {L!r}")
-        if type(block) is not int or not 1 <= block <= MOST_BLOCK or block & (block - 1):
-            raise ValueError(f"block must be a power of two up to {MOST_BLOCK}, got {block!r}")
+        if type(L) is not int or not MIN_L <= L <= MAX_L:
+            raise ValueError(f"L must be a whole number from {MIN_L} to {MAX_L}, got {L!r}")
+        if type(block) is not int or not 1 <= block <= MAX_BLOCK or block & (block - 1):
+            raise ValueError(f"block must be a power of two up to {MAX_BLOCK}, got {block!r}")
         check_damping(damping)
         self.L, self.block, self.damping = L, block, damping
         self.options = {"L": L, "block": block, "damping": damping}
@@ -139,4 +139,4 @@ class _ProbeBackend(TrellisBackend):
     """Has the code of a probe at every level."""
 
     def get_code(self, bits: Level) -> TrellisCode:
-        return PROBE
+        return PROBE_CODE

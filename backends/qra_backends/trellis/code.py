@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qra_backends.storage import ceil_div
 
-UNIT = 2.0**-11
+VALUE_UNIT = 2.0**-11
 """Values are whole numbers of it: sums of up to 1024 of them are exact in float32, in whichever order they are made."""
 
 
@@ -77,12 +77,12 @@ def pack(states: Tensor, code: TrellisCode) -> Tensor:
 
 @lru_cache
 def make_state_values(L: int) -> NDArray[np.int16]:
-    """Values of all states (2^L,), in `UNIT`s: the quantiles of a normal distribution of variance 1, well mixed.
+    """Values of all states (2^L,), in `VALUE_UNIT`s: the quantiles of a normal distribution of variance 1, well mixed.
 
     They are part of what is stored: the same for ever, everywhere.
     """
     quantiles = ndtri((np.arange(2**L) + 0.5) / 2**L)
-    whole = np.rint(quantiles / quantiles.std() / UNIT).astype(np.int16)
+    whole = np.rint(quantiles / quantiles.std() / VALUE_UNIT).astype(np.int16)
     return whole[np.argsort(hash_integers(2**L), kind="stable")]
 
 

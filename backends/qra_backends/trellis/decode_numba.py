@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qra_backends.storage import ceil_div, choose_block_rows
-from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_state_values
-from qra_backends.trellis.viterbi import OPTIONS, compile_once, compile_sums
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, count_word_rows, make_signs, make_state_values
+from qra_backends.trellis.viterbi import NUMBA_OPTIONS, compile_once, compile_sums
 
-ROWS, TOKENS = 4, 4
+PRODUCT_ROWS, PRODUCT_TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
-LEAST_PART = 1 << 20
+MIN_THREAD_WEIGHTS = 1 << 20
 """Weights for which it pays to wake a thread, which takes about 100 microseconds: 180 of work."""
-_taken = 0
+_taken_threads = 0
 """Threads that products took from torch, see `take_threads`."""
 
 
@@ -72,14 +72,16 @@ def make_product(
         own = slice(start, start + len(a))
         down[own], up[:, own] = a.detach().float().numpy(), (b.detach().float() * scaling).numpy()
         start += len(a)
-    stored = (code.half_bits, scale.float().numpy() * np.float32(UNIT), up)
+    stored = (code.half_bits, scale.float().numpy() * np.float32(VALUE_UNIT), up)
     sign, shrink = make_signs(in_features, codes.device).numpy(), np.float32(1 / math.sqrt(block))
-    has_pairs = count_word_rows(code) >= ROWS
+    has_pairs = count_word_rows(code) >= PRODUCT_ROWS
 
     def multiply(x: Tensor) -> Tensor:
         count = x.shape[0]
         is_alone = count == 1 and has_pairs
-        inputs = np.zeros((1 if is_alone else ceil_div(count, TOKENS) * TOKENS, in_features), np.float32)
+        inputs = np.zeros(
+            (1 if is_alone else ceil_div(count, PRODUCT_TOKENS) * PRODUCT_TOKENS, in_features), np.float32
+        )
         torch.from_numpy(inputs)[:count] = x
         inner = np.empty((len(inputs), len(down)), np.float32)
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
@@ -99,21 +101,21 @@ def take_threads() -> Iterator[None]:
 
     A thread of torch spins for a while once its work is done, and so keeps its core from a product's.
     """
-    global _taken
-    threads = _taken or torch.get_num_threads()  # another answer may be generated at the same time
-    _taken = threads
+    global _taken_threads
+    threads = _taken_threads or torch.get_num_threads()  # another answer may be generated at the same time
+    _taken_threads = threads
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        _taken = 0
+        _taken_threads = 0
 
 
 def _call_in_threads(work: Callable[[int, int], None], rows: int, columns: int) -> None:
     """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
-    parts = min(_taken or torch.get_num_threads(), max(1, rows * columns // LEAST_PART))
-    step = ceil_div(ceil_div(rows, parts), ROWS) * ROWS
+    parts = min(_taken_threads or torch.get_num_threads(), max(1, rows * columns // MIN_THREAD_WEIGHTS))
+    step = ceil_div(ceil_div(rows, parts), PRODUCT_ROWS) * PRODUCT_ROWS
     others = [
         _get_thread_pool(parts - 1).submit(work, first, min(first + step, rows))
         for first in range(step, rows, step)
@@ -134,13 +136,13 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache
 def _make_value_pairs(code: TrellisCode) -> NDArray[np.int32]:
-    """2^16 · second + first, of the values of an even row and the next in `UNIT`s, by the bits of both states."""
+    """2^16 · second + first, of the values of an even row and the next in `VALUE_UNIT`s, by the bits of both states."""
     values, shift = make_state_values(code.L).astype(np.int32), code.get_state_shifts()[0]
     bits = np.arange(1 << (code.L + shift))
     return (values[bits >> shift] << 16) + values[bits & (len(values) - 1)]
 
 
-@numba.njit(**OPTIONS)
+@numba.njit(**NUMBA_OPTIONS)
 def _apply_hadamard(weights, block):  # type: ignore[no-untyped-def]
     size = block >> 1
     while size >= (8 if block >= 8 else 1):
@@ -154,7 +156,7 @@ def _apply_hadamard(weights, block):  # type: ignore[no-untyped-def]
         _transform_eights(weights)
 
 
-@numba.njit(**OPTIONS)
+@numba.njit(**NUMBA_OPTIONS)
 def _transform_eights(weights):  # type: ignore[no-untyped-def]
     """The last three stages of a Hadamard product together: apart, they are too short for vectors."""
     for i in range(0, len(weights), 8):
@@ -191,7 +193,7 @@ def rotate(rows, sign, factor, block):  # type: ignore[no-untyped-def]
         _apply_hadamard(weights, block)
 
 
-@numba.njit(**{**OPTIONS, "fastmath": True})
+@numba.njit(**{**NUMBA_OPTIONS, "fastmath": True})
 def _dot(a, b):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for i in range(len(a)):

@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import UNIT, TrellisCode, count_word_rows, make_signs, make_value_table
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, count_word_rows, make_signs, make_value_table
 
-COLUMNS = 128
+TILE_COLUMNS = 128
 """Columns of a tile, unless a rotation's block has more."""
-TILE = 2048
+WEIGHTS_PER_PROGRAM = 2048
 """Weights of a program."""
 PRODUCT_COLUMNS = 64
 """Columns that a program reads at a time."""
-WORDS = 16
+MAX_WORDS = 16
 """Words of all inputs together that it adds up at a time; more would not fit in a thread's registers."""
 
 
@@ -40,8 +40,8 @@ def decode_rows(
     """As `linear.decode`, on a GPU; whole numbers are in units of `unit` times their row's scale."""
     in_features, rows_out = codes.shape[1], len(scale) if at is None else len(at)
     weight = torch.empty(rows_out, in_features, dtype=dtype, device=codes.device)
-    columns = max(COLUMNS, block)
-    rows = max(1, TILE // columns)
+    columns = max(TILE_COLUMNS, block)
+    rows = max(1, WEIGHTS_PER_PROGRAM // columns)
     table, sign = make_value_table(code.L, codes.device), make_signs(in_features, codes.device)
     grid = (triton.cdiv(rows_out, rows), triton.cdiv(in_features, columns))
     _decode[grid](
@@ -60,7 +60,7 @@ def decode_rows(
         LOG_BLOCK=block.bit_length() - 1,
         SOME=at is not None,
         ROWS=rows,
-        COLUMNS=columns,
+        TILE_COLUMNS=columns,
     )
     return weight
 
@@ -82,22 +82,22 @@ def _decode(  # type: ignore[no-untyped-def]
     LOG_BLOCK: tl.constexpr,
     SOME: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     real = (row < rows)[:, None] & (column < in_features)[None, :]
     own = tl.load(at + row, mask=row < rows, other=0) if SOME else row.to(tl.int64)
     start = own * HALF_BITS >> 1
     first = start >> 3
-    word = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
+    word = tl.zeros([ROWS, TILE_COLUMNS], dtype=tl.int32)
     for later in tl.static_range(3):  # bytes that a short stream lacks are masked below
         byte = tl.minimum(first + later, stream_bytes - 1)
         source = byte[:, None] * in_features + column[None, :]
         word |= tl.load(codes + source, mask=real, other=0).to(tl.int32) << (8 * later)
     state = (word >> (start & 7).to(tl.int32)[:, None]) & ((1 << L) - 1)
     whole = tl.load(table + state).to(tl.int32)
-    whole = apply_hadamard(whole, ROWS * COLUMNS, LOG_BLOCK).reshape(ROWS, COLUMNS)
+    whole = apply_hadamard(whole, ROWS * TILE_COLUMNS, LOG_BLOCK).reshape(ROWS, TILE_COLUMNS)
     factor = tl.load(scale + own, mask=row < rows, other=0).to(tl.float32) * unit
     flip = tl.load(sign + column, mask=column < in_features, other=0)
     found = whole.to(tl.float32) * factor[:, None] * flip[None, :]
@@ -134,13 +134,13 @@ def make_product(
             sign,
             rotated,
             in_features,
-            UNIT / math.sqrt(block),
+            VALUE_UNIT / math.sqrt(block),
             LOG_BLOCK=block.bit_length() - 1,
-            COLUMNS=columns,
+            TILE_COLUMNS=columns,
         )
         product = torch.empty(len(x), out_features, dtype=torch.float32, device=x.device)
         tokens = triton.next_power_of_2(len(x))
-        words = min(4, max(1, WORDS // tokens))
+        words = min(4, max(1, MAX_WORDS // tokens))
         _multiply[(triton.cdiv(out_features, rows * words),)](
             codes,
             scale,
@@ -154,9 +154,9 @@ def make_product(
             HALF_BITS=code.half_bits,
             L=code.L,
             ROWS=rows,
-            WORDS=words,
+            MAX_WORDS=words,
             TOKENS=tokens,
-            COLUMNS=PRODUCT_COLUMNS,
+            TILE_COLUMNS=PRODUCT_COLUMNS,
         )
         for a, b, scaling in factors:
             product.addmm_(x.float() @ a.float().T, b.float().T, alpha=scaling)
@@ -167,15 +167,15 @@ def make_product(
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    x, sign, rotated, in_features, factor, LOG_BLOCK: tl.constexpr, COLUMNS: tl.constexpr
+    x, sign, rotated, in_features, factor, LOG_BLOCK: tl.constexpr, TILE_COLUMNS: tl.constexpr
 ):
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     real = column < in_features
     place = tl.program_id(0).to(tl.int64) * in_features + column
     values = tl.load(x + place, mask=real, other=0).to(tl.float32) * tl.load(
         sign + column, mask=real, other=0
     )
-    values = apply_hadamard(values, COLUMNS, LOG_BLOCK).reshape(COLUMNS)
+    values = apply_hadamard(values, TILE_COLUMNS, LOG_BLOCK).reshape(TILE_COLUMNS)
     tl.store(rotated + place, values * factor, mask=real)
 
 
@@ -193,20 +193,20 @@ def _multiply(  # type: ignore[no-untyped-def]
     HALF_BITS: tl.constexpr,
     L: tl.constexpr,
     ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
+    MAX_WORDS: tl.constexpr,
     TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):
-    first = (tl.program_id(0) * WORDS + tl.arange(0, WORDS)) * ROWS  # the first row of each word
+    first = (tl.program_id(0) * MAX_WORDS + tl.arange(0, MAX_WORDS)) * ROWS  # the first row of each word
     byte = (first * HALF_BITS >> 1) >> 3
-    lane, token = tl.arange(0, COLUMNS), tl.arange(0, TOKENS)
+    lane, token = tl.arange(0, TILE_COLUMNS), tl.arange(0, TOKENS)
     row = first[:, None] + tl.arange(0, ROWS)[None, :]
     shift = (row * HALF_BITS >> 1) - 8 * byte[:, None]
-    sums = tl.zeros([TOKENS, WORDS, ROWS], dtype=tl.float32)
-    for start in range(0, in_features, COLUMNS):
+    sums = tl.zeros([TOKENS, MAX_WORDS, ROWS], dtype=tl.float32)
+    for start in range(0, in_features, TILE_COLUMNS):
         column = start + lane
         real = column < in_features
-        word = tl.zeros([WORDS, COLUMNS], dtype=tl.int32)
+        word = tl.zeros([MAX_WORDS, TILE_COLUMNS], dtype=tl.int32)
         for later in tl.static_range(4):  # bytes that a short stream lacks are masked below
             at = tl.minimum(byte + later, stream_bytes - 1).to(tl.int64)
             source = at[:, None] * in_features + column[None, :]

@@ -16,7 +16,7 @@ from qra_backends import kernels
 from qra_backends.reference.gptq import Factor
 from qra_backends.storage import choose_block_rows
 from qra_backends.trellis import viterbi
-from qra_backends.trellis.code import UNIT, TrellisCode, make_signs, pack, rotate_by_torch
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, make_signs, pack, rotate_by_torch
 from qra_backends.trellis.decode_numba import rotate
 from qra_backends.trellis.linear import SCALE_DTYPE, decode_values
 
@@ -63,7 +63,7 @@ def encode(
     del columns
     for part in parts:
         at = torch.arange(out_features, device=weight.device)[part]
-        unscaled = decode_values(codes, at, code).float().mul_(UNIT)
+        unscaled = decode_values(codes, at, code).float().mul_(VALUE_UNIT)
         pull = unscaled @ hessian
         power = (pull * unscaled).sum(1)
         fitted = _round_to_stored((pull * rotate_rows(weight[part].float(), block)).sum(1) / power)

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from qra_backends import kernels
 from qra_backends.modules import DequantizedLinear
 from qra_backends.storage import choose_block_rows
-from qra_backends.trellis.code import UNIT, TrellisCode, apply_hadamard, make_signs, make_value_table
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, apply_hadamard, make_signs, make_value_table
 
 SCALE_DTYPE = torch.float16
 Factors = Sequence[tuple[Tensor, Tensor, float]]
-BLOCK = 1 << 20
+BLOCK_WEIGHTS = 1 << 20
 """Weights that a product with many inputs decodes at a time: 2 MiB in 16 bits, about a core's own cache."""
 
 
@@ -107,7 +107,7 @@ class TrellisLinear(DequantizedLinear):
     def _multiply_by_blocks(self, inputs: Tensor) -> Tensor:
         """Inputs (n, in) times the weight, of which a block of rows at a time is decoded, on a CPU."""
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
-        step = max(1, BLOCK // self.in_features) if inputs.device.type == "cpu" else self.out_features
+        step = max(1, BLOCK_WEIGHTS // self.in_features) if inputs.device.type == "cpu" else self.out_features
         if step >= self.out_features:
             return F.linear(inputs, self.dequantize(inputs.dtype), bias)
         product = inputs.new_empty(len(inputs), self.out_features)
@@ -137,7 +137,7 @@ def decode(
         at: int64 (n,), indices of rows; None for all.
         block: inputs that were rotated together.
     """
-    unit = UNIT / math.sqrt(block)
+    unit = VALUE_UNIT / math.sqrt(block)
     if kernels.is_usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows as decode_on_gpu
 
@@ -172,7 +172,7 @@ def decode_rows(
 
 
 def decode_values(codes: Tensor, at: Tensor, code: TrellisCode) -> Tensor:
-    """Values int16 (n, in), in `UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
+    """Values int16 (n, in), in `VALUE_UNIT`s, of rows `at` (n,) of the rotated weight, yet without a scale."""
     start, last = code.locate_state(at), len(codes) - 1
     first = start >> 3
     word = codes[first].to(torch.int32)

@@ -19,14 +19,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, make_state_values
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+NUMBA_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 """Options of numba, without the GIL; fused multiply-adds quicken Viterbi's algorithm by a fifth."""
 
-PIECE, AHEAD = 4096, 128
+PIECE_ROWS, LOOKAHEAD_ROWS = 4096, 128
 """Rows of which ways back are kept, and rows looked at beyond them. Paths have long merged by then."""
-SHORT = 10
+PROBE_STATE_BITS = 10
 """Bits of a state below which codes are probes, of two bits a weight."""
 _UNROLLED = 16  # turns of a loop that a compiler unrolls, which it has to before it makes vectors of the loop around it
 _RENEWED = 64  # rows after which the least cost is taken off all costs, so that they stay small
@@ -40,9 +40,9 @@ def compile_once(function: Callable[..., None], **options: Any) -> Any:
     The cache knows the file of the function and no other: what it calls has to be there too.
     """
     try:
-        return numba.njit(cache=True, **{**OPTIONS, **options})(function)
+        return numba.njit(cache=True, **{**NUMBA_OPTIONS, **options})(function)
     except RuntimeError:  # neither beside the source nor in the user's folder
-        return numba.njit(**{**OPTIONS, **options})(function)
+        return numba.njit(**{**NUMBA_OPTIONS, **options})(function)
 
 
 compile_sums = partial(compile_once, fastmath=True)
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 @lru_cache
 def make_layout(code: TrellisCode) -> Layout:
     """The layout of a code's values."""
-    plain = (make_state_values(code.L) * UNIT).astype(np.float32)
+    plain = (make_state_values(code.L) * VALUE_UNIT).astype(np.float32)
     shifts = code.get_state_shifts()
     # Axes: v // lanes, v modulo lanes, j.
     ordered = [
@@ -80,7 +80,7 @@ def make_layout(code: TrellisCode) -> Layout:
 
 
 def _count_lanes(branches: int, L: int = 16) -> int:
-    if L < SHORT:
+    if L < PROBE_STATE_BITS:
         return 16  # floats of the longest vector that there is
     return max(16, 256 // branches)
 
@@ -95,7 +95,9 @@ def _make_step(branches: int, L: int = 16) -> Any:
     lanes = _count_lanes(branches, L)
     size = branches * lanes  # of a block
 
-    @numba.njit(inline="always", **OPTIONS)  # called for every row: a call takes as long as short states do
+    @numba.njit(
+        inline="always", **NUMBA_OPTIONS
+    )  # called for every row: a call takes as long as short states do
     def step(best, costs, before, after, spread, values, first, x, scale, back, row):  # type: ignore[no-untyped-def]
         turns = before // branches
         blocks = max(1, turns // lanes)
@@ -136,10 +138,10 @@ def _make_step(branches: int, L: int = 16) -> Any:
 
 
 _step_2, _step_4, _step_8, _step_16, _step_32 = map(_make_step, (2, 4, 8, 16, 32))
-_step_4_short = _make_step(4, L=SHORT - 1)
+_step_4_short = _make_step(4, L=PROBE_STATE_BITS - 1)
 
 
-@numba.njit(**OPTIONS)
+@numba.njit(**NUMBA_OPTIONS)
 def _find_smallest(costs, count):  # type: ignore[no-untyped-def]
     found = 0
     for v in range(1, count):
@@ -148,12 +150,12 @@ def _find_smallest(costs, count):  # type: ignore[no-untyped-def]
     return found
 
 
-@numba.njit(**OPTIONS)
+@numba.njit(**NUMBA_OPTIONS)
 def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-untyped-def]
     """Fill the states (out,) of a column x (out,), piece by piece, each from where the one before ended."""
     costs, rows, first = best.view(np.float32), len(x), 0
     while True:
-        stop = rows if rows - first <= PIECE + AHEAD else first + PIECE + AHEAD
+        stop = rows if rows - first <= PIECE_ROWS + LOOKAHEAD_ROWS else first + PIECE_ROWS + LOOKAHEAD_ROWS
         costs[:] = 0 if first == 0 else _FAR
         if first > 0:  # the row before is odd, as a piece has an even number of rows
             costs[states[first - 1] >> plan.odd_shift] = 0
@@ -164,7 +166,7 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
             before, after, at = 1 << (plan.L - shift_before), 1 << (plan.L - shift), row - first
             if shift == 1:
                 _step_2(best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at)
-            elif shift == 2 and plan.L < SHORT:
+            elif shift == 2 and plan.L < PROBE_STATE_BITS:
                 _step_4_short(
                     best, costs, before, after, spread, plan.ordered, start, x[row], scale[row], back, at
                 )
@@ -194,7 +196,7 @@ def _find_path(x, scale, plan, states, spread, best, back):  # type: ignore[no-u
             v = state & ((1 << (plan.L - shift_before)) - 1)
         if stop == rows:
             return
-        first += PIECE
+        first += PIECE_ROWS
 
 
 @compile_once
@@ -213,7 +215,7 @@ def round_columns(columns, inverse, scale, states, errors, plan):  # type: ignor
     kept = 1 << (plan.L - min(plan.even_shift, plan.odd_shift))
     spread = np.empty(max(512, kept), np.float32)  # of 32 branches a block has 512, of fewer 256
     best = np.empty(kept, np.int32)
-    back = np.empty((min(out, PIECE + AHEAD), kept), np.uint8)
+    back = np.empty((min(out, PIECE_ROWS + LOOKAHEAD_ROWS), kept), np.uint8)
     unit = np.float32(scale.mean())
     if unit == 0:
         unit = np.float32(1)

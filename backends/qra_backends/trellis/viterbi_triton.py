@@ -1,9 +1,10 @@
 """Viterbi's algorithm on a GPU: a column is cut into pieces that are rounded at once, a program each.
 
-First a program around each cut finds the state at the cut, from `MARGIN` rows on either side. Then each piece finds its
-path from its first state to its last. So pieces join to one path, longer than the nearest one by next to nothing.
+First a program around each cut finds the state at the cut, from `MARGIN_ROWS` rows on either side. Then each piece
+finds its path from its first state to its last. So pieces join to one path, hardly longer than
+the nearest one.
 
-A column takes 2 · MARGIN + PIECE rows one after another, whatever its length. This was not timed on a card.
+A column takes 2 · MARGIN_ROWS + PIECE_ROWS rows one after another, whatever its length. This was not timed on a card.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qra_backends.trellis.code import UNIT, TrellisCode, make_value_table
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, make_value_table
 
-PIECE, MARGIN = 128, 64
+PIECE_ROWS, MARGIN_ROWS = 128, 64
 """Rows; even numbers."""
 _FREE = -1  # where any state may be the first, or the last
 
@@ -26,25 +27,25 @@ def round_columns(
     """As `viterbi.round_columns`, of tensors on a GPU; `states` is int32."""
     out = columns.shape[1]
     even = -(-out // 2) * 2  # a row of weight 0 follows an odd number of them
-    table = make_value_table(code.L, columns.device).float() * UNIT
+    table = make_value_table(code.L, columns.device).float() * VALUE_UNIT
     unit = scale.mean()
     unit = torch.where(unit == 0, 1.0, unit)
     relative, x = (torch.zeros(even, dtype=torch.float32, device=columns.device) for _ in range(2))
     relative[:out] = scale / unit
-    starts = torch.arange(0, even, PIECE, device=columns.device)
+    starts = torch.arange(0, even, PIECE_ROWS, device=columns.device)
     cuts = starts[1:]
     ends = torch.cat([cuts, cuts.new_full((1,), even)])
     free = torch.full((1,), _FREE, dtype=torch.int32, device=columns.device)
     path = torch.empty(even, dtype=torch.int32, device=columns.device)
-    around = torch.empty(len(cuts), 2 * MARGIN, dtype=torch.int32, device=columns.device)
+    around = torch.empty(len(cuts), 2 * MARGIN_ROWS, dtype=torch.int32, device=columns.device)
     pivots = inverse.diagonal().tolist()
     for i, pivot in enumerate(pivots):
         x[:out] = columns[i] / unit
         if len(cuts):
-            first, last = cuts - MARGIN, (cuts + MARGIN).clamp_max(even)
+            first, last = cuts - MARGIN_ROWS, (cuts + MARGIN_ROWS).clamp_max(even)
             anywhere = free.expand(len(cuts))
             _find_paths(x, relative, table, code, first, last, anywhere, anywhere, around)
-        joins = torch.cat([free, around[:, MARGIN - 1], free])
+        joins = torch.cat([free, around[:, MARGIN_ROWS - 1], free])
         _find_paths(x, relative, table, code, starts, ends, joins[:-1], joins[1:], path)
         states[i] = path[:out]
         torch.div(columns[i] - scale * table[states[i]], pivot, out=errors[i])
@@ -69,7 +70,7 @@ def _find_paths(
         states: int32, (rows,) of the whole column, or (n, most rows).
     """
     even, odd = code.get_state_shifts()
-    rows = PIECE if states.ndim == 1 else states.shape[1]
+    rows = PIECE_ROWS if states.ndim == 1 else states.shape[1]
     back = torch.empty(len(first), rows << (code.L - even), dtype=torch.uint8, device=x.device)
     _find_path[(len(first),)](
         x,

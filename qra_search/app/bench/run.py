@@ -37,13 +37,13 @@ from qra_search.strategies import Strategy, make_strategy
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Study
 
-RAW = "raw.jsonl"
+RAW_FILE = "raw.jsonl"
 PACKAGES = ("numpy", "scipy", "torch", "botorch", "gpytorch", "pymoo", "moocore", DISTRIBUTION)
 CHECKPOINTS = (10, 25, 50, 100, 200, 500, 1000, 2000)
 """Full evaluations spent (prior and low fidelity at their true share) at which a search is judged, as at its end."""
-TASK = re.compile(r"([a-z]+)-(\d+)-([a-z]+)-([a-z]+)(?:-noise(less|\d+(?:\.\d+)?))?")
-EXAMPLE = "interaction-32-layer-measured"
-TUNINGS = "tunings-"
+TASK_PATTERN = re.compile(r"([a-z]+)-(\d+)-([a-z]+)-([a-z]+)(?:-noise(less|\d+(?:\.\d+)?))?")
+EXAMPLE_TASK = "interaction-32-layer-measured"
+TUNINGS_PREFIX = "tunings-"
 """Before the name of a task whose real tunings were recorded."""
 
 
@@ -82,7 +82,7 @@ def run_benchmark(
     failed = 0
     # Spawned, not forked: a fork of a process that has threads (torch) may hang.
     spawned = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    with export_variables(limit_threads(1)), spawned as pool, (folder / RAW).open("a") as raw:
+    with export_variables(limit_threads(1)), spawned as pool, (folder / RAW_FILE).open("a") as raw:
         stamp = describe_environment()
         flying = [pool.submit(_run_cell_safely, *cell) for cell in todo]
         try:
@@ -101,7 +101,7 @@ def run_benchmark(
 
 def read_rows(out: str | Path) -> list[dict[str, Any]]:
     """Rows of `raw.jsonl` in a folder, the last of each cell; a last line cut short by a kill is left out."""
-    path = Path(out) / RAW
+    path = Path(out) / RAW_FILE
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")
@@ -262,14 +262,14 @@ def build_benchmark_task(name: str, seed: int) -> Any:
     With `-noiseless` behind it, every evaluation shows the true loss; with `-noise0.1` two seeds of a plan differ by
     so many nats (deviation) instead of as measured.
     """
-    if name.startswith(TUNINGS):
-        options = {"task": name.removeprefix(TUNINGS), "seed": seed}
+    if name.startswith(TUNINGS_PREFIX):
+        options = {"task": name.removeprefix(TUNINGS_PREFIX), "seed": seed}
         config = make_config({"evaluator": "tunings", "options": options}, source=f"task {name}")
         return plugins.load("evaluators", "tunings")(config)
-    parts = TASK.fullmatch(name)
+    parts = TASK_PATTERN.fullmatch(name)
     if parts is None:
         raise ValueError(
-            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE}"
+            f"unknown task {name!r}: write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES, such as {EXAMPLE_TASK}"
         )
     family, layers, granularity, sensitivities, noise = parts.groups()
     options = {"family": family, "layers": int(layers), "sensitivities": sensitivities, "seed": seed}

@@ -29,14 +29,14 @@ Best = dict[tuple[str, int], np.ndarray]
 
 FAILED_SHARE = np.inf
 """Share left of a cell that failed: it is shown as failed, and loses to every score."""
-LEAST_GAIN = 1e-9
+MIN_GAIN = 1e-9
 """Of a plan over the best uniform one, in nats over three budgets; less is rounding, as if there is one group."""
-LARGEST_SHARE = 1e6
+MAX_SHARE = 1e6
 """In paired tests, which take no infinite values."""
-TIE = 0.005
+TIE_MARGIN = 0.005
 """Shares of the possible gain that differ by less count as a tie."""
-RESAMPLES = 2000
-LEVEL = 0.95
+BOOTSTRAP_RESAMPLES = 2000
+CONFIDENCE = 0.95
 
 
 class MedianInterval(NamedTuple):
@@ -131,7 +131,7 @@ def _describe_kind(rows: list[Row]) -> Iterator[str]:
     if pairs := compare_strategies(np.column_stack([own.ravel() for own in judged.values()]), list(judged)):
         yield (
             f"Win/tie/loss of the row against the column after {last:g} evaluations, over the tasks and seeds that "
-            f"both have (within {TIE} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
+            f"both have (within {TIE_MARGIN} is a tie; * where Wilcoxon's p, adjusted after Holm, is below 0.05):"
         )
         yield _format_table(["", *judged], _make_pair_matrix(pairs, list(judged)))
 
@@ -141,7 +141,13 @@ def _make_strategy_row(name: str, shares: dict[float, dict[str, np.ndarray]]) ->
     known = last[~np.isnan(last)]
     scores = [_format_score(bootstrap_median(own[name].T)) if name in own else "" for own in shares.values()]
     worst = f"{known.max():.3f}" if known.size else ""
-    return [name, f"{known.size}", *scores, worst.replace("inf", FAILED), f"{(last > 1.0 + TIE).sum()}"]
+    return [
+        name,
+        f"{known.size}",
+        *scores,
+        worst.replace("inf", FAILED),
+        f"{(last > 1.0 + TIE_MARGIN).sum()}",
+    ]
 
 
 def _format_score(interval: MedianInterval) -> str:
@@ -188,7 +194,7 @@ def compute_normalized_regret(row: Row, point: float, best: np.ndarray) -> float
     at = [row["grid"].index(budget) for budget in row["budgets"]]
     left = np.array(looks[0]["handed"])[at] - best[at]
     possible = np.array(row["uniform"])[at] - best[at]
-    return float(left.sum() / possible.sum()) if possible.sum() > LEAST_GAIN else math.nan
+    return float(left.sum() / possible.sum()) if possible.sum() > MIN_GAIN else math.nan
 
 
 def collect_normalized_regrets(rows: Sequence[Row], point: float, best: Best) -> dict[str, np.ndarray]:
@@ -223,15 +229,15 @@ def bootstrap_median(values: np.ndarray) -> MedianInterval:
     if not len(values):
         return MedianInterval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    medians = np.nanmedian(values[rows].reshape(RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    rows = rng.integers(0, len(values), (BOOTSTRAP_RESAMPLES, len(values)))
+    medians = np.nanmedian(values[rows].reshape(BOOTSTRAP_RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return MedianInterval(float(np.nanmedian(values)), float(low), float(high))
 
 
 def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[PairedTest]:
     """Every pair of strategies over the blocks of shares (N, K) that both have (nan: lacks it)."""
-    shares = np.minimum(shares, LARGEST_SHARE)
+    shares = np.minimum(shares, MAX_SHARE)
     pairs = []
     for i, j in combinations(range(len(names)), 2):
         both = shares[~np.isnan(shares[:, [i, j]]).any(1)]
@@ -240,8 +246,8 @@ def compare_strategies(shares: np.ndarray, names: Sequence[str]) -> list[PairedT
         difference = both[:, i] - both[:, j]
         is_same = np.allclose(difference, 0, rtol=0, atol=1e-12)
         p = 1.0 if is_same else stats.wilcoxon(both[:, i], both[:, j], zero_method="zsplit").pvalue
-        win = int((difference < -TIE).sum())
-        loss = int((difference > TIE).sum())
+        win = int((difference < -TIE_MARGIN).sum())
+        loss = int((difference > TIE_MARGIN).sum())
         pairs.append(PairedTest(names[i], names[j], win, len(both) - win - loss, loss, p))
     adjusted = adjust_p_values(np.array([pair.p for pair in pairs])).tolist()
     return [pair._replace(p=p) for pair, p in zip(pairs, adjusted, strict=True)]

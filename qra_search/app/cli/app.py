@@ -18,8 +18,8 @@ from qra_search.errors import DISTRIBUTION, BadInput, RunFailed, TornLine, descr
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
-TRACEBACK = "QRA_TRACEBACK"
-SEARCH, LOOK, TOOLS = "Search and tune", "Look at runs", "What there is"
+TRACEBACK_VARIABLE = "QRA_TRACEBACK"
+SEARCH_PANEL, LOOK_PANEL, TOOLS_PANEL = "Search and tune", "Look at runs", "What there is"
 
 
 class Command(NamedTuple):
@@ -38,23 +38,35 @@ class Command(NamedTuple):
         return typer.main.get_command(alone)
 
 
-ENTRIES = (
-    Command("demo", "demo", SEARCH, "Plan, tune and compare on SmolLM2-135M and made-up word problems."),
-    Command("plan", "search", SEARCH, "Choose bits and ranks for a budget, without training."),
-    Command("search", "search", SEARCH, "Search the bits and rank of every layer under a memory budget."),
-    Command("finetune", "finetune", SEARCH, "Tune a run's plan and its baselines, and compare them."),
-    Command("export", "finetune", SEARCH, "Write a tuned run for another tool, and check its logits."),
-    Command("generate", "finetune", SEARCH, "Answer a prompt by a tuned run, with its speed and memory."),
-    Command("report", "look", LOOK, "Write the HTML report of a run."),
-    Command("show", "look", LOOK, "Show a run's plan layer by layer, its tunings, or how two plans differ."),
-    Command("strategies", "lists", TOOLS, "List the search strategies with their options."),
-    Command("backends", "lists", TOOLS, "List the quantization backends, and why one cannot be used here."),
-    Command("tasks", "lists", TOOLS, "List the tasks that come with qra or with installed packages."),
-    Command("schema", "lists", TOOLS, "Print the JSON schema of a config, or an example to start from."),
-    Command("doctor", "lists", TOOLS, "List the graphics cards that a model fits."),
-    Command("bench", "bench", TOOLS, "Compare search strategies on tasks whose best is known."),
+COMMANDS = (
+    Command(
+        "demo", "demo", SEARCH_PANEL, "Plan, tune and compare on SmolLM2-135M and made-up word problems."
+    ),
+    Command("plan", "search", SEARCH_PANEL, "Choose bits and ranks for a budget, without training."),
+    Command(
+        "search", "search", SEARCH_PANEL, "Search the bits and rank of every layer under a memory budget."
+    ),
+    Command("finetune", "finetune", SEARCH_PANEL, "Tune a run's plan and its baselines, and compare them."),
+    Command("export", "finetune", SEARCH_PANEL, "Write a tuned run for another tool, and check its logits."),
+    Command(
+        "generate", "finetune", SEARCH_PANEL, "Answer a prompt by a tuned run, with its speed and memory."
+    ),
+    Command("report", "look", LOOK_PANEL, "Write the HTML report of a run."),
+    Command(
+        "show", "look", LOOK_PANEL, "Show a run's plan layer by layer, its tunings, or how two plans differ."
+    ),
+    Command("strategies", "lists", TOOLS_PANEL, "List the search strategies with their options."),
+    Command(
+        "backends", "lists", TOOLS_PANEL, "List the quantization backends, and why one cannot be used here."
+    ),
+    Command("tasks", "lists", TOOLS_PANEL, "List the tasks that come with qra or with installed packages."),
+    Command(
+        "schema", "lists", TOOLS_PANEL, "Print the JSON schema of a config, or an example to start from."
+    ),
+    Command("doctor", "lists", TOOLS_PANEL, "List the graphics cards that a model fits."),
+    Command("bench", "bench", TOOLS_PANEL, "Compare search strategies on tasks whose best is known."),
 )
-_BY_NAME = {entry.name: entry for entry in ENTRIES}
+_COMMAND_BY_NAME = {entry.name: entry for entry in COMMANDS}
 
 
 def join_paragraph_lines(text: str) -> str:
@@ -64,11 +76,11 @@ def join_paragraph_lines(text: str) -> str:
 
 
 class LazyGroup(TyperGroup):
-    """Imports a command's module when the command is called; help and completion need no more than `ENTRIES`."""
+    """Imports a command's module when the command is called; help and completion need no more than `COMMANDS`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, None if command is None else _BY_NAME[command.name or ""].load(), rest
+        return name, None if command is None else _COMMAND_BY_NAME[command.name or ""].load(), rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -99,7 +111,7 @@ def root(
         print(context.get_help())
 
 
-for _entry in ENTRIES:  # what is called is loaded by `LazyGroup`
+for _entry in COMMANDS:  # what is called is loaded by `LazyGroup`
     app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(lambda: None)
 
 
@@ -126,10 +138,10 @@ def run_safely(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
-        if os.environ.get(TRACEBACK):
+        if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
-        explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK)
-        hint = "" if explained else f" (set {TRACEBACK}=1 to see where)"
+        explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK_VARIABLE)
+        hint = "" if explained else f" (set {TRACEBACK_VARIABLE}=1 to see where)"
         return _print_line(describe(error) + hint, exit_status(error))
     return status if isinstance(status, int) else OK
 

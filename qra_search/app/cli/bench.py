@@ -41,7 +41,7 @@ def bench(
         "bench"
     ),
     workers: Annotated[int, option("--workers N", "Number of processes.", show_default=True, min=1)] = 2,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Compare search strategies on tasks whose best is known.
 

@@ -19,12 +19,12 @@ from rich.markup import escape
 from qra_search.app.config import RunConfig, make_settings, read_pairs
 from qra_search.app.folder import RunFolder
 from qra_search.app.report.finding import Finding, list_next_steps
-from qra_search.app.report.tables import WIDTH
+from qra_search.app.report.tables import TEXT_COLUMNS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
 from qra_search.study.result import SearchResult
 
-WHAT, HOW, WHERE = "What is searched", "How it is searched", "Where it goes"
+WHAT_PANEL, HOW_PANEL, WHERE_PANEL = "What is searched", "How it is searched", "Where it goes"
 
 
 def option(usage: str, help: str, panel: str | None = None, **more: Any) -> Any:
@@ -40,7 +40,7 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def _make_setting(path: str, kind: Any, usage: str, panel: str = WHAT) -> tuple[str, Any]:
+def _make_setting(path: str, kind: Any, usage: str, panel: str = WHAT_PANEL) -> tuple[str, Any]:
     """A field of the config and its option, whose help is the field's description."""
     section, _, field = path.partition(".")
     info = RunConfig.model_fields[section]
@@ -49,30 +49,33 @@ def _make_setting(path: str, kind: Any, usage: str, panel: str = WHAT) -> tuple[
     return path, Annotated[kind | None, option(usage, help[:1].upper() + help[1:], panel)]
 
 
-Set = Annotated[
+SetOption = Annotated[
     list[str] | None,
-    option("--set FIELD=VALUE", "Any field of the config (see `qra schema`): evaluation.steps=20.", HOW),
+    option(
+        "--set FIELD=VALUE", "Any field of the config (see `qra schema`): evaluation.steps=20.", HOW_PANEL
+    ),
 ]
-DryRun = Annotated[
-    bool, option("--dry-run", "Only print the config, the space, the cost and a training example.", WHERE)
+DryRunOption = Annotated[
+    bool,
+    option("--dry-run", "Only print the config, the space, the cost and a training example.", WHERE_PANEL),
 ]
-Json = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
-RunPath = Annotated[Path, argument("RUN", "Folder of a run.")]
-OutRun = Annotated[
-    Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE)
+JsonOption = Annotated[bool, option("--json", "Print the result as JSON, and nothing else.")]
+RunArgument = Annotated[Path, argument("RUN", "Folder of a run.")]
+OutOption = Annotated[
+    Path | None, option("--out -o RUN", "Folder of the run; default: a new one below runs/.", WHERE_PANEL)
 ]
-COLUMNS = option(
+COLUMNS_OPTION = option(
     "--columns FIELD=COLUMN,...",
     "Which of your columns to read. prompt=question takes the prompt from the column question, and "
     "answer={intent,words} makes JSON of two columns.",
-    WHAT,
+    WHAT_PANEL,
 )
 SETTINGS: dict[str, tuple[str, Any]] = {
     "config": ("", Annotated[Path | None, argument("[CONFIG.yaml]", "A config file; options win over it.")]),
     "model": _make_setting("model.name", str, "--model -m M"),
     "task": _make_setting("task.name", str, "--task -t T"),
     "data": _make_setting("task.data", str, "--data PATH"),
-    "columns": ("task.options.columns", Annotated[str | None, COLUMNS]),
+    "columns": ("task.options.columns", Annotated[str | None, COLUMNS_OPTION]),
     "metric": _make_setting("task.metrics", list[str], "--metric FILE.py:NAME"),
     "memory": _make_setting("search.memory", list[str], "--memory SIZE"),
     "bits": _make_setting("space.bits", str, "--bits 2,2.5,3"),
@@ -80,15 +83,15 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "granularity": _make_setting("space.granularity", str, "--granularity module|expert|layer|fused"),
     "engine": _make_setting("engine", str, f"--engine {'|'.join(ENGINES)}"),
     "backend": _make_setting("quantization.backend", str, "--backend NAME|2=NAME,4=NAME"),
-    "evaluations": _make_setting("search.evaluations", float, "--evaluations -n N", HOW),
-    "strategy": _make_setting("search.strategy", str, "--strategy S", HOW),
-    "seed": _make_setting("search.seed", int, "--seed N", HOW),
-    "device": _make_setting("model.device", str, "--device D", HOW),
-    "evaluator": _make_setting("evaluator", str, "--evaluator E", HOW),
-    "sets": ("", Set),
+    "evaluations": _make_setting("search.evaluations", float, "--evaluations -n N", HOW_PANEL),
+    "strategy": _make_setting("search.strategy", str, "--strategy S", HOW_PANEL),
+    "seed": _make_setting("search.seed", int, "--seed N", HOW_PANEL),
+    "device": _make_setting("model.device", str, "--device D", HOW_PANEL),
+    "evaluator": _make_setting("evaluator", str, "--evaluator E", HOW_PANEL),
+    "sets": ("", SetOption),
 }
 """The options that say what a run is, in the order of the help, each with the field of the config that it sets."""
-OF_SEARCH = ("evaluations", "strategy")
+SEARCH_SETTINGS = ("evaluations", "strategy")
 """Settings that only a search has."""
 
 
@@ -135,7 +138,7 @@ def stderr() -> Console:
 
 def _get_width(stream: TextIO) -> int | None:
     """Columns of what is printed; None: those of the terminal, or of the variable COLUMNS."""
-    return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+    return None if stream.isatty() or "COLUMNS" in os.environ else TEXT_COLUMNS
 
 
 def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | None = None) -> None:

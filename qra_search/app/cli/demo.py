@@ -17,7 +17,7 @@ from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import make_listener
 from qra_search.app.run import Run
 
-DEMO: dict[str, Any] = {
+DEMO_SETTINGS: dict[str, Any] = {
     "model": {"name": "smollm2"},
     "task": {"name": "arithmetic", "options": {"kinds": ["total"], "digits": [1, 2]}},
     "quantization": {
@@ -35,7 +35,7 @@ DEMO: dict[str, Any] = {
 and of 1.5 bits. States of 10 bits quantize four times as fast as the usual 12. The codes are chosen on the tokens that
 the plan is measured on, so one pass serves both."""
 
-STEPS = """\
+STEPS_TEXT = """\
 qra demo: {model} on the task {task}, within {memory}.
 1. measure how sensitive each linear is, by one short probe of it
 2. plan: choose bits and rank of every linear, exactly, by these sensitivities
@@ -45,8 +45,8 @@ qra demo: {model} on the task {task}, within {memory}.
 
 def demo(
     out: Annotated[Path, option("--out -o RUN", "Folder of the run.", show_default=True)] = Path("runs/demo"),
-    sets: common.Set = None,
-    as_json: common.Json = False,
+    sets: common.SetOption = None,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Plan, tune and compare on SmolLM2-135M and made-up word problems.
 
@@ -58,14 +58,14 @@ def demo(
 
         qra demo --out runs/demo
     """
-    config = make_config(DEMO, read_pairs(sets), source="options")
+    config = make_config(DEMO_SETTINGS, read_pairs(sets), source="options")
     view = make_listener(not as_json)
     folder = RunFolder(out)
     folder.check_can_begin(config, resume=folder.has_run)  # before much is said
     if folder.has_run:
         view.say(f"Resuming the demo in {out}.")
     memory = ", ".join(map(str, config.search.memory))
-    view.say(STEPS.format(model=config.model.name, task=config.task.name, memory=memory))
+    view.say(STEPS_TEXT.format(model=config.model.name, task=config.task.name, memory=memory))
     with Run(out, config) as run:
         with view:
             row = "".join(text for text, _ in render_row(run.evaluator(view)))

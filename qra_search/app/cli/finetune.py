@@ -18,26 +18,26 @@ from qra_search.app.start import open_run
 from qra_search.engines import serve_command
 from qra_search.space.memory import format_bytes
 
-AGAINST = (
+AGAINST_HELP = (
     "Baselines to tune as well. best: the best uniform plan that fits. all: every uniform plan that fits, and the plan "
     "shuffled over linears of the same shape. shuffled: only the shuffled plan. ladder: uniform plans from 1 to 4 bits "
     "and plans between, to see how small the model may be. none: no baseline."
 )
-TUNING = (
+TUNING_HELP = (
     "Which tuning: its id (see `qra show`), or uniform, shuffled or 16-bit for a baseline; default: the one to "
     "deploy."
 )
-TOLERANCE = (
+TOLERANCE_HELP = (
     "in points of the task's metric (default 0.5), or, without a metric, in percent of the loss (default 2)."
 )
-FORMATS = (
+FORMATS_HELP = (
     "peft, merged, compressed-tensors, gguf, vllm or recipe; "
     "default: the format of the run's engine, or peft."
 )
 
 
 def finetune(
-    run: common.RunPath,
+    run: common.RunArgument,
     plan: Annotated[
         str | None, option("--plan FILE|uniform2r4", "Plan to tune; default: the run's plan.json.")
     ] = None,
@@ -55,7 +55,7 @@ def finetune(
         int, option("--seeds N", "Seeds for each plan; several give intervals.", show_default=True, min=1)
     ] = 1,
     against: Annotated[
-        Against, option("--against best|ladder|all|shuffled|none", AGAINST, show_default=True)
+        Against, option("--against best|ladder|all|shuffled|none", AGAINST_HELP, show_default=True)
     ] = "best",
     with_16_bit: Annotated[
         bool, option("--with-16-bit", "Also tune LoRA on the unquantized 16-bit model.")
@@ -73,14 +73,16 @@ def finetune(
     tolerance: Annotated[
         float | None,
         option(
-            "--tolerance X", "How much worse than the best model the deployed one may be, " + TOLERANCE, min=0
+            "--tolerance X",
+            "How much worse than the best model the deployed one may be, " + TOLERANCE_HELP,
+            min=0,
         ),
     ] = None,
     sets: Annotated[
         list[str] | None,
         option("--set FIELD=VALUE", "A field of training or finetune: finetune.evaluate_every=50."),
     ] = None,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Tune a run's plan and its baselines, and compare them.
 
@@ -125,19 +127,19 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
 
 
 def export(
-    run: common.RunPath,
-    tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    run: common.RunArgument,
+    tuning: Annotated[str | None, option("--tuning ID", TUNING_HELP)] = None,
     untuned: Annotated[
         bool, option("--untuned", "The run's plan without an adapter; needs no tuning.")
     ] = False,
-    format: Annotated[str | None, option("--format -f F", FORMATS)] = None,
+    format: Annotated[str | None, option("--format -f F", FORMATS_HELP)] = None,
     out: Annotated[
         Path | None, option("--out -o PATH", "Where to write; default: exports/FORMAT in RUN.")
     ] = None,
     options: Annotated[
         list[str] | None, option("--option NAME=VALUE", "An option of the format, such as dtype=float32.")
     ] = None,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Write a tuned run for another tool, and check its logits.
 
@@ -163,16 +165,16 @@ def export(
 
 
 def generate(
-    run: common.RunPath,
+    run: common.RunArgument,
     prompt: Annotated[str, argument("PROMPT", "Text as the model gets it, without a chat template.")],
     engine: Annotated[
         str | None, option("--engine transformers|llama.cpp", "Default: the run's engine, or transformers.")
     ] = None,
-    tuning: Annotated[str | None, option("--tuning ID", TUNING)] = None,
+    tuning: Annotated[str | None, option("--tuning ID", TUNING_HELP)] = None,
     tokens: Annotated[
         int, option("--tokens N", "Most tokens of the answer.", show_default=True, min=1)
     ] = 256,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Answer a prompt by a tuned run, with its speed and memory.
 

@@ -17,11 +17,11 @@ from qra_search.app.report.tables import TextTable
 from qra_search.errors import BadInput, describe
 from qra_search.space.memory import format_bytes
 
-SHAPE = (1024, 1024)
+EXAMPLE_SHAPE = (1024, 1024)
 """Weight whose bytes stand for a backend's bits a weight."""
 
 
-def strategies(as_json: common.Json = False) -> None:
+def strategies(as_json: common.JsonOption = False) -> None:
     """List the search strategies with their options.
 
     [bold]Example[/]
@@ -35,7 +35,7 @@ def strategies(as_json: common.Json = False) -> None:
     _print(rows, ("strategy", "what it does", "options"), cells, note, as_json=as_json)
 
 
-def tasks(as_json: common.Json = False) -> None:
+def tasks(as_json: common.JsonOption = False) -> None:
     """List the tasks that come with qra or with installed packages.
 
     [bold]Example[/]
@@ -47,7 +47,7 @@ def tasks(as_json: common.Json = False) -> None:
     _print(rows, ("task", "what it is"), [(r["name"], r["summary"]) for r in rows], note, as_json=as_json)
 
 
-def backends(as_json: common.Json = False) -> None:
+def backends(as_json: common.JsonOption = False) -> None:
     """List the quantization backends, and why one cannot be used here.
 
     With the bit-widths of each, the exact bits that it stores a weight in, and its devices.
@@ -64,7 +64,12 @@ def backends(as_json: common.Json = False) -> None:
         what = f"not available: {reason}" if reason else row["summary"]
         also = f" Also {', '.join(row['variants'])}." if row.get("variants") else ""
         cells.append((row["name"], widths, ", ".join(row.get("devices", [])), what + also))
-    heads = ("backend", f"bits (stored bits a weight of {SHAPE[0]} x {SHAPE[1]})", "devices", "what it is")
+    heads = (
+        "backend",
+        f"bits (stored bits a weight of {EXAMPLE_SHAPE[0]} x {EXAMPLE_SHAPE[1]})",
+        "devices",
+        "what it is",
+    )
     default = RunConfig().quantization.backend
     _print(rows, heads, cells, f"Choose one with --backend; the default is {default}.", as_json=as_json)
 
@@ -87,7 +92,7 @@ def schema(
 @common.with_settings(
     "config", "bits", "ranks", "granularity", "engine", "backend", "seed", "device", "evaluator"
 )
-def doctor(given: Mapping[str, Any], as_json: common.Json = False) -> None:
+def doctor(given: Mapping[str, Any], as_json: common.JsonOption = False) -> None:
     """List the graphics cards that a model fits.
 
     Shows on which cards a search and its final tuning fit, and with which settings. Reads only the model's
@@ -136,7 +141,10 @@ def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, An
 def _describe_backend(factory: Any) -> dict[str, Any]:
     backend = factory()
     return {
-        "bits": {b: backend.storage(b).bytes(*SHAPE) * 8 / (SHAPE[0] * SHAPE[1]) for b in backend.bits},
+        "bits": {
+            b: backend.storage(b).bytes(*EXAMPLE_SHAPE) * 8 / (EXAMPLE_SHAPE[0] * EXAMPLE_SHAPE[1])
+            for b in backend.bits
+        },
         "devices": list(backend.devices),
         "unavailable": backend.unavailable_reason(),
         "variants": [f"{factory.name}-{variant}" for variant in factory.variants],

@@ -28,11 +28,11 @@ from qra_search.space.serialization import plan_to_dict, read_choices
 
 
 def report(
-    run: common.RunPath,
+    run: common.RunArgument,
     out: Annotated[
         Path | None, option("--out -o FILE", "Where to write it; default: report.html in the run's folder.")
     ] = None,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Write the HTML report of a run.
 
@@ -51,14 +51,14 @@ def report(
 
 
 def show(
-    run: common.RunPath,
+    run: common.RunArgument,
     other: Annotated[
         Path | None, argument("[OTHER]", "Another run or plan.json: show how the plans differ.")
     ] = None,
     tuning: Annotated[
         str | None, option("--tuning ID", "Select this tuning (an id, uniform or shuffled) from now on.")
     ] = None,
-    as_json: common.Json = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Show a run's plan layer by layer, its tunings, or how two plans differ.
 

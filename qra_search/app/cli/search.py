@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qra_search.allocate.solve import solve_front
 from qra_search.app.cli import common
-from qra_search.app.cli.common import WHERE, option
+from qra_search.app.cli.common import WHERE_PANEL, option
 from qra_search.app.config import RunConfig, dump_config, make_folder_name, require_budget, require_task
 from qra_search.app.dry_run import (
     describe_rows,
@@ -34,23 +34,23 @@ from qra_search.space.budgets import describe_size
 from qra_search.study.result import SearchResult
 from qra_search.study.study import Listener
 
-SHOWN = 600
+EXAMPLE_CHARACTERS = 600
 """Characters of a part of the example that are shown; of a longer one its end, where the answer is joined to it."""
-BATCH = (
+BATCH_HELP = (
     "Propose N plans at a time and wait for all of them, "
     "so that the trials are the same with any number of workers."
 )
 
 
-@common.with_settings(*common.OF_SEARCH)
+@common.with_settings(*common.SEARCH_SETTINGS)
 def plan(
     given: Mapping[str, Any],
-    out: common.OutRun = None,
+    out: common.OutOption = None,
     front: Annotated[
         bool, option("--front", "Also print memory against predicted loss for every size.")
     ] = False,
-    dry_run: common.DryRun = False,
-    as_json: common.Json = False,
+    dry_run: common.DryRunOption = False,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Choose bits and ranks for a budget, without training.
 
@@ -108,17 +108,17 @@ def print_planned(
 @common.with_settings()
 def search(
     given: Mapping[str, Any],
-    out: common.OutRun = None,
-    dry_run: common.DryRun = False,
+    out: common.OutOption = None,
+    dry_run: common.DryRunOption = False,
     workers: Annotated[
-        int | None, option("--workers N", "Number of worker processes; default: none.", WHERE, min=1)
+        int | None, option("--workers N", "Number of worker processes; default: none.", WHERE_PANEL, min=1)
     ] = None,
     executor: Annotated[
-        str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE)
+        str | None, option("--executor process|ray", "Where workers run; default: process.", WHERE_PANEL)
     ] = None,
-    address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE)] = None,
-    batch: Annotated[int | None, option("--batch N", BATCH, WHERE, min=1)] = None,
-    as_json: common.Json = False,
+    address: Annotated[str | None, option("--address URL", "Address of a Ray cluster.", WHERE_PANEL)] = None,
+    batch: Annotated[int | None, option("--batch N", BATCH_HELP, WHERE_PANEL, min=1)] = None,
+    as_json: common.JsonOption = False,
 ) -> None:
     """Search the bits and rank of every layer under a memory budget.
 
@@ -203,8 +203,8 @@ def _print_dry_run(
         console.print("\n[bold]An example, as it is tuned on[/]")
         for learnt, parts in groupby(facts["example"], lambda piece: piece["learnt"]):
             text = "".join(piece["text"] for piece in parts)
-            cut = "... " if len(text) > SHOWN else ""
+            cut = "... " if len(text) > EXAMPLE_CHARACTERS else ""
             name, style = ("learnt", "bold") if learnt else ("given", "")
             # As a Python literal, which shows spaces and line ends.
-            console.print(f"{name:8}{cut}{text[-SHOWN:]!r}", markup=False, style=style)
+            console.print(f"{name:8}{cut}{text[-EXAMPLE_CHARACTERS:]!r}", markup=False, style=style)
     console.print("\nNothing was run. Leave out --dry-run to go on.")

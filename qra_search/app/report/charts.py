@@ -34,17 +34,17 @@ MIB = 2**20
 PER_MILLE = 1e-3
 LEGEND_ROW, LEGEND_GAP = 20, 22
 """Height of a legend's rows, and of the axis title below it."""
-LEAST_SPAN = 0.05
+MIN_SPAN = 0.05
 """Share of the largest size that the memory axis spans at least."""
-KINDS = {
+MARKERS = {
     # kind: colour, shape, size, opacity
     "other plans": ("dot", "o", 9, 0.75),
     "on the front": ("found", "o", 9, 1.0),
     "uniform plans (b bits, r rank)": ("uniform", "s", 8, 1.0),
     "plan found": ("best", "D", 13, 1.0),
 }
-OTHER, FRONT, UNIFORM, FOUND = KINDS
-PAGE = {
+OTHER, FRONT, UNIFORM, FOUND = MARKERS
+PAGE_COLORS = {
     # (light theme, dark theme)
     "paper": ("#faf9f6", "#121417"),
     "surface": ("#ffffff", "#1a1d22"),
@@ -60,37 +60,46 @@ PAGE = {
     "code": ("#f1efea", "#22262d"),
 }
 """Colours by what they are for; no two names share one, so that a colour in a chart tells its name."""
-RAMPS = {
+COLOR_RAMPS = {
     # From the few to the many, one hue each, so that lightness alone tells them apart. (light theme, dark theme)
     "bits": (("#e4eef8", "#7fb2dd", "#2b6cb0", "#0f2f57"), ("#1e2d40", "#2f6297", "#6ba8e0", "#d6e8fb")),
     "rank": (("#f3e9f6", "#c79ad3", "#8a4a9e", "#471a57"), ("#33233a", "#74478a", "#bb8acb", "#f1def6")),
     "damage": (("#fdf0dc", "#f2b562", "#c9661b", "#6b2506"), ("#38291a", "#8a4f1c", "#dc8f45", "#fde3c2")),
 }
 DAMAGE_STEPS = 6
-ORIGINS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c0392b", "#5b53b8")
+CATEGORY_COLORS = ("#0072b2", "#d55e00", "#009e73", "#a3478b", "#8a6d00", "#3d4a5c", "#c0392b", "#5b53b8")
 """Categories, after Okabe and Ito (2008), darkened for 3:1 against white; shapes tell them apart as well."""
-ORIGINS_DARK = ("#56b4e9", "#ff9d5c", "#3fd0a4", "#e39bd0", "#f0d34a", "#a9b7cc", "#ff8a7a", "#b1aaff")
+CATEGORY_COLORS_DARK = (
+    "#56b4e9",
+    "#ff9d5c",
+    "#3fd0a4",
+    "#e39bd0",
+    "#f0d34a",
+    "#a9b7cc",
+    "#ff8a7a",
+    "#b1aaff",
+)
 INK, PAPER = "#000000", "#ffffff"
-BRIGHT = 0.45
+BRIGHT_GROUND = 0.45
 """Brightness of a ground, from 0 to 1, above which text on it is black."""
 Size = tuple[int, int]
 """Width and height in units of an SVG, which are pixels of a page that shows it in its own size."""
-CHART: Size = (380, 360)
+CHART_SIZE: Size = (380, 360)
 """Of the report's charts: on a phone their texts keep nearly their size."""
 UNITS_PER_INCH = 72
-SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
-LOG_FROM, LOG_TICKS_FROM = 2.2, 8.0
+MARKER_SHAPES = ("o", "s", "^", "D", "P", "*", "v", "X")
+LOG_AXIS_RATIO, LOG_TICKS_RATIO = 2.2, 8.0
 """A positive axis whose ends are so many times apart is logarithmic, and has ticks at 1, 2, 5, 10, ..."""
-_POINTS = re.compile(r'="([\d.]+)pt"')
+_POINT_SIZE = re.compile(r'="([\d.]+)pt"')
 """Sizes of a drawing in points: without the unit they are pixels."""
-_NUMBERED = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
+_NUMBERED_ID = re.compile(r' id="[A-Za-z.0-9]+_\d+"')
 """Ids that matplotlib gives to groups of a figure; several charts of a page would share them."""
 
 
 def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
     """Loss against bytes of every plan that was evaluated, the front, the uniform plans and the budgets."""
     space, front = result.space, {c.plan for c in result.front}
-    marks: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    marks: dict[str, list[tuple[float, float]]] = {kind: [] for kind in MARKERS}
     labels = []
     for p in result.candidates:
         place = (p.memory_bytes / MIB, p.loss)
@@ -103,13 +112,13 @@ def plot_front(result: SearchResult, plan: Plan | None) -> Figure:
         if p.plan == plan:
             marks[FOUND].append(place)
             labels.insert(0, (f"found, {format_loss(p.loss)}", place, (13.0, 0.0)))
-    kinds = [kind for kind in KINDS if marks[kind]]
+    kinds = [kind for kind in MARKERS if marks[kind]]
     title = "Loss against memory of every plan that was evaluated"
     with use_chart_style() as c:
-        figure, axes = make_figure(title, CHART, top=34 + LEGEND_ROW * len(kinds))
+        figure, axes = make_figure(title, CHART_SIZE, top=34 + LEGEND_ROW * len(kinds))
         budgets = [budget / MIB for budget in result.memory_budgets]
         sizes = [*(p.memory_bytes / MIB for p in result.candidates), *budgets]
-        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - MIN_SPAN) * max(sizes)])
         _, top = fit_axis(axes, "y", "loss", [p.loss for p in result.candidates])
         line = [(p.memory_bytes / MIB, p.loss) for p in result.front]
         axes.plot(*zip(*line, strict=True), drawstyle="steps-post", color=c["found"], linewidth=2.25)
@@ -142,7 +151,7 @@ def plot_predicted_loss(result: SearchResult, plan: Plan) -> Figure:
     for of_level, place in zip(uniform, squares, strict=True):
         labels.append((format_level(of_level.bits[0]), place, (8.0, 10.0)))
     with use_chart_style() as c:
-        figure, axes = make_figure("Predicted loss against memory, before tuning", CHART)
+        figure, axes = make_figure("Predicted loss against memory, before tuning", CHART_SIZE)
         fit_axis(axes, "x", "memory, MiB", [size for size, _ in places])
         fit_axis(axes, "y", "predicted loss, nats", losses)
         axes.plot(*zip(*line, strict=True), color=c["found"], linewidth=2.25)
@@ -172,8 +181,8 @@ def plot_tuned(comparison: Comparison) -> Figure:
     figures = [compute_error_bar(t) for t in tunings]
     sizes = [t.memory_bytes / MIB for t in shown]
     with use_chart_style() as c:
-        figure, axes = make_figure("What was tuned, over memory", CHART)
-        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - LEAST_SPAN) * max(sizes)])
+        figure, axes = make_figure("What was tuned, over memory", CHART_SIZE)
+        fit_axis(axes, "x", "memory, MiB", [*sizes, (1 - MIN_SPAN) * max(sizes)])
         fit_axis(axes, "y", name, [v for y, down, up in figures for v in (y - down, y + up)], log=False)
         if beside is not None:
             axes.axhline(
@@ -187,7 +196,7 @@ def plot_tuned(comparison: Comparison) -> Figure:
         for tuned, size in zip(shown, sizes, strict=True):
             y, down, up = compute_error_bar(tuned)
             kind = FOUND if tuned is comparison.deployed else UNIFORM if tuned.role == "uniform" else FRONT
-            color, shape, width, _ = KINDS[kind]
+            color, shape, width, _ = MARKERS[kind]
             axes.errorbar(
                 [size], [y], [[down], [up]], color=c[color], marker=shape, markersize=width, clip_on=False
             )
@@ -200,7 +209,7 @@ def plot_tuned(comparison: Comparison) -> Figure:
 
 
 def _draw_marks(axes: Axes, kind: str, places: Sequence[tuple[float, float]], c: Mapping[str, str]) -> None:
-    color, shape, size, opacity = KINDS[kind]
+    color, shape, size, opacity = MARKERS[kind]
     axes.plot(
         *zip(*places, strict=True),
         linestyle="none",
@@ -217,7 +226,7 @@ def _draw_marks(axes: Axes, kind: str, places: Sequence[tuple[float, float]], c:
 def plot_rates(foretold: RateForecast) -> Figure:
     """Loss over the learning rate of the trials, a line for each length, and the rate that they foretell."""
     with use_chart_style() as c:
-        figure, axes = make_figure("Trials of learning rates", CHART)
+        figure, axes = make_figure("Trials of learning rates", CHART_SIZE)
         known = [trial for trial in foretold.trials if math.isfinite(trial.loss)]
         rates = [foretold.rate, *(trial.rate for trial in known)]
         fit_axis(axes, "x", "learning rate, thousandths", [rate / PER_MILLE for rate in rates], log=True)
@@ -238,15 +247,15 @@ def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], t
     """Write texts beside their points, on the side where there is room."""
     taken: list[BboxBase] = []
     for text, place, shift in labels:
-        is_at_end = axes.transData.transform(place)[0] > CHART[0] - 7 * len(text)
+        is_at_end = axes.transData.transform(place)[0] > CHART_SIZE[0] - 7 * len(text)
         side: Literal["left", "right"] = "left" if is_at_end else "right"
         put_label(axes, taken, text, place, shift, side=side, moves=(0, 18, 34))
 
 
 def get_palette(*, dark: bool = False) -> dict[str, str]:
     """Colours of the page, of origins (`o-0`, ...) and of the damage ramp (`damage-0`, ...) in a theme, by name."""
-    colors = {name: pair[dark] for name, pair in PAGE.items()}
-    colors |= {f"o-{i}": color for i, color in enumerate(ORIGINS_DARK if dark else ORIGINS)}
+    colors = {name: pair[dark] for name, pair in PAGE_COLORS.items()}
+    colors |= {f"o-{i}": color for i, color in enumerate(CATEGORY_COLORS_DARK if dark else CATEGORY_COLORS)}
     ramp = make_ramp("damage", DAMAGE_STEPS, dark=dark)
     return colors | {f"damage-{i}": color for i, color in enumerate(ramp)}
 
@@ -255,7 +264,7 @@ def make_ramp(name: str, steps: int, *, dark: bool = False) -> list[str]:
     """So many colours of a ramp, from its first to its last, evenly apart; a single one from its middle."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-    ramp = LinearSegmentedColormap.from_list(name, RAMPS[name][dark])
+    ramp = LinearSegmentedColormap.from_list(name, COLOR_RAMPS[name][dark])
     return [to_hex(color) for color in ramp(np.linspace(0, 1, steps) if steps > 1 else [0.5])]
 
 
@@ -263,7 +272,7 @@ def choose_text_color(color: str) -> str:
     """Black or white, for text on a ground of this colour; by its brightness after ITU-R BT.601."""
     from matplotlib.colors import to_rgb
 
-    return INK if np.dot((0.299, 0.587, 0.114), to_rgb(color)) > BRIGHT else PAPER
+    return INK if np.dot((0.299, 0.587, 0.114), to_rgb(color)) > BRIGHT_GROUND else PAPER
 
 
 @contextmanager
@@ -326,7 +335,7 @@ def fit_axis(
 
     known = [v for v in values if math.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    log = low > 0 and high / low > LOG_FROM if log is None else log
+    log = low > 0 and high / low > LOG_AXIS_RATIO if log is None else log
     if log:
         room = (high / low) ** 0.06 if high > low else 1.05
         ends = low / room, high * room
@@ -336,7 +345,7 @@ def fit_axis(
     axes.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": ends})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     most = 5 if which == "y" else max(2, min(8, round(axes.bbox.width / 80)))
-    if log and high / low > LOG_TICKS_FROM:
+    if log and high / low > LOG_TICKS_RATIO:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
@@ -402,8 +411,8 @@ def to_svg(figure: Figure, *, theme: Literal["screen", "page"] = "screen", key: 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(buffer, format="svg", metadata=nothing | title)
     text = buffer.getvalue()
-    text = _POINTS.sub(r'="\1"', text[text.index("<svg") :], count=2)
-    text = _NUMBERED.sub("", text)
+    text = _POINT_SIZE.sub(r'="\1"', text[text.index("<svg") :], count=2)
+    text = _NUMBERED_ID.sub("", text)
     for name, color in get_palette().items():
         text = text.replace(color, f"var(--{name})")
     if theme == "screen":

@@ -31,16 +31,16 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange, SearchResult, UniformComparison
 
-NOTHING = "No plan has been evaluated with success yet."
-CHANCE = "too small to tell from chance"
-RIGHT = ("accuracy", "exact_match")
+NOTHING_EVALUATED = "No plan has been evaluated with success yet."
+CHANCE_TEXT = "too small to tell from chance"
+ACCURACY_METRICS = ("accuracy", "exact_match")
 """Metrics that are shares of right answers."""
-SHARES = (
+SHARE_NAMES = (
     *("", "half", "a third", "a quarter", "a fifth", "a sixth"),
     *("a seventh", "an eighth", "a ninth", "a tenth"),
 )
 """One of so many parts, from the first."""
-SMALLER = 0.01
+NOTED_SIZE_GAP = 0.01
 """A baseline that is smaller by more than this share is said to be."""
 
 
@@ -82,7 +82,7 @@ def list_findings(result: SearchResult, comparison: Comparison | None = None) ->
         return [_describe(found, space)]
     allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
-        return [NOTHING]
+        return [NOTHING_EVALUATED]
     return [describe_allocation(allocation, space), f"{_explain_unmeasured(result).capitalize()}."]
 
 
@@ -96,7 +96,7 @@ def make_headline(result: SearchResult, comparison: Comparison | None = None) ->
         return f"Validation loss {format_loss(found.chosen.loss)} in {size}"
     allocation = result.allocation()
     if allocation is None or (result.failures() and not result.candidates):
-        return NOTHING
+        return NOTHING_EVALUATED
     best, size = allocation.best_uniform, format_bytes(allocation.memory_bytes)
     if best is None or not best.is_certain:
         return f"A plan of {size}; {_explain_unmeasured(result)}"
@@ -126,7 +126,7 @@ def describe_deployed(comparison: Comparison) -> str:
     others = others or [t for t in (comparison.baseline, comparison.chosen) if t not in (None, own)][:1]
     size = format_bytes(own.memory_bytes)
     text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_metric_or_loss(own, metric)}"
-    text += " right" if metric in RIGHT else ""
+    text += " right" if metric in ACCURACY_METRICS else ""
     for i, other in enumerate(others):
         figure = "diverged"
         if not other.failed:
@@ -134,7 +134,7 @@ def describe_deployed(comparison: Comparison) -> str:
         text += f"{'; ' if i else ', '}{_name_tuned(other, comparison)} {figure}"
         parts = round(other.memory_bytes / own.memory_bytes)
         if i == 0 and parts > 1:
-            text += f", {SHARES[parts - 1] if parts <= len(SHARES) else f'1/{parts}'} of its memory"
+            text += f", {SHARE_NAMES[parts - 1] if parts <= len(SHARE_NAMES) else f'1/{parts}'} of its memory"
     return text + (", named by --tuning" if comparison.is_named else "")
 
 
@@ -164,7 +164,7 @@ def _name_tuned(tuned: TunedPlan, comparison: Comparison) -> str:
 def _format_metric_or_loss(tuned: TunedPlan, metric: str) -> str:
     if not metric:
         return f"test loss {format_loss(tuned.loss)}"
-    name = "" if metric in RIGHT else f"{format_metric_name(metric)} "
+    name = "" if metric in ACCURACY_METRICS else f"{format_metric_name(metric)} "
     return name + format_metric(metric, tuned.metrics[metric])
 
 
@@ -210,7 +210,7 @@ def _describe_score_difference(comparison: Comparison) -> Iterator[str]:
     text = f"{format_metric_name(name).capitalize()} {own} instead of {other}"
     if interval is not None and interval != (0, 0) and other.endswith("%"):
         gain, *ends = (format_percent(share, "+").removesuffix("%") for share in (difference, *interval))
-        chance = f", {CHANCE}" if interval[0] <= 0 <= interval[1] else ""
+        chance = f", {CHANCE_TEXT}" if interval[0] <= 0 <= interval[1] else ""
         text = f"{text}: {gain} points ({' to '.join(ends)}){chance}"
     yield f"{text}."
 
@@ -242,7 +242,7 @@ def _describe(found: Finding, space: SearchSpace) -> str:
         return f"{loss} {within}; no uniform plan {text}."
     less = found.chosen.memory_bytes - found.baseline.memory_bytes
     name = f"{format_plan(found.baseline.plan, space)}, {format_bytes(found.baseline.memory_bytes)}"
-    name += f", {format_bytes(less)} smaller" if less > SMALLER * found.chosen.memory_bytes else ""
+    name += f", {format_bytes(less)} smaller" if less > NOTED_SIZE_GAP * found.chosen.memory_bytes else ""
     other = format_loss(found.baseline.loss)
     is_unproven = data == "test" and change is not None and change.interval is None
     if change is not None and (change.may_be_chance or (is_unproven and change.is_lower)):
@@ -257,7 +257,7 @@ def explain_inconclusive(change: LossChange) -> str:
     """Why a difference may be chance."""
     if change.interval is None:
         return "one seed and too few rows, so nothing says whether the difference is chance"
-    return f"a difference {CHANCE}, {format_change(change)}"
+    return f"a difference {CHANCE_TEXT}, {format_change(change)}"
 
 
 def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
@@ -270,7 +270,7 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
         return f"{chosen} that is uniform: no other plan is predicted to be better."
     low, high = best.interval
     by = f"predicted {best.gain:.3f} nats closer to 16 bits than {name}, 90% interval {low:+.3f} to {high:+.3f}"
-    doubt = "" if best.is_certain else f", {CHANCE} before it is measured"
+    doubt = "" if best.is_certain else f", {CHANCE_TEXT} before it is measured"
     return f"{chosen}: before tuning it is {by}{doubt}."
 
 

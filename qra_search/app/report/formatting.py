@@ -14,7 +14,7 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import LossChange
 
-NO_SHARES = ("loss", "perplexity")
+NON_SHARE_SUFFIXES = ("loss", "perplexity")
 """Ends of the names of metrics that are no shares of rows."""
 
 
@@ -78,7 +78,7 @@ def format_metric_name(name: str) -> str:
 def format_metric(name: str, value: float, interval: Interval | None = None) -> str:
     """A metric with its interval, `62.5% (50 to 73)`; in percent what lies between 0 and 1, but for losses."""
     low, high = interval or (value, value)
-    if low >= 0 and high <= 1 and not name.endswith(NO_SHARES):
+    if low >= 0 and high <= 1 and not name.endswith(NON_SHARE_SUFFIXES):
         return format_percent(value) + (f" ({100 * low:.0f} to {100 * high:.0f})" if interval else "")
     return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if interval else "")
 

@@ -24,9 +24,9 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.study import Listener, Study
 
-LONG_STAGE = 2.0
+LONG_STAGE_SECONDS = 2.0
 """Seconds after which the end of a stage is worth a line."""
-STAGE_EVERY = 15.0
+STAGE_LINE_SECONDS = 15.0
 """Least seconds between lines of a stage."""
 PACE_SECONDS = 600.0
 """The time left follows from the pace of so many seconds."""
@@ -95,10 +95,10 @@ class ConsoleView(Listener):
                 self.say(f"{stage} ..." if total <= 1 else f"{stage}: {done} of {total}")
         self.bars.update(current.id, completed=done, total=total or None)
         if total and done >= total:
-            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE:
+            if self.search is None and (current.elapsed or 0.0) >= LONG_STAGE_SECONDS:
                 self.say(f"{stage}: done in {format_time(current.elapsed or 0.0)}")
             self._remove_stage()
-        elif not self.can_draw and time.monotonic() - self._printed >= STAGE_EVERY:
+        elif not self.can_draw and time.monotonic() - self._printed >= STAGE_LINE_SECONDS:
             self._printed = time.monotonic()
             self.say(f"{stage}: {done} of {total}{format_time_left(current)}")
 

@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-SAMPLE = 400
+SAMPLE_CHARACTERS = 400
 """Characters of a prompt or an answer that are shown."""
-SCALE = 1e3
+DAMAGE_SCALE = 1e3
 """Damage is shown in thousandths of a nat."""
 HEADERS_SHOWN, HEADER_EVERY = 12, 5
 """Headers of a heat map's columns that are printed; of more, every fifth is."""
@@ -134,7 +134,7 @@ def _load_templates() -> Environment:
     environment.globals |= {"tables": tables, "words": formatting}
     environment.filters |= {
         "plain": lambda text: str(text).replace("`", ""),
-        "line": lambda text: one_line(text, SAMPLE),
+        "line": lambda text: one_line(text, SAMPLE_CHARACTERS),
     }
     return environment
 
@@ -235,7 +235,7 @@ def _make_damage_map(space: SearchSpace, known: Sensitivities) -> HeatMap:
     """The damage of each group alone at its fewest bits."""
     fewest = space.bits_allowed.argmax(1)
     at = format_level(space.bits[fewest[0]]) if len({*fewest.tolist()}) == 1 else "its fewest bits"
-    damage = SCALE * np.maximum(np.take_along_axis(known.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
+    damage = DAMAGE_SCALE * np.maximum(np.take_along_axis(known.bits_damage, fewest[:, None], 1)[:, 0], 0.0)
     levels, legend = compute_damage_steps(damage)
     remark = f"rise of the loss with one group alone at {at}, in thousandths of a nat"
     labels = [_format_value(value) for value in damage]

@@ -39,9 +39,9 @@ from qra_search.space.memory import format_bytes
 from qra_search.space.space import SearchSpace
 from qra_search.study.result import EvaluatedPlan, SearchResult
 
-SHORT = 12
+SHORT_CELL = 12
 """Cells of at most so many characters are not broken into lines in a terminal."""
-WIDTH = 120
+TEXT_COLUMNS = 120
 """Columns of what does not go to a terminal."""
 CHANCE_NOTE = "Chance: the interval holds zero."
 FAILURES_SHOWN = 50
@@ -69,7 +69,7 @@ class TextTable:
     def __rich__(self) -> Group:
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
         for i, name in enumerate(self.heads):
-            short = max((len(row[i]) for row in self.rows), default=0) <= SHORT
+            short = max((len(row[i]) for row in self.rows), default=0) <= SHORT_CELL
             side = "left" if i == 0 or name in self.left else "right"
             table.add_column(Text(name), justify=side, no_wrap=short, overflow="fold")  # type: ignore[arg-type]
         for i, row in enumerate(self.rows):
@@ -308,6 +308,6 @@ def render_comparison(comparison: Comparison) -> Group:
 
 def print_to_text(thing: object) -> str:
     """What rich prints of an object, as plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=TEXT_COLUMNS, color_system=None, force_jupyter=False)
     console.print(thing)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

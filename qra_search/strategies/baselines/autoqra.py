@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
 from qra_search.strategies import average_losses
-from qra_search.strategies.baselines.nsga2 import CROSSOVER, cross_parents, mutate
+from qra_search.strategies.baselines.nsga2 import CROSSOVER_CHANCE, cross_parents, mutate
 from qra_search.strategies.baselines.qr_adaptor import EPSILON, GuidedSteps, QRAdaptorStrategy, select_trials
 from qra_search.strategies.simple import rotate_budgets
 from qra_search.surrogates.gp import PlanGP, fit_loss_gp
@@ -18,22 +18,22 @@ PROMOTED_SHARE = 1 / 3
 """Share of a generation that is promoted to full fidelity."""
 MIN_PAIRS = 8
 """Plans seen at both fidelities that the promotion model needs."""
-FEWEST_PAIRS = 6
-LEAST_AGREEMENT = 0.5
+MIN_SCREENING_PAIRS = 6
+MIN_RANK_CORRELATION = 0.5
 """Rank correlation of cheap and full losses, over so many plans seen at both, below which screening ends."""
 GAMMA = 1.5
 """How strongly mutation prefers important groups: chance in proportion to importance^GAMMA."""
-COUPLED = 0.3
+COUPLED_CHANCE = 0.3
 """Chance of a mutation that raises one choice and pays for it with others."""
-RADIUS = 4
-LEAST_RADIUS = 1
-MOST_RADIUS = 16
-SUCCESSES = 2
-FAILURES = 3
+INITIAL_RADIUS = 4
+MIN_RADIUS = 1
+MAX_RADIUS = 16
+SUCCESSES_TO_GROW = 2
+FAILURES_TO_SHRINK = 3
 """Refinements in a row, under one budget, after which its trust region doubles or halves."""
 REGION_DRAWS = 256
-PROMOTED = "promoted"
-REFINED = "trust region"
+PROMOTED_ORIGIN = "promoted"
+REFINED_ORIGIN = "trust region"
 
 
 class AutoQRAStrategy(QRAdaptorStrategy):
@@ -54,12 +54,12 @@ class AutoQRAStrategy(QRAdaptorStrategy):
         if self.is_evolving(state) and is_screening_useful(state):
             losses = predict_losses(state, steps)
             proposal = self._choose_screened(state, losses) or self.evolve(state, steps, losses)
-        return proposal or self.refine(state, steps, REFINED)
+        return proposal or self.refine(state, steps, REFINED_ORIGIN)
 
     def breed(
         self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
     ) -> np.ndarray:
-        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER, rng), budget, rng)
+        child = mutate_by_importance(steps, cross_parents(parents, CROSSOVER_CHANCE, rng), budget, rng)
         return steps.repair_by_importance(child, budget)
 
     def list_candidates(
@@ -78,7 +78,7 @@ class AutoQRAStrategy(QRAdaptorStrategy):
         for budget in rotate_budgets(state):
             fitting = [p for p in losses if p not in full and state.space.memory_bytes(p) <= budget]
             if fitting:
-                return Proposal(min(fitting, key=losses.__getitem__), seed=state.seed, origin=PROMOTED)
+                return Proposal(min(fitting, key=losses.__getitem__), seed=state.seed, origin=PROMOTED_ORIGIN)
         return None
 
 
@@ -112,7 +112,11 @@ def predict_losses(state: StudyState, steps: GuidedSteps) -> dict[Plan, float]:
 
 
 def mutate_by_importance(
-    steps: GuidedSteps, code: np.ndarray, budget: int, rng: np.random.Generator, coupled: float = COUPLED
+    steps: GuidedSteps,
+    code: np.ndarray,
+    budget: int,
+    rng: np.random.Generator,
+    coupled: float = COUPLED_CHANCE,
 ) -> np.ndarray:
     """int (2, G): the code with one step of a variable drawn in proportion to importance^GAMMA.
 
@@ -139,26 +143,28 @@ def is_screening_useful(state: StudyState) -> bool:
     full = average_losses(state.full)
     cheap = average_losses([t for t in state.done if t.fidelity == state.fidelities[0] < 1.0])
     both = [plan for plan in full if plan in cheap]
-    if len(both) < FEWEST_PAIRS:
+    if len(both) < MIN_SCREENING_PAIRS:
         return True
-    return bool(spearmanr([full[k] for k in both], [cheap[k] for k in both]).statistic >= LEAST_AGREEMENT)
+    return bool(
+        spearmanr([full[k] for k in both], [cheap[k] for k in both]).statistic >= MIN_RANK_CORRELATION
+    )
 
 
 def compute_trust_radius(state: StudyState, budget: int) -> int:
     """Edits that the trust region of a budget spans: replayed from the refinements that the log holds for it."""
-    radius = RADIUS
+    radius = INITIAL_RADIUS
     streak = 0
     best = np.inf
     for trial in state.full:
         if state.space.memory_bytes(trial.plan) > budget:
             continue
-        if trial.proposal.origin == f"{REFINED} {budget}":
+        if trial.proposal.origin == f"{REFINED_ORIGIN} {budget}":
             streak = max(streak, 0) + 1 if trial.loss < best else min(streak, 0) - 1
-            if streak >= SUCCESSES:
-                radius = min(2 * radius, MOST_RADIUS)
+            if streak >= SUCCESSES_TO_GROW:
+                radius = min(2 * radius, MAX_RADIUS)
                 streak = 0
-            elif streak <= -FAILURES:
-                radius = max(radius // 2, LEAST_RADIUS)
+            elif streak <= -FAILURES_TO_SHRINK:
+                radius = max(radius // 2, MIN_RADIUS)
                 streak = 0
         best = min(best, trial.loss)
     return radius

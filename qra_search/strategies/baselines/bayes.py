@@ -14,7 +14,7 @@ from qra_search.strategies.simple import propose_new
 from qra_search.surrogates.acquisition import Score, log_expected_improvement, rank_codes, search_locally
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_error
 
-INITIAL = 8
+INITIAL_EVALUATIONS = 8
 RESTARTS = 4
 """Points that the local search starts from."""
 FRONT_PARENTS = 6
@@ -28,14 +28,14 @@ class BayesStrategy(Strategy):
 
     Pending trials, and the proposals of one call, are fantasized at their posterior mean.
 
-    The first `INITIAL` plans are additive optima, then random ones.
+    The first `INITIAL_EVALUATIONS` plans are additive optima, then random ones.
     """
 
     name = "bayes"
     searches_extra = True
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:
-        model = fit_to_trials(state) if n > 0 and len(state.seen) >= INITIAL else None
+        model = fit_to_trials(state) if n > 0 and len(state.seen) >= INITIAL_EVALUATIONS else None
         if model is None:
             return self._propose_initial(state, n)
         proposals: list[Proposal] = []

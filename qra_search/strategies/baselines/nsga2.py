@@ -19,7 +19,7 @@ from qra_search.strategies import Strategy, average_losses
 from qra_search.strategies.simple import propose_new, rotate_budgets, sample_plan
 
 POPULATION = 20
-CROSSOVER = 0.9
+CROSSOVER_CHANCE = 0.9
 """Chance that a mating recombines its parents; a group's (bits, rank) is one gene."""
 PRIOR_SHARE = 0.25
 UNIFORM_SHARE = 0.15
@@ -103,7 +103,7 @@ def breed_child(
     steps: AdjacentSteps, parents: Population, budget: int, rng: np.random.Generator
 ) -> np.ndarray:
     """int (2, G): a child of a population, by crossover, adjacent mutation and random steps down to the budget."""
-    child = cross_parents(parents, CROSSOVER, rng)
+    child = cross_parents(parents, CROSSOVER_CHANCE, rng)
     return steps.repair(mutate(steps, child, 1.0 / (2 * len(steps.space)), rng), budget, rng)
 
 

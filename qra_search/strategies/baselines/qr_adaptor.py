@@ -24,15 +24,15 @@ from qra_search.strategies.simple import propose_new, rotate_budgets
 from qra_search.surrogates.acquisition import log_expected_improvement, rank_codes
 from qra_search.surrogates.gp import PlanGP, encode_inputs, fit_plan_gp, scale_by_order
 
-WARM_START = "warm start"
-PROMOTED = "promoted"
-REFINED = "refined"
+WARM_START_ORIGIN = "warm start"
+PROMOTED_ORIGIN = "promoted"
+REFINED_ORIGIN = "refined"
 POPULATION = 12
 EVOLUTION_SHARE = 0.5
 EPSILON = 1e-8
-SCALES = 1 << 40
+IMPORTANCE_SCALES = 1 << 40
 """Scales of importance that a warm start is chosen from."""
-JITTER = 0.1
+JITTER_CHANCE = 0.1
 """Chance of each variable of a warm start to take one step, for diversity."""
 
 
@@ -57,17 +57,19 @@ class GuidedSteps(AdjacentSteps):
         enough = 1.0 / max(float(self.importance[self.importance > 0].min(initial=1.0)), EPSILON)
 
         def start(scale: int) -> np.ndarray:
-            wanted = least + np.minimum(1.0, scale / SCALES * enough * self.importance) * (most - least)
+            wanted = least + np.minimum(1.0, scale / IMPORTANCE_SCALES * enough * self.importance) * (
+                most - least
+            )
             return np.nanargmin(np.abs(values - wanted[..., None]), -1)
 
         fitting = bisect.bisect_right(
-            range(SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s)))
+            range(IMPORTANCE_SCALES + 1), budget, key=lambda s: int(self.space.memory.bytes(start(s)))
         )
         # Even the first may not fit, if the smaller of two levels of one width is not the first of them.
         return self.repair_by_importance(start(max(fitting - 1, 0)), budget)
 
     def jitter_warm_start(self, budget: int, rng: np.random.Generator) -> np.ndarray:
-        return self.repair(mutate(self, self.make_warm_start(budget), JITTER, rng), budget, rng)
+        return self.repair(mutate(self, self.make_warm_start(budget), JITTER_CHANCE, rng), budget, rng)
 
     def repair_by_importance(self, code: np.ndarray, budget: int, keep: int | None = None) -> np.ndarray:
         """int (2, G): the code brought under the budget by the single steps down that cost least (eqs. 4 and 5).
@@ -156,7 +158,7 @@ class QRAdaptorStrategy(Strategy):
             tried = select_trials(state, state.fidelities[0])
             complete = tried[: len(tried) // self.population * self.population]
             proposal = self.evolve(state, steps, average_losses([t for t in complete if t.done]))
-        return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED)
+        return proposal or self._choose_promotion(state) or self.refine(state, steps, REFINED_ORIGIN)
 
     def breed(
         self, steps: GuidedSteps, parents: Population, budget: int, rng: np.random.Generator
@@ -178,7 +180,7 @@ class QRAdaptorStrategy(Strategy):
             fitting = [plan for plan in losses if state.space.memory_bytes(plan) <= budget]
             best = min(fitting, key=losses.__getitem__, default=None)
             if best is not None and best not in tried:
-                return Proposal(best, seed=state.seed, origin=PROMOTED)
+                return Proposal(best, seed=state.seed, origin=PROMOTED_ORIGIN)
         return None
 
     def is_evolving(self, state: StudyState) -> bool:
@@ -188,7 +190,7 @@ class QRAdaptorStrategy(Strategy):
         """The next plan to evaluate at the lowest fidelity: first a generation of warm starts, then offspring."""
         proxy = state.fidelities[0]
         budget = rotate_budgets(state)[0]
-        warm = sum(t.proposal.origin == WARM_START and t.fidelity == proxy for t in state.trials)
+        warm = sum(t.proposal.origin == WARM_START_ORIGIN and t.fidelity == proxy for t in state.trials)
         generation = len(select_trials(state, proxy)) // self.population
         parents = (
             select_survivors(state, losses, self.population, generation) if warm >= self.population else None
@@ -198,7 +200,7 @@ class QRAdaptorStrategy(Strategy):
             if parents is not None:
                 return state.space.decode(self.breed(steps, parents, budget, rng)), "offspring"
             code = steps.jitter_warm_start(budget, rng) if warm else steps.make_warm_start(budget)
-            return state.space.decode(code), WARM_START
+            return state.space.decode(code), WARM_START_ORIGIN
 
         return next(iter(propose_new(state, 1, draw, fidelity=proxy)), None)
 
@@ -229,7 +231,7 @@ class QRAdaptorStrategy(Strategy):
             if len(codes):
                 return Proposal(space.decode(codes[0]), seed=state.seed, origin=f"{origin} {budget}")
         starts = propose_new(
-            state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START)
+            state, 1, lambda _, rng: (space.decode(steps.jitter_warm_start(turn[0], rng)), WARM_START_ORIGIN)
         )
         return next(iter(starts), None)
 

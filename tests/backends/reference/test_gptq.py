@@ -7,7 +7,7 @@ import torch
 from correlated import correlated_inputs
 from qra_backends import SecondMoment, make_backend
 from qra_backends.reference.gptq import _ROWS_AT_ONCE, choose_codes, factorize
-from qra_backends.storage import _ELEMENTS
+from qra_backends.storage import _ELEMENTS_AT_ONCE
 from torch import Tensor, nn
 
 
@@ -79,7 +79,7 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch
     backend, levels = make_backend({"name": "reference-gptq", "group_size": 16}), (2, 3, 4, 8)
     whole = backend.quantize_levels(linear, levels, hessian=hessian)
     monkeypatch.setitem(_ROWS_AT_ONCE, "cpu", 100)
-    monkeypatch.setitem(_ELEMENTS, "cpu", 600)
+    monkeypatch.setitem(_ELEMENTS_AT_ONCE, "cpu", 600)
     blocked = backend.quantize_levels(linear, levels, hessian=hessian)
     for bits in levels:
         assert torch.equal(blocked[bits].scale, whole[bits].scale)

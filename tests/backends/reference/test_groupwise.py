@@ -23,7 +23,7 @@ def gaussian(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("ranges", groupwise.RANGES)
+@pytest.mark.parametrize("ranges", groupwise.RANGE_METHODS)
 def test_levels_on_a_grid_are_coded_without_error(ranges: str):
     levels = torch.tensor([-0.5, 0.25, 1.0, 1.75]).repeat(3, 4)  # four levels, exact in 16 bits
     assert error(levels, 2, 4, ranges=ranges) == 0
@@ -59,7 +59,7 @@ def decode_mse(weight: Tensor) -> Tensor:
     return groupwise.decode(groupwise.encode(weight, scale, offset, 2, 64), scale, offset, 64, torch.float32)
 
 
-@pytest.mark.parametrize("ranges", groupwise.RANGES)
+@pytest.mark.parametrize("ranges", groupwise.RANGE_METHODS)
 @pytest.mark.parametrize("size", [1e-5, 1e-6, 3e-7])
 def test_weights_whose_scale_is_below_float16_are_not_lost(ranges: str, size: float):
     weight = size * gaussian(8, 256)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from qra_backends import make_backend
 from qra_backends.conformance import make_linear as source
-from qra_backends.storage import _ELEMENTS
+from qra_backends.storage import _ELEMENTS_AT_ONCE
 from torch import nn
 
 
@@ -37,7 +37,7 @@ def test_blocks_of_rows_do_not_change_the_weight(bits: int, monkeypatch: pytest.
     linear, backend = nn.Linear(100, 37, bias=False), make_backend({"name": "reference", "group_size": 32})
     layer = backend.quantize(linear, bits)
     whole = {dtype: layer.dequantize(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    monkeypatch.setitem(_ELEMENTS, "cpu", 800)
+    monkeypatch.setitem(_ELEMENTS_AT_ONCE, "cpu", 800)
     for dtype, weight in whole.items():
         assert torch.equal(layer.dequantize(dtype), weight)
     blocked = backend.quantize(linear, bits)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qra_backends import make_backend
-from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values, pack
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, make_state_values, pack
 from qra_backends.trellis.linear import decode_values
 from scipy.stats import norm
 from torch import Tensor
@@ -68,7 +68,7 @@ def test_bytes_are_those_of_the_tensors_at_every_shape(out: int, inputs: int, le
 
 
 def test_values_are_the_quantiles_of_a_normal_distribution_in_no_order():
-    found = make_state_values(12) * UNIT
+    found = make_state_values(12) * VALUE_UNIT
     assert np.abs(np.sort(found) - norm.ppf((np.arange(4096) + 0.5) / 4096)).max() < 2e-3
     assert found.std() == pytest.approx(1, abs=1e-4)
     assert np.abs(np.corrcoef(np.sort(found), found)[0, 1]) < 0.05

@@ -12,7 +12,7 @@ import pytest
 import torch
 from qra_backends.trellis import decode_numba, linear
 from qra_backends.trellis.code import (
-    UNIT,
+    VALUE_UNIT,
     TrellisCode,
     apply_hadamard,
     choose_block,
@@ -76,7 +76,7 @@ def test_the_weight_is_that_of_the_rotation_written_out():
 
 def test_sums_are_exact_up_to_the_largest_block():
     assert int(abs(make_state_values(16).astype(int)).max()) * 1024 < 2**24
-    assert UNIT == 1 / 2048
+    assert VALUE_UNIT == 1 / 2048
 
 
 def test_rotating_leaves_products_as_they_are():
@@ -158,7 +158,7 @@ def test_products_with_gradients_or_many_inputs_are_those_of_the_decoded_weight_
 def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):
     layer, sizes, x = make_layer(96, 64, torch.float32, torch.randn(96)), [], torch.randn(20, 64)
     expected = torch.nn.functional.linear(x, layer.dequantize(), layer.bias)
-    monkeypatch.setattr(linear, "BLOCK", 64 * 10)
+    monkeypatch.setattr(linear, "BLOCK_WEIGHTS", 64 * 10)
     monkeypatch.setattr(linear, "decode", lambda *a: sizes.append(len(a[2])) or decode(*a))
     with torch.no_grad():
         found = layer(x)
@@ -168,7 +168,7 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("inputs", [1, 5])
 def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decode_numba, "LEAST_PART", 1 << 10)
+    monkeypatch.setattr(decode_numba, "MIN_THREAD_WEIGHTS", 1 << 10)
     multiply = make_layer(601, 256, torch.float32).make_product()
     x, threads = torch.randn(inputs, 256), torch.get_num_threads()
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from qra_backends.trellis import viterbi
-from qra_backends.trellis.code import UNIT, TrellisCode, make_state_values
+from qra_backends.trellis.code import VALUE_UNIT, TrellisCode, make_state_values
 
 KNOWN = {2: 0.278, 4: 0.0732, 6: 0.0195, 8: 0.0053}
 """Squared errors of a Gaussian by bits times two, at L = 12, of the prototype."""
@@ -29,7 +29,7 @@ def rounded(columns: NDArray[np.float32], code: TrellisCode, scale: NDArray[np.f
 
 def least_error(x: NDArray[np.float32], scale: NDArray[np.float32], code: TrellisCode) -> float:
     """Of any path, by the textbook's recursion in float64."""
-    table, shifts = make_state_values(code.L) * UNIT, code.get_state_shifts()
+    table, shifts = make_state_values(code.L) * VALUE_UNIT, code.get_state_shifts()
     costs = (x[0] - scale[0] * table.astype(float)) ** 2
     for row in range(1, len(x)):
         shift = shifts[(row - 1) % 2]
@@ -44,7 +44,7 @@ def test_no_path_is_nearer(half: int, L: int, rows: int):
     code, x = TrellisCode(half, L), gaussian(2, rows)
     scale = 0.3 + np.abs(gaussian(rows, seed=1))
     states, errors = rounded(x, code, scale)
-    assert np.allclose(errors, x - scale * (make_state_values(L) * UNIT)[states], atol=1e-5)
+    assert np.allclose(errors, x - scale * (make_state_values(L) * VALUE_UNIT)[states], atol=1e-5)
     for shift, now, then in zip(
         np.resize(code.get_state_shifts(), rows), states.T[:-1], states.T[1:], strict=False
     ):
@@ -55,7 +55,7 @@ def test_no_path_is_nearer(half: int, L: int, rows: int):
 
 @pytest.mark.parametrize("half", [2, 5])
 def test_a_long_column_is_cut_without_loss(half: int):
-    rows = 2 * viterbi.PIECE + 500
+    rows = 2 * viterbi.PIECE_ROWS + 500
     code, x = TrellisCode(half, 10), gaussian(1, rows)
     _, errors = rounded(x, code)
     nearest = least_error(x[0], np.ones(rows, np.float32), code)
@@ -78,7 +78,7 @@ def test_errors_are_fed_back_by_the_inverse_factor():
     viterbi.round_columns(columns.copy(), inverse, scale, states, errors, viterbi.make_layout(code))
     left = columns.astype(float)
     for i in range(5):
-        error = (left[i] - scale * (make_state_values(10) * UNIT)[states[i]]) / inverse[i, i]
+        error = (left[i] - scale * (make_state_values(10) * VALUE_UNIT)[states[i]]) / inverse[i, i]
         assert np.allclose(errors[i], error, atol=1e-4)
         left -= np.outer(np.where(np.arange(5) > i, inverse[i], 0), error)
 
@@ -95,7 +95,7 @@ def test_the_kernel_finds_as_near_a_path_in_tritons_interpreter():
     import torch
     from qra_backends.trellis import viterbi_triton
 
-    inverse, whole = np.array([[0.8, 0.3], [0, 1.1]], np.float32), viterbi_triton.PIECE
+    inverse, whole = np.array([[0.8, 0.3], [0, 1.1]], np.float32), viterbi_triton.PIECE_ROWS
     for half, rows in ((4, 37), (5, 60), (10, whole + 35)):
         code, columns, scale = TrellisCode(half, 10), gaussian(2, rows), 0.5 + np.abs(gaussian(rows, seed=1))
         states, errors = np.empty(columns.shape, np.int32), np.empty_like(columns)

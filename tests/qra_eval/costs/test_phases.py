@@ -16,7 +16,7 @@ from qra_backends.reference import gptq
 from tiny_families import tiny_config, tiny_config_model
 
 from qra_eval.costs.activations import Activations
-from qra_eval.costs.phases import CUDA_CONTEXT, EXPORT_LIBRARIES, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, EXPORT_LIBRARY_BYTES, estimate_peaks
 from qra_eval.costs.search import CARDS, list_cards
 from qra_eval.models.attention import NAME as FAST
 from qra_eval.models.attention import use_fast_attention
@@ -101,7 +101,7 @@ def test_activations_are_within_15_percent_of_what_a_training_step_takes(
 def test_what_quantizing_takes_of_a_card_is_as_counted(
     name: str, levels: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_ELEMENTS", {})  # as many rows at once as on a GPU
+    monkeypatch.setattr(storage, "_ELEMENTS_AT_ONCE", {})  # as many rows at once as on a GPU
     monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", {})
     backend, linear = (
         make_backend(name),
@@ -120,7 +120,7 @@ def test_peaks_are_foretold_from_a_config_alone(tmp_path: Path) -> None:
     evaluator = shape_only(tmp_path)
     peaks = estimate_peaks(evaluator.tuner)
     assert list(peaks) == PHASES and not (tmp_path / "bank").exists()
-    assert all(peak.device == 0 and peak.host >= EXPORT_LIBRARIES for peak in peaks.values())
+    assert all(peak.device == 0 and peak.host >= EXPORT_LIBRARY_BYTES for peak in peaks.values())
     facts = evaluator.estimate_search_cost()
     assert facts["phases"] == {name: asdict(peak) for name, peak in peaks.items()}
     assert facts["setup_seconds"] > 0 and facts["evaluation_seconds"] > 0
@@ -143,7 +143,7 @@ def test_searched_tables_are_on_a_card_as_they_were_loaded_while_the_untuned_mod
     ).tuner
     peaks = estimate_peaks(tuner, gpu=True)
     loaded = sum(table.weight.nbytes for table in tuner.quantized_model.tables.values())
-    assert peaks["search"].device - CUDA_CONTEXT < loaded < peaks["tune"].device - CUDA_CONTEXT
+    assert peaks["search"].device - CUDA_CONTEXT_BYTES < loaded < peaks["tune"].device - CUDA_CONTEXT_BYTES
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

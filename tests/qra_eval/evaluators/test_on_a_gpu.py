@@ -16,7 +16,7 @@ import qra_eval
 from benchmarks.gpu import SHARES
 from benchmarks.memory.pretended import SCENARIOS, SMALL, WITHIN, phases
 from benchmarks.memory.random_models import write_model, write_rows
-from qra_eval.costs.phases import CUDA_CONTEXT, estimate_peaks
+from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, estimate_peaks
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
 from qra_eval.models.tiny import byte_tokenizer
 from qra_eval.quantized import model
@@ -77,7 +77,7 @@ def shaped(tmp_path_factory):
 @pytest.mark.parametrize("name", ["bitsandbytes, tables, checkpointing", "default"])
 def test_every_phase_takes_what_is_foretold(name, shaped, tmp_path, monkeypatch):
     """On one batch of calibration rows: more of them take time, and no more of the card."""
-    monkeypatch.setattr(model, "MOST_ROWS", ROWS)
+    monkeypatch.setattr(model, "MAX_ROWS", ROWS)
     monkeypatch.setattr(measure, "SAMPLED_ROWS", ROWS)
     least, most = WITHIN
     for phase in phases(tmp_path, *shaped, SCENARIOS[name], training={"batch_size": 2, "max_length": 256}):
@@ -99,13 +99,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_quantized(folder, tmp_p
     config = make_config(given)
     with pretended_gpu():
         peaks = estimate_peaks(QuantizedLoRAEvaluator(config, weights=False).tuner)
-    most = max(peak.device for peak in peaks.values()) - CUDA_CONTEXT
+    most = max(peak.device for peak in peaks.values()) - CUDA_CONTEXT_BYTES
     with pretended_gpu(room=most):
         QuantizedLoRAEvaluator(config)
     settings = "--set training.batch_size=1 --set training.gradient_checkpointing=true"
     with (
         pretended_gpu(room=most - 1),
-        pytest.raises(BadInput, match=f"tune takes .* are free: add {settings}"),
+        pytest.raises(BadInput, match=f"tune takes .* are free. Add {settings}"),
     ):
         QuantizedLoRAEvaluator(config)
     assert not (tmp_path / "bank").exists()

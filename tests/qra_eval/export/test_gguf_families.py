@@ -16,7 +16,7 @@ from tiny_families import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export
-from qra_eval.export.gguf import EXPERT, make_tensor_namer, reorder_rows
+from qra_eval.export.gguf import EXPERT_PATTERN, make_tensor_namer, reorder_rows
 from qra_eval.export.tuned import TunedRun
 from qra_eval.models.gguf_families import list_family_issues
 from qra_search.errors import BadInput
@@ -87,7 +87,7 @@ def test_every_searched_tensor_of_the_file_is_the_plans_own(
     name_of = make_tensor_namer(run.config)
     for name in run.levels:
         tensor, weight = tensors[f"{name_of(name)}.weight"], run.dequantize_weight(name)
-        stored, number = gguf.dequantize(tensor.data, tensor.tensor_type), EXPERT.search(name)
+        stored, number = gguf.dequantize(tensor.data, tensor.tensor_type), EXPERT_PATTERN.search(name)
         stored = stored if number is None else stored[int(number[1])]
         assert np.array_equal(stored, reorder_rows(run.config, name, weight).numpy()), name
     assert exported.same_next_token > 0.5

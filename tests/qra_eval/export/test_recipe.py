@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from qra_eval.export import export
-from qra_eval.export.recipe import EXLLAMA_BITS, TYPES, round_up
+from qra_eval.export.recipe import EXLLAMA_BITS, LLAMA_CPP_TYPES, round_up
 from qra_eval.export.tuned import TunedRun
 
 Runs = Callable[..., TunedRun]
@@ -39,5 +39,5 @@ def test_a_recipe_names_every_tensor_as_the_other_tools_do(runs: Runs, tmp_path:
 
 
 def test_a_recipe_rounds_half_bits_up_where_a_tool_has_none() -> None:
-    assert [round_up(width, tuple(TYPES)) for width in (1, 1.5, 2.5, 3, 7)] == [1.5, 1.5, 3, 3, 8]
+    assert [round_up(width, tuple(LLAMA_CPP_TYPES)) for width in (1, 1.5, 2.5, 3, 7)] == [1.5, 1.5, 3, 3, 8]
     assert [round_up(width, EXLLAMA_BITS) for width in (1, 1.5, 2.5, 4.5)] == [1, 1.5, 2.5, 5]

@@ -7,7 +7,7 @@ import torch
 from tiny_families import tiny_config, tiny_config_model
 from torch.nn import functional as F
 
-from qra_eval.models.attention import LONGEST_ROW, NAME, matmul_attention, use_fast_attention
+from qra_eval.models.attention import ATTENTION_NAME, MAX_PLAIN_TOKENS, matmul_attention, use_fast_attention
 
 
 class Module:
@@ -43,8 +43,8 @@ def test_products_equal_torchs_kernel_with_gradients(mask, kv):
 
 
 def test_long_sequences_go_to_torchs_kernel():
-    q = torch.randn(1, 2, LONGEST_ROW + 1, 4)
-    k = torch.randn(1, 1, LONGEST_ROW + 1, 4)
+    q = torch.randn(1, 2, MAX_PLAIN_TOKENS + 1, 4)
+    k = torch.randn(1, 1, MAX_PLAIN_TOKENS + 1, 4)
     found, _ = matmul_attention(Module(), q, k, k, None)
     expected = F.scaled_dot_product_attention(q, k.expand_as(q), k.expand_as(q), is_causal=True).transpose(
         1, 2
@@ -67,7 +67,7 @@ def test_a_model_is_switched_only_where_it_computes_the_same(family, more, switc
     ids = torch.randint(0, 320, (2, 16))
     before = model(input_ids=ids).logits
     assert use_fast_attention(model) is switched
-    assert (model.config._attn_implementation == NAME) is switched
+    assert (model.config._attn_implementation == ATTENTION_NAME) is switched
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-3, atol=1e-4)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(tiny_config(family, **more))

@@ -52,7 +52,7 @@ def test_freed_memory_is_given_back_once_the_process_has_grown(monkeypatch: pyte
     trims: list[int] = []
     monkeypatch.setattr(device_module, "MALLOC_TRIM", trims.append)
     monkeypatch.setattr(device_module, "_released_at", [0])
-    monkeypatch.setattr(device_module, "RELEASE_FROM", 16 << 20)
+    monkeypatch.setattr(device_module, "RELEASE_GROWTH_BYTES", 16 << 20)
     release_freed_memory(torch.device("cpu"))  # the process is larger than that
     release_freed_memory(torch.device("cpu"))
     assert trims == [0], "it has not grown since"

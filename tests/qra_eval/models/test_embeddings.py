@@ -48,7 +48,7 @@ def make_table(weight, name="reference", bits=8):
 
 @pytest.mark.parametrize("name", ["reference", "trellis"])
 def test_the_head_gives_the_logits_and_gradient_of_its_dequantized_weight(name, monkeypatch):
-    monkeypatch.setattr(embeddings, "ROWS", 20)
+    monkeypatch.setattr(embeddings, "HEAD_ROWS", 20)
     head = nn.Linear(16, 45).requires_grad_(False)
     quantized = TableHead(make_table(head.weight, name, 3), head)
     x = torch.randn(3, 4, 16, requires_grad=True)

@@ -13,7 +13,13 @@ from evaluators import make_evaluator
 from qra_eval.models.load import load_model
 from qra_eval.quantized import build, model
 from qra_eval.sensitivities import cache, measure
-from qra_eval.sensitivities.measure import DEPTHS, MANY_PROBES, PROBED_BITS, choose_probes, scale_damage
+from qra_eval.sensitivities.measure import (
+    MANY_PROBES,
+    PROBED_BITS,
+    PROBED_DEPTHS,
+    choose_probes,
+    scale_damage,
+)
 from qra_search.space.serialization import check_sensitivities
 from qra_search.testing.scenarios import make_toy_space
 
@@ -60,7 +66,7 @@ def test_groups_of_few_kinds_are_probed_at_each_of_their_lowest_bits_those_of_ma
     assert choose_probes(few) == [(g, k) for g in (0, 4, 8) for k in range(PROBED_BITS)]
     kinds = {group.kind for group in many.groups if not group.is_embedding}
     chosen = choose_probes(many)
-    assert len(chosen) == DEPTHS * len(kinds) < MANY_PROBES < PROBED_BITS * len(chosen)
+    assert len(chosen) == PROBED_DEPTHS * len(kinds) < MANY_PROBES < PROBED_BITS * len(chosen)
     assert len({g for g, _ in chosen}) == len(chosen) and not any(
         many.groups[g].is_embedding for g, _ in chosen
     )
@@ -171,11 +177,11 @@ def test_of_two_that_need_the_same_sensitivities_at_once_one_measures(tmp_path, 
 
 
 def test_as_many_rows_calibrate_as_have_the_tokens_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "MOST_ROWS", 1000)
+    monkeypatch.setattr(model, "MAX_ROWS", 1000)
     quantized = make_evaluator("tiny", "arithmetic", quantization={"cache": str(tmp_path)}).quantized_model
     rows = quantized.rows("train", model.MEASURED_ROWS)
     tokens = sum(map(len, rows))
-    counts = {3 * tokens: 3 * len(rows), 1: model.LEAST_ROWS, 1000 * tokens: model.MOST_ROWS}
+    counts = {3 * tokens: 3 * len(rows), 1: model.MIN_ROWS, 1000 * tokens: model.MAX_ROWS}
     for asked, count in counts.items():
         given = quantized.quantization.model_copy(update={"calibration_tokens": asked})
         monkeypatch.setattr(quantized, "quantization", given)

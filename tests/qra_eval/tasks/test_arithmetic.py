@@ -62,7 +62,7 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
     ],
 )
 def test_options_that_nothing_can_be_drawn_by_are_refused(options, why, monkeypatch):
-    monkeypatch.setattr(arithmetic, "PATIENCE", 500)
+    monkeypatch.setattr(arithmetic, "MAX_BARREN_DRAWS", 500)
     with pytest.raises(BadInput, match=why):
         ArithmeticTask(**options).split("train")
 

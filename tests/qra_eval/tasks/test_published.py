@@ -8,7 +8,7 @@ import pytest
 
 from qra_eval import hub
 from qra_eval.tasks import SPLITS, make_task
-from qra_eval.tasks.published import APART
+from qra_eval.tasks.published import SOLVED_ROWS
 
 
 def row(number: int) -> dict[str, str]:
@@ -38,7 +38,7 @@ def test_prompts_are_the_harness_and_training_rows_of_the_test_file_are_left_out
         assert example.answer == " " + row(int(number))["answer"]
     assert parts["test"] == {row(i)["question"] for i in range(50, 70)}
     assert not parts["test"] & (parts["train"] | parts["validation"])
-    assert len(parts["train"]) + len(parts["validation"]) == 50 - APART
+    assert len(parts["train"]) + len(parts["validation"]) == 50 - SOLVED_ROWS
 
 
 def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
@@ -49,7 +49,7 @@ def test_rows_of_the_hub_are_taken_as_they_are(monkeypatch):
     )
     task = make_task("gsm8k")
     assert len(task.split("test")) == 10
-    assert len(task.split("train")) + len(task.split("validation")) == 40 - APART
+    assert len(task.split("train")) + len(task.split("validation")) == 40 - SOLVED_ROWS
 
 
 def test_intents_of_the_hub_have_the_names_that_files_have(monkeypatch):

@@ -159,4 +159,4 @@ def test_the_hub_is_asked_once_with_a_time_limit(monkeypatch, answer, reason):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", ask)
     assert hub.unavailable_reason("dataset", "someone/thing") == reason
-    assert questions == [("someone/thing", hub.SECONDS)]
+    assert questions == [("someone/thing", hub.TIMEOUT_SECONDS)]

@@ -80,7 +80,7 @@ def test_thousands_of_like_groups_get_the_greedy_solution_if_partial_sums_are_to
     exact, fast = solve(cost, size, 333), solve(cost, size, 333, exact=False)
     rows = np.arange(40)
     assert cost[rows, exact].sum() < cost[rows, fast].sum()
-    monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
+    monkeypatch.setattr(knapsack, "MAX_SUMS", 20)
     assert solve(cost, size, 333).tolist() == fast.tolist()
     assert not knapsack.solve(cost[..., None], size[..., None], 333).is_exact
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qra_search.allocate import knapsack
-from qra_search.allocate.solve import LEAST_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
+from qra_search.allocate.solve import MIN_DEVIATION, RELATIVE_DEVIATION, Z_90, solve
 from qra_search.schemas import Plan, Sensitivities
 from qra_search.space.memory import BudgetTooSmall
 from qra_search.space.space import SearchSpace
@@ -60,7 +60,7 @@ def test_gains_are_differences_of_the_sums_and_their_intervals_are_as_wide_as_sa
     for other in found.uniform:
         gain = loss(space, sensitivities, other.plan) - loss(space, sensitivities, found.plan)
         assert other.gain == pytest.approx(gain)
-        half = Z_90 * math.hypot(RELATIVE_DEVIATION * gain, LEAST_DEVIATION)
+        half = Z_90 * math.hypot(RELATIVE_DEVIATION * gain, MIN_DEVIATION)
         assert other.interval == pytest.approx((gain - half, gain + half))
         assert other.is_certain == (gain > half)
     assert found.best_uniform is not None and found.best_uniform.gain == min(u.gain for u in found.uniform)
@@ -84,6 +84,6 @@ def test_an_allocation_says_if_only_the_greedy_solution_was_found(
     alike = Sensitivities(np.tile([[3.0, 2.0, 0.0]], (40, 1)), np.zeros((40, 2)), repair=0.0)
     budget = (2 * space.memory.minimum + space.memory.maximum) // 3
     assert solve(space, alike, budget).is_exact
-    monkeypatch.setattr(knapsack, "MOST_SUMS", 20)
+    monkeypatch.setattr(knapsack, "MAX_SUMS", 20)
     found = solve(space, alike, budget)
     assert not found.is_exact and found.to_dict()["is_exact"] is False

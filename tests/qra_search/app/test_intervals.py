@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, t, ttest_ind
 
 from qra_search.app.intervals import (
-    LEAST_ROWS,
+    MIN_ROWS,
     bootstrap_log_ratio,
     compute_mean_interval,
     compute_score_interval,
@@ -34,7 +34,7 @@ def test_a_loss_that_is_a_share_of_the_other_in_every_row_is_exactly_that_share(
 
 
 def test_too_few_rows_give_none_and_the_same_rows_the_same() -> None:
-    few = [1.0] * (LEAST_ROWS - 1)
+    few = [1.0] * (MIN_ROWS - 1)
     assert bootstrap_log_ratio(few, few) is None and compute_mean_interval(few) is None
     lone = [0.0] * 19 + [1.0]
     assert bootstrap_log_ratio(lone, lone) is None, "a draw without the one row that has a loss has no ratio"

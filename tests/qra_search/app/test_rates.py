@@ -7,11 +7,11 @@ import math
 import pytest
 
 from qra_search.app.evaluator import RateTrial
-from qra_search.app.rates import SLOPE, foretell_rate, propose_next_trial
+from qra_search.app.rates import LAW_SLOPE, foretell_rate, propose_next_trial
 
 
 def make_trials(
-    steps: int, at_600: float, *, slope: float = SLOPE, highest: float = math.inf
+    steps: int, at_600: float, *, slope: float = LAW_SLOPE, highest: float = math.inf
 ) -> list[RateTrial]:
     """The trials that are asked for, of a model with this best rate, which diverges above another."""
     trials: list[RateTrial] = []
@@ -32,7 +32,7 @@ def test_the_rate_of_a_parabola_is_found_within_a_tuning_of_trials(at_600: float
     if found.is_at_edge:
         assert found.cost >= 0.9 and "edge of the rates tried" in str(found)
     else:
-        assert found.rate == pytest.approx(at_600 * (steps / 600) ** SLOPE, rel=0.06)
+        assert found.rate == pytest.approx(at_600 * (steps / 600) ** LAW_SLOPE, rel=0.06)
     assert found.cost <= 1.0 and min(trial.steps for trial in trials) >= 100
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from logs import write_log
 
-from qra_search.log.journal import FORMAT, JournalContents, LogError, read_journal
+from qra_search.log.journal import LOG_FORMAT, JournalContents, LogError, read_journal
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 
 
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
-    with pytest.raises(LogError, match=f"line 1 .* not of '{FORMAT}' .*use another folder"):
-        read_journal(content.replace(FORMAT.encode(), b"qra-log/3"))
+    with pytest.raises(LogError, match=f"line 1 .* not of '{LOG_FORMAT}' .*use another folder"):
+        read_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
     with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*in its first line and in no"):
         read_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):

@@ -11,7 +11,7 @@ from table_world import World
 
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.schemas import Sensitivities
-from qra_search.surrogates.basis import FLOOR, Rows, TableBasis, Widths
+from qra_search.surrogates.basis import DAMAGE_FLOOR, Rows, TableBasis, Widths
 from qra_search.surrogates.posterior import TableFit, _compute_log_posterior, refine
 from qra_search.testing.scenarios import make_toy_space
 
@@ -146,7 +146,7 @@ def test_damage_near_zero_by_luck_is_not_zero():
     damage = np.tile([1.0, 0.3, 0.1, 0.01], (4, 1))
     damage[2, 0] = 0.0
     basis = TableBasis(space, Sensitivities(damage, np.zeros((4, 3))))
-    np.testing.assert_allclose(np.exp(basis.log_damage[2, 0]), FLOOR * 0.75)
+    np.testing.assert_allclose(np.exp(basis.log_damage[2, 0]), DAMAGE_FLOOR * 0.75)
     np.testing.assert_allclose(np.exp(basis.log_damage[1]), damage[1])
 
 

@@ -16,7 +16,7 @@ from qra_search import Plan, plugins
 from qra_search.app.cli.app import run_safely
 from qra_search.app.config import RunConfig
 from qra_search.app.evaluator import RateTrial
-from qra_search.app.rates import SLOPE
+from qra_search.app.rates import LAW_SLOPE
 from qra_search.errors import EvaluationFailed
 from qra_search.schemas import TuningRecord
 
@@ -110,7 +110,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if len(seen["tried"]) >= seen["stops_after"]:
                 raise KeyboardInterrupt
             seen["tried"].append((plan, rate, steps))
-            off = math.log2(rate / 0.002 / (steps / 600) ** SLOPE)
+            off = math.log2(rate / 0.002 / (steps / 600) ** LAW_SLOPE)
             return RateTrial(rate, steps, steps, math.exp(0.1 * off**2), (1.0,) * 10)
 
         evaluator.set_learning_rate, evaluator.try_rate = set_learning_rate, try_rate

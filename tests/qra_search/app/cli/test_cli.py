@@ -14,13 +14,13 @@ from cli_runner import Qra
 
 from qra_search import plugins
 from qra_search.app.cli import main
-from qra_search.app.cli.app import ENTRIES, Command
+from qra_search.app.cli.app import COMMANDS, Command
 from qra_search.app.config import RunConfig, make_config
 from qra_search.errors import BadInput
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
-COMMANDS = [entry.name for entry in ENTRIES]
+COMMANDS = [entry.name for entry in COMMANDS]
 
 
 def test_the_commands_import_nothing_heavy() -> None:
@@ -62,7 +62,7 @@ def test_the_evaluator_of_models_imports_them_only_once_settings_and_task_are_lo
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Command) -> None:
     first = (entry.load().help or "").partition("\n\n")[0]
     assert entry.help == " ".join(first.split())

@@ -13,7 +13,7 @@ from qra_search.app.folder import RunFolder
 from qra_search.log.journal import TrialLog
 from qra_search.schemas import Plan
 from qra_search.space.serialization import plan_to_dict
-from qra_search.testing.scenarios import TWO_WAYS, make_toy_space
+from qra_search.testing.scenarios import DOUBLY_STORED_BITS, make_toy_space
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_two_runs_or_a_run_and_a_plan_are_shown_side_by_side(qra: Qra, runs: Pat
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    space = make_toy_space(bits=TWO_WAYS, ranks=(0, 4, 8))
+    space = make_toy_space(bits=DOUBLY_STORED_BITS, ranks=(0, 4, 8))
     return make_run(tmp_path_factory.mktemp("levels") / "a", space=space, memory=("uniform nf4 r4",)).path
 
 

@@ -35,7 +35,7 @@ def space(places: list[tuple[str, int | None]]) -> SearchSpace:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", charts.RAMPS)
+@pytest.mark.parametrize("name", charts.COLOR_RAMPS)
 def test_a_ramp_has_as_many_colours_as_steps_and_text_stands_out_from_its_ends(name: str, dark: bool) -> None:
     for steps in range(1, 9):
         assert len(set(charts.make_ramp(name, steps, dark=dark))) == steps

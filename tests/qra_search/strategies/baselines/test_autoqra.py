@@ -11,18 +11,18 @@ from qra_search import search
 from qra_search.log.state import StudyState
 from qra_search.schemas import Trial
 from qra_search.strategies.baselines.autoqra import (
-    FEWEST_PAIRS,
+    INITIAL_RADIUS,
+    MAX_RADIUS,
     MIN_PAIRS,
-    MOST_RADIUS,
-    PROMOTED,
-    RADIUS,
-    REFINED,
+    MIN_SCREENING_PAIRS,
+    PROMOTED_ORIGIN,
+    REFINED_ORIGIN,
     AutoQRAStrategy,
     compute_trust_radius,
     predict_losses,
     sample_trust_region,
 )
-from qra_search.strategies.baselines.qr_adaptor import WARM_START, GuidedSteps, derive_importance
+from qra_search.strategies.baselines.qr_adaptor import WARM_START_ORIGIN, GuidedSteps, derive_importance
 from qra_search.testing.scenarios import ToyEvaluator, interpolate_budgets, make_logged_state, make_toy_space
 
 STRATEGY = AutoQRAStrategy(population=6)
@@ -37,11 +37,13 @@ def run(evaluations, fidelities, evaluator=ToyEvaluator, **options):
 
 def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(rough):
     stage = [
-        t for t in run(24, (0.25, 1.0)).trials if t.proposal.origin in (WARM_START, "offspring", PROMOTED)
+        t
+        for t in run(24, (0.25, 1.0)).trials
+        if t.proposal.origin in (WARM_START_ORIGIN, "offspring", PROMOTED_ORIGIN)
     ]
     screened = promoted = 0
     for trial in stage:
-        if trial.proposal.origin == PROMOTED:
+        if trial.proposal.origin == PROMOTED_ORIGIN:
             promoted += 1
             assert trial.fidelity == 1.0
             assert promoted <= 2 * (screened // 6)
@@ -51,7 +53,7 @@ def test_every_generation_is_screened_cheaply_and_a_third_of_it_promoted(rough):
             screened += 1
     assert promoted >= 4
     low = {t.plan for t in stage if t.fidelity < 1.0}
-    assert {t.plan for t in stage if t.proposal.origin == PROMOTED} <= low
+    assert {t.plan for t in stage if t.proposal.origin == PROMOTED_ORIGIN} <= low
 
 
 class Contrary(ToyEvaluator):
@@ -66,7 +68,7 @@ def test_screening_ends_once_it_was_seen_to_mislead(rough):
     trials = run(22, (0.25, 1.0), Contrary, evolution=1.0).trials
     last = max(t.id for t in trials if t.fidelity < 1.0)
     low = {t.plan for t in trials if t.fidelity < 1.0}
-    assert 0 < len({t.plan for t in trials[:last] if t.fidelity == 1.0} & low) < FEWEST_PAIRS
+    assert 0 < len({t.plan for t in trials[:last] if t.fidelity == 1.0} & low) < MIN_SCREENING_PAIRS
     assert sum(t.fidelity == 1.0 for t in trials[last:]) > 6
     honest = run(30, (0.25, 1.0), evolution=1.0).trials
     assert sum(t.fidelity < 1.0 for t in honest) > 2 * sum(t.fidelity < 1.0 for t in trials)
@@ -78,7 +80,7 @@ def test_the_best_plans_are_promoted_and_none_of_them_twice():
         evaluator, 6, writer=STRATEGY, budgets=interpolate_budgets(evaluator.space, 0.5)
     )
     proposals = STRATEGY.propose(state, 3)
-    assert [p.origin for p in proposals] == [PROMOTED, PROMOTED, "offspring"]
+    assert [p.origin for p in proposals] == [PROMOTED_ORIGIN, PROMOTED_ORIGIN, "offspring"]
     assert proposals[0].plan == min(state.trials, key=lambda t: t.loss).plan
     running = replace(state, trials=(*state.trials, Trial(6, proposals[0])))
     assert STRATEGY.propose(running, 1) == proposals[1:2]
@@ -128,8 +130,8 @@ def test_with_one_fidelity_all_is_evaluated_in_full_and_refined_in_trust_regions
     result = run(26, (1.0,), evolution=0.4)
     assert {t.fidelity for t in result.trials} == {1.0}
     origins = [t.proposal.origin for t in result.trials]
-    assert origins.count(WARM_START) == 6 and PROMOTED not in origins
-    refined = [t for t in result.trials if t.proposal.origin.startswith(REFINED)]
+    assert origins.count(WARM_START_ORIGIN) == 6 and PROMOTED_ORIGIN not in origins
+    refined = [t for t in result.trials if t.proposal.origin.startswith(REFINED_ORIGIN)]
     assert len(refined) > 10
     assert {int(t.proposal.origin.split()[-1]) for t in refined} == set(result.memory_budgets)
     for trial in refined:
@@ -139,11 +141,11 @@ def test_with_one_fidelity_all_is_evaluated_in_full_and_refined_in_trust_regions
 @pytest.mark.parametrize(
     ("losses", "radius"),
     [
-        ([], RADIUS),
-        ([1.9, 1.8], 2 * RADIUS),
-        ([1.9, 1.8, 1.7, 1.6, 1.5, 1.4], MOST_RADIUS),
-        ([2.5, 2.5, 2.5], RADIUS // 2),
-        ([2.5, 2.5, 1.9, 2.5, 2.5], RADIUS),
+        ([], INITIAL_RADIUS),
+        ([1.9, 1.8], 2 * INITIAL_RADIUS),
+        ([1.9, 1.8, 1.7, 1.6, 1.5, 1.4], MAX_RADIUS),
+        ([2.5, 2.5, 2.5], INITIAL_RADIUS // 2),
+        ([2.5, 2.5, 1.9, 2.5, 2.5], INITIAL_RADIUS),
         ([2.5] * 12, 1),
     ],
 )
@@ -151,13 +153,16 @@ def test_the_radius_of_a_budget_doubles_after_its_successes_and_halves_after_its
     evaluator = ToyEvaluator(make_toy_space(4))
     budget = evaluator.space.memory.maximum
     state = make_logged_state(evaluator, len(losses) + 1, budgets=(budget,))
-    origins = ["random", *[f"{REFINED} {budget}"] * len(losses)]
+    origins = ["random", *[f"{REFINED_ORIGIN} {budget}"] * len(losses)]
     trials = tuple(
         replace(t, proposal=replace(t.proposal, origin=origin), evaluation=replace(t.evaluation, loss=loss))
         for t, origin, loss in zip(state.trials, origins, [2.0, *losses], strict=True)
     )
     state = replace(state, trials=trials)
-    assert compute_trust_radius(state, budget) == radius and compute_trust_radius(state, budget - 1) == RADIUS
+    assert (
+        compute_trust_radius(state, budget) == radius
+        and compute_trust_radius(state, budget - 1) == INITIAL_RADIUS
+    )
 
 
 def test_a_trust_region_lies_within_its_radius_and_budget():

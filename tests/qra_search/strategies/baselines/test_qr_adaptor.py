@@ -14,9 +14,9 @@ from qra_search.space.memory import GroupwiseFormat, Level
 from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
 from qra_search.strategies.baselines.qr_adaptor import (
     EPSILON,
-    PROMOTED,
-    REFINED,
-    WARM_START,
+    PROMOTED_ORIGIN,
+    REFINED_ORIGIN,
+    WARM_START_ORIGIN,
     GuidedSteps,
     QRAdaptorStrategy,
     derive_importance,
@@ -37,15 +37,15 @@ def guide(state) -> GuidedSteps:
 
 
 def phase(trial) -> str:
-    return REFINED if trial.proposal.origin.startswith(REFINED) else trial.proposal.origin
+    return REFINED_ORIGIN if trial.proposal.origin.startswith(REFINED_ORIGIN) else trial.proposal.origin
 
 
 def test_the_three_phases_follow_each_other_within_the_budget_and_without_repeats(rough):
     result, budgets = run()
     phases = [phase(t) for t in result.trials if t.proposal.origin != "uniform"]
-    order = [WARM_START, "offspring", REFINED]
+    order = [WARM_START_ORIGIN, "offspring", REFINED_ORIGIN]
     assert [o for o in dict.fromkeys(phases) if o in order] == order
-    assert phases[:6] == [WARM_START] * 6
+    assert phases[:6] == [WARM_START_ORIGIN] * 6
     places = [order.index(o) for o in phases if o in order]
     assert places == sorted(places)
     # Phases I and II spend half of the 40 evaluations, of which the sensitivities took a half.
@@ -59,12 +59,12 @@ def test_with_two_fidelities_evolution_is_proxy_tuned_and_refinement_is_full(rou
     fidelities = {p: {t.fidelity for t in result.trials if phase(t) == p} for p in map(phase, result.trials)}
     assert fidelities == {
         "uniform": {1.0},
-        WARM_START: {0.25},
+        WARM_START_ORIGIN: {0.25},
         "offspring": {0.25},
-        PROMOTED: {1.0},
-        REFINED: {1.0},
+        PROMOTED_ORIGIN: {1.0},
+        REFINED_ORIGIN: {1.0},
     }
-    promoted = [t for t in result.trials if t.proposal.origin == PROMOTED]
+    promoted = [t for t in result.trials if t.proposal.origin == PROMOTED_ORIGIN]
     proxy = [t for t in result.trials if t.fidelity == 0.25]
     for budget, trial in zip(budgets, promoted[: len(budgets)], strict=True):
         fitting = [t for t in proxy if result.space.memory_bytes(t.plan) <= budget]
@@ -114,7 +114,7 @@ def test_refinement_takes_the_edit_of_the_front_with_the_largest_expected_improv
     mean, std = model.predict(edits)
     draws = mean[:, None] + std[:, None] * np.random.default_rng(0).standard_normal(200_000)
     improvement = np.maximum(model.predict(fitting.codes)[0].min() - draws, 0.0).mean(1)
-    code = state.space.encode(strategy.refine(state, steps, REFINED).plan)
+    code = state.space.encode(strategy.refine(state, steps, REFINED_ORIGIN).plan)
     at = int(np.flatnonzero((edits == code).all((1, 2)))[0])
     assert improvement[at] == pytest.approx(improvement.max(), rel=0.02)
 
