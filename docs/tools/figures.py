@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qra_search.app.report.charts import (
+    CATEGORY_COLORS,
     DAMAGE_STEPS,
-    ORIGINS,
-    SHAPES,
+    MARKER_SHAPES,
     fit_axis,
     get_palette,
     make_figure,
@@ -92,12 +92,12 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) 
     """Lines with marks, named at the right in the order in which they end."""
     lines = []
     for i, (name, points) in enumerate(series.items()):
-        shape = SHAPES[
-            (i + i // len(SHAPES)) % len(SHAPES)
+        shape = MARKER_SHAPES[
+            (i + i // len(MARKER_SHAPES)) % len(MARKER_SHAPES)
         ]  # the ninth has the first one's colour in another shape
         lines += axes.plot(
             *zip(*points, strict=True),
-            color=ORIGINS[i % len(ORIGINS)],
+            color=CATEGORY_COLORS[i % len(CATEGORY_COLORS)],
             linewidth=2,
             marker=shape,
             markersize=7,
@@ -171,7 +171,7 @@ def front_figure() -> Figure:
     figure, axes = make_figure("Plans of the demo on test data", SIZE, right=40)
     fit_axis(axes, "x", "memory, MiB", [r["memory_bytes"] / MIB for r in rows.values()], log=False)
     fit_axis(axes, "y", "test loss, nats a token", [r["test_loss"] for r in rows.values()], log=False)
-    for color, bits in zip(ORIGINS, (2.0, 3.0), strict=False):
+    for color, bits in zip(CATEGORY_COLORS, (2.0, 3.0), strict=False):
         uniform = sorted(
             (r["memory_bytes"] / MIB, r["test_loss"]) for r in rows.values() if r["mean_bits"] == bits
         )
@@ -179,7 +179,7 @@ def front_figure() -> Figure:
     taken: list = []
     for r in rows.values():
         at, found = (r["memory_bytes"] / MIB, r["test_loss"]), r["role"] == "found"
-        color = ORIGINS[2 if found else int(r["mean_bits"] == 3.0)]
+        color = CATEGORY_COLORS[2 if found else int(r["mean_bits"] == 3.0)]
         axes.plot(
             *at, linestyle="none", marker="D" if found else "s", markersize=13 if found else 8, color=color
         )
@@ -222,7 +222,7 @@ def bytes_figure() -> Figure:
     starts = [0.0] * len(bars)
     for i, part in enumerate(("not searched", "codes", "scales and zeros", "adapters")):
         widths = [amounts[i] / MIB for _, amounts in bars]
-        axes.barh(range(len(bars)), widths, left=starts, height=0.65, color=ORIGINS[i], label=part)
+        axes.barh(range(len(bars)), widths, left=starts, height=0.65, color=CATEGORY_COLORS[i], label=part)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     for row, total in enumerate(starts):

@@ -18,7 +18,7 @@ from tiny_families import tiny_config, tiny_config_model
 from qra_eval.costs.activations import Activations
 from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, EXPORT_LIBRARY_BYTES, estimate_peaks
 from qra_eval.costs.search import CARDS, list_cards
-from qra_eval.models.attention import NAME as FAST
+from qra_eval.models.attention import ATTENTION_NAME as FAST
 from qra_eval.models.attention import use_fast_attention
 from qra_eval.models.linears import find_decoder_layers, find_linears
 from qra_eval.quantized import adapters

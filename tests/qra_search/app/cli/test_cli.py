@@ -20,7 +20,7 @@ from qra_search.errors import BadInput
 
 HEAVY = ("numpy", "pydantic", "torch", "matplotlib", "pymoo", "transformers", "botorch", "scipy", "rich")
 
-COMMANDS = [entry.name for entry in COMMANDS]
+COMMAND_NAMES = [entry.name for entry in COMMANDS]
 
 
 def test_the_commands_import_nothing_heavy() -> None:
@@ -68,7 +68,7 @@ def test_a_command_is_listed_with_the_first_line_of_its_documentation(entry: Com
     assert entry.help == " ".join(first.split())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMAND_NAMES)
 def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qra, command: str) -> None:
     shown = qra(command, "--help")
     assert shown.status == 0 and "Example" in shown.out and f"qra {command}" in shown.out
@@ -77,7 +77,7 @@ def test_every_command_has_help_with_an_example_of_itself_and_gives_json(qra: Qr
 
 def test_without_arguments_help_is_shown_and_with_version_that_of_the_package(qra: Qra) -> None:
     shown = qra()
-    assert shown.status == 0 and all(name in shown.out for name in COMMANDS)
+    assert shown.status == 0 and all(name in shown.out for name in COMMAND_NAMES)
     assert qra("--version").out.strip() == f"qra {importlib.metadata.version('qra-toolkit')}"
 
 
