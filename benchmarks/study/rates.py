@@ -29,6 +29,8 @@ OUT = RESULTS / "study" / "rates.jsonl"
 BITS, RANK = 2, 8
 GRID = (0, 2, -2, 1, -1)
 """Places of full tunings, in factors of the square root of two from the foretold rate."""
+SAME_RATE = 0.25
+"""Factors of two between a rate of the grid and one that was tuned already, which then stands for it."""
 VALIDATION_ROWS, TEST_ROWS = 64, 2000
 
 
@@ -82,9 +84,11 @@ def main() -> None:
     print(foretold, flush=True)
     for place in GRID:
         line = {**shared, "kind": "tuning", "place": place, "foretold": foretold.rate}
-        if any(line.items() <= known.items() for known in read_own("tuning")):
-            continue
         rate = foretold.rate * 2 ** (place / 2)
+        tuned = [known for known in read_own("tuning") if "nats" in known]
+        is_near = [abs(math.log2(rate / known["rate"])) < SAME_RATE for known in tuned]
+        if any(line.items() <= known.items() for known in tuned) or place and any(is_near):
+            continue
         evaluator.set_learning_rate(rate)
         record = evaluator.tune(plan, steps=options.steps)
         losses = {"validation_loss": record.validation_loss, "failed": record.failed}
@@ -97,24 +101,25 @@ def main() -> None:
 
 def list_table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """A row a model, task and length: the foretold rate beside the best of those tuned in full."""
-    made: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
+    made: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] == "tuning" and "nats" in line and line["test_loss"] is not None:
-            made.setdefault((line["model"], line["task"], line["for_steps"]), {})[line["place"]] = line
+            made.setdefault((line["model"], line["task"], line["for_steps"]), []).append(line)
     table = [
         "| model | task | steps | trials cost | foretold | test loss | best rate | test loss | foretold worse by |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (model, task, steps), places in made.items():
-        if 0 not in places:  # the foretold one diverged
+    for (model, task, steps), tuned in made.items():
+        foretold = [line for line in tuned if line["place"] == 0]
+        if not foretold:  # it diverged
             table.append(f"| {model} | {task} | {steps} | | | diverged | | | |")
             continue
-        own, best = places[0], min(places.values(), key=lambda line: line["test_loss"])
+        own, best = foretold[-1], min(tuned, key=lambda line: line["test_loss"])
         worse, interval = own["test_loss"] / best["test_loss"] - 1, "the best"
         if best is not own and (found := bootstrap_log_ratio(own["nats"], best["nats"])):
             low, high = map(math.expm1, found)
             interval = f"{worse:.1%} ({low:.1%} to {high:.1%})"
-        rates = f"{best['rate']:.2g} of {len(places)}"
+        rates = f"{best['rate']:.2g} of {len(tuned)}"
         table.append(
             f"| {model} | {task} | {steps} | {own['trials_cost']:.2f} | {own['rate']:.2g} | {own['test_loss']:.3f} "
             f"| {rates} | {best['test_loss']:.3f} | {interval} |"

@@ -21,7 +21,7 @@ from qra_search.errors import BadInput
 LAW_RATE, LAW_STEPS, LAW_MIN_STEPS = 1.8e-3, 200, 60
 """Best rate after so many steps, the middle of the models that were measured; fewer steps than the last count as these,
 since the best rate is then at the edge of divergence."""
-LAW_SLOPE, LAW_SLOPE_DEVIATION = -0.35, 0.12
+LAW_SLOPE, LAW_SLOPE_DEVIATION = -0.27, 0.11
 """Slope of the best rate over the steps, both in logarithms, and its deviation between models and tasks. Bjorck et al.
 (arXiv 2409.19913) find -0.32 in pre-training."""
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1
@@ -73,7 +73,7 @@ def foretell_rate(trials: Sequence[RateTrial], steps: int) -> RateForecast:
     """The best rate of a tuning of so many steps, by its trials, or by the law alone if there are none.
 
     >>> foretell_rate((), 600).rate, foretell_rate((), 150).rate
-    (0.0012, 0.002)
+    (0.0013, 0.0019)
     """
     if not trials:
         return RateForecast(round_rate(_compute_law_rate(steps)), steps, 1.0)
