@@ -60,8 +60,8 @@ def test_two_lengths_tell_the_slope_as_far_as_they_are_certain() -> None:
 def test_short_tunings_follow_the_law_and_make_no_trials() -> None:
     assert propose_next_trial([], 299) is None and propose_next_trial([], 300) is not None
     assert [foretell_rate([], steps).rate for steps in (10, 60, 600, 2400)] == [
-        2.7e-3,
-        2.7e-3,
-        1.2e-3,
-        7.5e-4,
+        2.5e-3,
+        2.5e-3,
+        1.3e-3,
+        9.2e-4,
     ]

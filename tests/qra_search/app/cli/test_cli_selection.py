@@ -268,10 +268,10 @@ def test_trials_foretell_the_rate_once_for_all_plans(qra: Qra, searched: Path, t
 
 def test_a_short_tuning_takes_the_rate_of_its_steps(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
     done = qra("finetune", searched, "--steps", 150, "--against", "none")
-    assert done.status == 0 and "0.002 for 150 steps, foretold from the number of steps alone" in done.err
-    assert not tuner["tried"] and list_rates(searched) == [0.002]
+    assert done.status == 0 and "0.0019 for 150 steps, foretold from the number of steps alone" in done.err
+    assert not tuner["tried"] and list_rates(searched) == [0.0019]
     done = qra("finetune", searched, "--steps", 150, "--set", "training.learning_rate=0.003")
-    assert "foretold" not in done.err and list_rates(searched) == [0.002, 0.003]
+    assert "foretold" not in done.err and list_rates(searched) == [0.0019, 0.003]
 
 
 def test_damaged_trials_are_said(qra: Qra, searched: Path, tuner: dict[str, Any]) -> None:
