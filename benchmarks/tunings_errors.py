@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 from benchmarks.study.finetunes_table import fill_page
 from qra_eval.landscapes.tunings import (
     TASKS,
-    Traits,
+    TuningTraits,
     compute_row_traits,
     estimate_noise,
     fit_formula,
@@ -110,7 +110,9 @@ def iterate_folds(values: np.ndarray, folds: int) -> Iterator[np.ndarray]:
             yield held_out
 
 
-def predict_with_process(fitted: Any, traits: Traits, losses: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+def predict_with_process(
+    fitted: Any, traits: TuningTraits, losses: np.ndarray, held_out: np.ndarray
+) -> np.ndarray:
     """Log losses of the rows held out by a Gaussian process whose mean is affine in the formula."""
     total = np.log1p(traits.damage.sum(1))
     inputs = np.column_stack([total, traits.rank, traits.rate, traits.length])

@@ -30,14 +30,14 @@ def check_names(model: str | None = None, task: str | None = None) -> None:
             plugins.find_entry_point("tasks", task)
         elif task.endswith(ROW_SUFFIXES):
             raise BadInput(f"no file {task!r}: give a file of rows, or the name of a task (see `qra tasks`)")
-    if model is not None and find_path(model) is None and model not in BUILTIN_MODELS:
+    if model is not None and find_model_path(model) is None and model not in BUILTIN_MODELS:
         from huggingface_hub import try_to_load_from_cache
 
         if try_to_load_from_cache(model, "config.json") is None:
             check_hub(model)
 
 
-def find_path(name: str) -> Path | None:
+def find_model_path(name: str) -> Path | None:
     """The folder or GGUF file of a model; None for a hub id.
 
     Raises:

@@ -10,7 +10,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qra_eval.models.linears import keep_expert_names, normalise
+from qra_eval.models.linears import keep_expert_names, normalize_linears
 from qra_eval.tuning.loading import install_quantized_weights
 
 NEEDED_IMPORT = (
@@ -51,7 +51,7 @@ class QRAQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Any = (), **kwargs: Any
     ) -> None:
-        normalise(model)
+        normalize_linears(model)
         # transformers would look for either end of a tied table in the files.
         self.tied, model.all_tied_weights_keys = model.all_tied_weights_keys, {}
         self.files = checkpoint_files

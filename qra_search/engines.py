@@ -94,7 +94,7 @@ def estimate_resident_bytes(name: str, plan_bytes: int, *, backend: str, weights
     return plan_bytes + decoded + RUNTIME_BYTES[name]
 
 
-def fit_rank(name: str, rank: int) -> int:
+def find_engine_rank(name: str, rank: int) -> int:
     """The smallest of the largest ranks that an engine can be told, with room for `rank`; ValueError if it has none."""
     ranks = ENGINES[name].ranks or (rank,)
     if rank > max(ranks):
@@ -121,4 +121,4 @@ def serve_command(engine: str, out: Path) -> str:
     file = out / "adapter" / "adapter_config.json"
     config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     rank = max([config.get("r", 1), *config.get("rank_pattern", {}).values()])
-    return ENGINES[engine].serve.format(out=out, rank=fit_rank(engine, rank))
+    return ENGINES[engine].serve.format(out=out, rank=find_engine_rank(engine, rank))

@@ -24,7 +24,7 @@ class EvaluationFailed(RunFailed):
     """The plan could not be evaluated; the message is the reason that the journal keeps."""
 
 
-def wrong_type(what: object, value: object, wanted: str) -> BadInput:
+def make_type_error(what: object, value: object, wanted: str) -> BadInput:
     """The error for an argument of the wrong kind: `what` is the argument's name, `wanted` what it has to be."""
     return BadInput(f"{what} is {shorten(value)} ({type(value).__name__}): {wanted}")
 
@@ -45,7 +45,7 @@ def first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])
 
 
-class TornLine(UserWarning):
+class TornLineWarning(UserWarning):
     """The last line of a journal was dropped, because its process died while it wrote it."""
 
 
@@ -57,7 +57,7 @@ def convert_to_bad_input() -> Iterator[None]:
     except BadInput:
         raise
     except (ValueError, OSError, ImportError) as error:
-        raise BadInput(describe(error)) from error
+        raise BadInput(format_error(error)) from error
 
 
 def describe_os_error(error: OSError) -> str:
@@ -81,7 +81,7 @@ def describe_failure(error: BaseException) -> str:
     return text if isinstance(error, EvaluationFailed) else f"{type(error).__name__}: {text}"
 
 
-def describe(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An exception in one line: its message if it is one of ours, else with its type before it."""
     text = " ".join(describe_problem(error).split())
     if isinstance(error, ImportError) and not isinstance(error, BadInput) and getattr(error, "name", None):

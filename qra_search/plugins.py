@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from qra_search.errors import BadInput, describe, shorten
+from qra_search.errors import BadInput, format_error, shorten
 
 DEFAULT_EVALUATOR = "quantized-lora"
 IN_MEMORY_PREFIX = "in-memory:"
@@ -56,7 +56,7 @@ def load(kind: Kind, name: str) -> Any:
         return entry.load()
     except Exception as error:  # another's code may raise anything
         what = f"{_SINGULAR[kind]} {name!r} ({entry.value})"
-        raise BadInput(f"the {what} cannot be loaded: {describe(error)}") from error
+        raise BadInput(f"the {what} cannot be loaded: {format_error(error)}") from error
 
 
 def check_names(evaluator: str, *, model: str | None = None, task: str | None = None) -> None:
@@ -82,7 +82,7 @@ def load_object(text: str) -> Any:
         module = _load_file(Path(place)) if is_file else importlib.import_module(place)
     except Exception as error:  # another's code may raise anything
         what = place if is_file else f"module {place}"
-        raise BadInput(f"{what} could not be loaded: {describe(error)}") from error
+        raise BadInput(f"{what} could not be loaded: {format_error(error)}") from error
     if not hasattr(module, name):
         near = suggest_names(name, [known for known in vars(module) if not known.startswith("_")])
         raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")

@@ -66,4 +66,4 @@ def kernels(monkeypatch) -> Callable[[bool], None]:
     """Says whether tensors on the CPU go to our kernels, which Triton's interpreter runs."""
     from qra_backends import kernels as our_kernels
 
-    return lambda used: monkeypatch.setattr(our_kernels, "is_usable", lambda device: used)
+    return lambda used: monkeypatch.setattr(our_kernels, "are_kernels_usable", lambda device: used)

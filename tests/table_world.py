@@ -6,7 +6,7 @@ import numpy as np
 
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.schemas import Sensitivities
-from qra_search.surrogates.basis import Rows, TableBasis
+from qra_search.surrogates.basis import AveragedTrials, TableBasis
 from qra_search.testing.scenarios import make_toy_space
 
 NOISE = 0.002
@@ -41,7 +41,7 @@ class World:
     def loss(self, codes: np.ndarray) -> np.ndarray:
         return 1.0 + compute_table_losses(self.table, codes)
 
-    def rows(self, count: int, noise: float = NOISE) -> Rows:
+    def rows(self, count: int, noise: float = NOISE) -> AveragedTrials:
         codes = self.plans(count)
         loss = self.loss(codes) + noise * self.rng.standard_normal(count)
-        return Rows(codes, loss, np.ones(count))
+        return AveragedTrials(codes, loss, np.ones(count))

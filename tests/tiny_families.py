@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qra_eval.models.linears import normalise
+from qra_eval.models.linears import normalize_linears
 from qra_eval.models.tiny import byte_tokenizer
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 128, 2, 4, 2, 320
@@ -74,7 +74,7 @@ def tiny_config_model(
             if parameter.ndim > 1:
                 parameter.data.mul_(4)
     model.requires_grad_(False).eval()
-    return normalise(model) if normalised else model
+    return normalize_linears(model) if normalised else model
 
 
 def save_tiny(family: str, folder: Path, **options: Any) -> Path:

@@ -132,7 +132,7 @@ def counted_layer(*, kernels: bool = True) -> Iterator[Any]:
     layer, calls = model.model.layers[0], []
     names = [name for name, linear in layer.named_modules() if isinstance(linear, nn.Linear)]
     wrappers = adapters.wrap_linears(layer, names).values()
-    with pretended_gpu(), mock.patch("qra_backends.kernels.is_usable", lambda device: kernels):
+    with pretended_gpu(), mock.patch("qra_backends.kernels.are_kernels_usable", lambda device: kernels):
         for wrapper in wrappers:
             wrapper.set_adapter(
                 torch.zeros(RANK, HIDDEN, device="cuda"), torch.zeros(HIDDEN, RANK, device="cuda"), 0.5

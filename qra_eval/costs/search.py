@@ -15,7 +15,7 @@ from torch import nn
 from qra_eval.costs.phases import CUDA_CONTEXT_BYTES, PeakMemory, estimate_peaks
 from qra_eval.models.embeddings import find_embeddings
 from qra_eval.models.gguf_families import list_family_issues
-from qra_eval.models.linears import EXPERT_PATTERN, Granularity, normalise
+from qra_eval.models.linears import EXPERT_PATTERN, Granularity, normalize_linears
 from qra_eval.quantized.bank import can_store
 from qra_eval.quantized.blocks import Blocks
 from qra_eval.quantized.model import QuantizedModel, count_free_bytes
@@ -128,7 +128,7 @@ def _make_one_layer_model(tuner: FineTuner) -> tuple[Blocks, int]:
     for special in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, special, None)
     made: Any = AutoModelForCausalLM.from_config(config, dtype=model.compute).requires_grad_(False)
-    return Blocks(normalise(made).to(model.device), model.device, model.compute), text.vocab_size
+    return Blocks(normalize_linears(made).to(model.device), model.device, model.compute), text.vocab_size
 
 
 def estimate_quantization_seconds(tuner: FineTuner) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from qra_eval.landscapes.families import (
     make_generator,
     make_space,
 )
-from qra_eval.landscapes.reference import Reference, find_reference_front
+from qra_eval.landscapes.reference import ReferenceFront, find_reference_front
 from qra_search import plugins
 from qra_search.app.config import RunConfig
 from qra_search.errors import BadInput
@@ -71,7 +71,7 @@ class Landscape(Evaluator):
     def true_loss(self, plan: Plan) -> float:
         return float(self.tables.compute_losses(self.space.encode(plan)[None])[0])
 
-    def find_reference_front(self, budgets: tuple[int, ...]) -> Reference:
+    def find_reference_front(self, budgets: tuple[int, ...]) -> ReferenceFront:
         return find_reference_front(self.tables, self.space, budgets)
 
     def sensitivities(self) -> Sensitivities | None:

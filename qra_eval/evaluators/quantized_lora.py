@@ -110,7 +110,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         self.tuner = FineTuner(
             self.quantized_model, self.rows, config.evaluation, config.finetune, metric=config.search.metric
         )
-        self.space = self.tuner.space.with_extra(make_extra(self.config))
+        self.space = self.tuner.space.with_extra(make_extra_parameters(self.config))
         if config.engine is not None:
             quantized = self.quantized_model
             check_engine(config.engine, loaded.model.config, quantized.linears, quantized.granularity)
@@ -253,7 +253,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         return measure_untuned(self.tuner)
 
 
-def make_extra(config: RunConfig) -> dict[str, ExtraParameter]:
+def make_extra_parameters(config: RunConfig) -> dict[str, ExtraParameter]:
     """What a search chooses beside bits and ranks by the settings: learning rates, and lengths of evaluations."""
     extra, rate = {}, config.training.rate
     if config.space.learning_rates:

@@ -24,7 +24,7 @@ from qra_eval.models.gguf_families import (
     list_family_issues,
 )
 from qra_eval.models.linears import ROUTER_KINDS
-from qra_eval.models.load import find_path
+from qra_eval.models.load import find_model_path
 from qra_eval.tuning.loading import Generation
 from qra_search.engines import advise_replan
 from qra_search.errors import BadInput
@@ -282,7 +282,7 @@ def write_tokenizer(writer: Any, run: TunedRun, splits: str | None) -> list[str]
         writer.add_add_space_prefix(first.startswith(SPACE_PIECE))
     else:
         if splits is None and (run.spec == "smollm2" or run.spec.lower().endswith(".gguf")):
-            file = find_path(run.spec)
+            file = find_model_path(run.spec)
             splits = None if file is None else read_value(file, "tokenizer.ggml.pre")
         if splits is None:
             notes.append(

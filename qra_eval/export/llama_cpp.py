@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_eval.tuning.loading import Generation, Meter, OnText
+from qra_eval.tuning.loading import AnswerMeter, Generation, OnText
 
 F32, NO_FLASH = 0, 0
 """GGML_TYPE_F32 and LLAMA_FLASH_ATTN_TYPE_DISABLED: flash attention would cast keys and values to float16."""
@@ -117,7 +117,7 @@ def generate(
     Raises:
         RuntimeError: llama.cpp does not load or run the files.
     """
-    meter, threads = Meter(on_text), threads or torch.get_num_threads()
+    meter, threads = AnswerMeter(on_text), threads or torch.get_num_threads()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
     with load_file(model) as (ffi, lib, loaded):
         vocabulary = lib.llama_model_get_vocab(loaded)

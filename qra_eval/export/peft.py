@@ -26,7 +26,7 @@ from qra_eval.models.loaded import WITHOUT_KERNELS
 from qra_eval.pretrained import NEEDED_IMPORT
 from qra_eval.tuning.loading import read_levels
 from qra_search.app.tuning_folder import ADAPTER_FOLDER, BASE_FILE
-from qra_search.engines import advise_replan, fit_rank, serve_command
+from qra_search.engines import advise_replan, find_engine_rank, serve_command
 from qra_search.files import write_json
 from qra_search.schemas import LevelName
 from qra_search.space.serialization import PLAN_NAME
@@ -75,7 +75,7 @@ class VLLMExporter(PEFTExporter):
                 "vLLM reorders the rows of query_key_value, but not of its codes: export as merged"
             )
         try:
-            fit_rank(VLLM, max(len(A) for A, _ in run.factors.values()))
+            find_engine_rank(VLLM, max(len(A) for A, _ in run.factors.values()))
         except ValueError as error:
             reasons.append(f"{error}: {advise_replan(VLLM)}")
         return reasons

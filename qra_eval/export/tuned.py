@@ -144,7 +144,7 @@ class TunedRun:
     def build_merged_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The state of plain transformers' model, with its adapter added to the weights.
 
-        Undoes `qra_eval.models.linears.normalise`: Conv1D weights are transposed back, experts stacked again.
+        Undoes `qra_eval.models.linears.normalize_linears`: Conv1D weights are transposed back, experts stacked again.
         """
 
         def merge(name: str) -> Tensor:

@@ -21,7 +21,7 @@ CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceFront:
     """Best known plan under each budget, with its noise-free loss; `exact` where it is proven optimal."""
 
     plans: tuple[Plan, ...]
@@ -29,7 +29,9 @@ class Reference:
     exact: bool
 
 
-def find_reference_front(tables: LandscapeNumbers, space: SearchSpace, budgets: Sequence[int]) -> Reference:
+def find_reference_front(
+    tables: LandscapeNumbers, space: SearchSpace, budgets: Sequence[int]
+) -> ReferenceFront:
     """Best known plan under each budget (bytes, ascending), by the noise-free loss; raises BudgetTooSmall.
 
     Additive tables are one exact knapsack a budget. Any other: the knapsack over its table, re-linearised
@@ -40,7 +42,7 @@ def find_reference_front(tables: LandscapeNumbers, space: SearchSpace, budgets: 
     best = []
     for budget in budgets:
         space.memory.check_budget(budget)
-        problem = Problem(tables, space, budget)
+        problem = BudgetProblem(tables, space, budget)
         start = knapsack.solve(problem.table, problem.size, problem.room)
         assert start is not None
         problems.append(problem)
@@ -52,10 +54,10 @@ def find_reference_front(tables: LandscapeNumbers, space: SearchSpace, budgets: 
                 if problem.compute_losses(candidate[None])[0] < problem.compute_losses(best[i][None])[0]:
                     best[i] = candidate
     losses = tuple(float(problems[0].compute_losses(code[None])[0]) for code in best)
-    return Reference(tuple(map(space.decode, best)), losses, tables.is_additive)
+    return ReferenceFront(tuple(map(space.decode, best)), losses, tables.is_additive)
 
 
-class Problem:
+class BudgetProblem:
     """A landscape under one budget; a move is one group at one choice, an index into (G, B, R)."""
 
     def __init__(self, tables: LandscapeNumbers, space: SearchSpace, budget: int):

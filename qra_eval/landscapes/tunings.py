@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from qra_eval.landscapes.families import make_generator
-from qra_eval.landscapes.reference import Reference
+from qra_eval.landscapes.reference import ReferenceFront
 from qra_search import plugins
 from qra_search.allocate import knapsack
 from qra_search.app.config import RunConfig
@@ -101,7 +101,7 @@ def parse_plan(key: str) -> Plan:
 
 # -- what the loss follows from --------------------------------------------------------------------
 @dataclass(frozen=True)
-class Traits:
+class TuningTraits:
     """What the formula knows of N tunings.
 
     Attributes:
@@ -116,8 +116,8 @@ class Traits:
     rate: np.ndarray
     length: np.ndarray
 
-    def __getitem__(self, some: Any) -> Traits:
-        return Traits(self.damage[some], self.rank[some], self.rate[some], self.length[some])
+    def __getitem__(self, some: Any) -> TuningTraits:
+        return TuningTraits(self.damage[some], self.rank[some], self.rate[some], self.length[some])
 
 
 def list_kinds(space: SearchSpace) -> list[str]:
@@ -130,13 +130,13 @@ def compute_traits(
     codes: np.ndarray,
     learning_rates: Sequence[float] | np.ndarray,
     steps: Sequence[float] | np.ndarray,
-) -> Traits:
+) -> TuningTraits:
     """The traits of tunings, by damage (G, B) of the sensitivities and codes (N, 2, G) of the plans."""
     kinds = list_kinds(space)
     members = np.array([[group.kind == kind for kind in kinds] for group in space.groups], dtype=float)
     linears = [i for i, group in enumerate(space.groups) if not group.is_embedding]
     ranks = np.asarray(space.ranks, dtype=float)[codes[:, 1][:, linears]]
-    return Traits(
+    return TuningTraits(
         damage[np.arange(len(space)), codes[:, 0]] @ members,
         np.log2(ranks / MIDDLE_RANK).mean(1),
         np.log2(np.asarray(learning_rates) / MIDDLE_RATE),
@@ -146,7 +146,7 @@ def compute_traits(
 
 def compute_row_traits(
     space: SearchSpace, sensitivities: Sensitivities, rows: Sequence[Mapping[str, Any]]
-) -> Traits:
+) -> TuningTraits:
     codes = space.encode_many(parse_plan(row["plan"]) for row in rows)
     rates, steps = ([row[name] for row in rows] for name in ("learning_rate", "steps"))
     return compute_traits(space, sensitivities.bits_damage, codes, rates, steps)
@@ -181,7 +181,7 @@ class TuningFormula:
         p = self.parameters
         return np.asarray(p["top"] + p["top_length"] * length + p["top_rank"] * rank)
 
-    def predict(self, traits: Traits) -> np.ndarray:
+    def predict(self, traits: TuningTraits) -> np.ndarray:
         """Logarithms of test losses (N,)."""
         p, length = self.parameters, traits.length
         level = p["level"] + p["level_length"] * length + p["level_bend"] * length**2
@@ -193,7 +193,7 @@ class TuningFormula:
         return np.asarray(level + damage - p["gain_rank"] * traits.rank + rate)
 
 
-def fit_formula(traits: Traits, losses: np.ndarray) -> TuningFormula:
+def fit_formula(traits: TuningTraits, losses: np.ndarray) -> TuningFormula:
     """The formula of least squares of losses (N,), robust against tunings far off it, drawn to the priors by few."""
     kinds = traits.damage.shape[1]
     means = np.array([mean for mean, _ in PRIORS.values()] + [0.0] * kinds)
@@ -285,7 +285,7 @@ class TuningsLandscape(Evaluator):
         first, last = resolve_budgets(self.space, ("uniform1r8", "uniform2r8"))
         return first, (first + last) // 2, last
 
-    def find_reference_front(self, budgets: Sequence[int]) -> Reference:
+    def find_reference_front(self, budgets: Sequence[int]) -> ReferenceFront:
         """The best plans under these budgets: knapsacks over weighted damage, at every price of rank and every rate."""
         plain = self.space.without_extra
         weights = self.formula.weights[[list_kinds(plain).index(group.kind) for group in plain.groups]]
@@ -307,7 +307,7 @@ class TuningsLandscape(Evaluator):
             best = plain.decode(tried[at_plan])
             extra = (("learning_rate", LEARNING_RATES[at_rate]), (LENGTH_PARAMETER, 1.0))
             found.append((replace(best, extra=extra), float(losses.min())))
-        return Reference(tuple(plan for plan, _ in found), tuple(loss for _, loss in found), exact=False)
+        return ReferenceFront(tuple(plan for plan, _ in found), tuple(loss for _, loss in found), exact=False)
 
     def sensitivities(self) -> Sensitivities:
         return replace(self._sensitivities, cost=SENSITIVITIES_COST)

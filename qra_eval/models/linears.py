@@ -48,7 +48,7 @@ class Experts(nn.ModuleList):
 
 def keep_expert_names(model: Any) -> None:
     """Keep peft 0.21, which goes by the model type alone, from renaming an adapter's experts to transformers' stacked
-    ones, which `normalise` took apart: the config has another type from now on."""
+    ones, which `normalize_linears` took apart: the config has another type from now on."""
     if any(isinstance(module, Experts) for module in model.modules()):
         model.config.model_type = f"{type(model.config).model_type}_unstacked"
 
@@ -149,7 +149,7 @@ def find_group_kind(name: str, granularity: Granularity) -> str:
     return "expert" if expert else name.rpartition(".")[2]
 
 
-def normalise(model: nn.Module) -> nn.Module:
+def normalize_linears(model: nn.Module) -> nn.Module:
     """Replace, in place, what computes as linears but is not: GPT-2's Conv1D, and experts stacked in one tensor.
 
     The outputs stay the same to rounding. The experts that transformers 5 stacks become one module each, with

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from qra_eval.hub import check_hub, find_path, make_unknown_error
+from qra_eval.hub import check_hub, find_model_path, make_unknown_error
 from qra_eval.models.from_gguf import convert_gguf
 from qra_eval.models.loaded import STORAGE_DTYPE, WITHOUT_KERNELS, LoadedModel, prepare_model
 from qra_eval.models.tiny import make_tiny_model
@@ -46,7 +46,7 @@ def load_model(
     name = str(model)
     if name == "tiny":
         return make_tiny_model(dtype=dtype, device=device)
-    path = find_path(name)
+    path = find_model_path(name)
     read = partial(_read, dtype=dtype, weights=weights)
     if path is None:
         loaded, tokenizer = _read_from_hub(name, read)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_eval.models.embeddings import find_embeddings
-from qra_eval.models.linears import find_linears, normalise
+from qra_eval.models.linears import find_linears, normalize_linears
 from qra_search.errors import BadInput
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -86,7 +86,7 @@ def prepare_model(
     By `stream` and `weights` as in `load_model`; `place_embeddings` puts streamed tables where they are needed.
     """
     model.requires_grad_(False).eval()
-    normalise(model)
+    normalize_linears(model)
     if tokenizer is not None and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not weights:

@@ -18,7 +18,7 @@ Forward = Callable[..., Any]
 
 
 @dataclass
-class Flow:
+class BatchFlow:
     """A batch on its way through the layers.
 
     Attributes:
@@ -97,7 +97,7 @@ class Blocks:
 
     # -- a batch through the layers ------------------------------------------------------------
     @torch.no_grad()
-    def embed_batch(self, batch: Batch) -> Flow:
+    def embed_batch(self, batch: Batch) -> BatchFlow:
         batch = batch.to(self.device)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         first: list[Tensor] = []
@@ -116,9 +116,9 @@ class Blocks:
 
         with self._replace_forwards(record):
             self.model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=1)
-        return Flow(batch, first[0].cpu(), calls)
+        return BatchFlow(batch, first[0].cpu(), calls)
 
-    def run_layer(self, index: int, flow: Flow, hidden: Tensor | None = None) -> Tensor:
+    def run_layer(self, index: int, flow: BatchFlow, hidden: Tensor | None = None) -> Tensor:
         """What a layer, which has to be placed, makes of a flow's hidden states (N, T, H), or of others."""
         args, kwargs = flow.calls[index]
         given = flow.hidden.to(self.device) if hidden is None else hidden
@@ -126,11 +126,11 @@ class Blocks:
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
-    def advance_flow(self, index: int, flow: Flow) -> None:
+    def advance_flow(self, index: int, flow: BatchFlow) -> None:
         """Take a flow through a layer, which has to be placed."""
         flow.hidden = self.run_layer(index, flow).cpu()
 
-    def compute_logits(self, flow: Flow, hidden: Tensor) -> Tensor:
+    def compute_logits(self, flow: BatchFlow, hidden: Tensor) -> Tensor:
         """Logits (M, vocabulary) at the labelled positions, of what the last layer put out."""
         last = len(self) - 1
 

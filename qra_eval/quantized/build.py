@@ -1,7 +1,7 @@
 """Encodes what plans ask for: linears that the bank lacks, from moments that one pass of the calibration rows gives.
 
 The rows pass through the unquantized model once, forward and backward (`pass_layers`). If the disk has room, the
-moments are kept (`KeptMoments`), and whatever is asked for later is encoded from them; else the missing linears are
+moments are kept (`StoredMoments`), and whatever is asked for later is encoded from them; else the missing linears are
 encoded in the visit of their layer, and a later command passes the rows again. Codes are the same bits either way. A
 linear's file is written as soon as it is encoded, so what a kill leaves is whole or absent.
 
@@ -38,7 +38,7 @@ DISK_SHARE = 0.25
 """Moments are kept if they take at most this share of what is free on the disk."""
 
 
-class KeptMoments:
+class StoredMoments:
     """The files of a bank's moments: one for each input, and an index of who reads which, written last.
 
     Gives what `LayerMoments` gives of the linears of all layers.
@@ -109,7 +109,7 @@ LARGE_PART = 20
 SPREAD = 8
 
 
-def build(
+def fill_bank(
     bank: Bank,
     wanted: Iterable[tuple[str, LevelName]],
     blocks: Blocks,
@@ -138,7 +138,7 @@ def build(
             if progress is not None:
                 progress("quantize", next(done), len(missing))
 
-        def encode(names: Sequence[str], moments: LayerMoments | KeptMoments | None) -> None:
+        def encode(names: Sequence[str], moments: LayerMoments | StoredMoments | None) -> None:
             def encode_linear(name: str, hessian: Tensor | None, weights: Tensor | None) -> None:
                 modules = bank.backend.quantize_levels(
                     bank.linears[name], missing[name], hessian=hessian, output_weights=weights
@@ -160,7 +160,7 @@ def build(
             for name, levels in missing.items()
             if any(map(bank.backend.is_calibrated, levels))
         }
-        kept = KeptMoments(bank) if calibrated else None
+        kept = StoredMoments(bank) if calibrated else None
         if kept is not None and not kept.is_whole() and kept.has_room():
             for layer, moments in pass_rows(sorted({*bank.layer_of.values()})):
                 kept.write(bank.list_names(layer), moments)
@@ -176,7 +176,7 @@ def build(
 
 def visit_linears(
     linears: Mapping[str, nn.Linear],
-    moments: LayerMoments | KeptMoments | None,
+    moments: LayerMoments | StoredMoments | None,
     work: Callable[[str, Tensor | None, Tensor | None], None],
     backend: Backend,
     device: torch.device,

@@ -13,7 +13,7 @@ from qra_backends import SecondMoment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qra_eval.quantized.blocks import Blocks, Flow
+from qra_eval.quantized.blocks import BatchFlow, Blocks
 from qra_eval.tasks.batches import Batch
 from qra_search.evaluator import Progress
 
@@ -315,7 +315,7 @@ def pass_layers(
 
 
 def _compute_head_gradients(
-    blocks: Blocks, flow: Flow, weighting: Weighting, generator: torch.Generator
+    blocks: Blocks, flow: BatchFlow, weighting: Weighting, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the labels' log-likelihood at the last layer, (N, T, H), its squares at the logits, (V,), and what
     the head reads at labelled positions, (M, H)."""
@@ -353,7 +353,11 @@ def sample_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _weigh_tokens(
-    tables: Mapping[str, Any], flows: Sequence[Flow], moments: LayerMoments, head: str | None, squares: Tensor
+    tables: Mapping[str, Any],
+    flows: Sequence[BatchFlow],
+    moments: LayerMoments,
+    head: str | None,
+    squares: Tensor,
 ) -> None:
     """Let each token's row count by how often it is read, as a tuned head writes it, and by its logit's gradients."""
     ids = torch.cat([flow.batch.input_ids[:, : flow.batch.width or None].flatten() for flow in flows]).cpu()

@@ -17,7 +17,7 @@ from qra_eval.models.linears import Granularity, find_linears, group_linears, re
 from qra_eval.models.loaded import LoadedModel, choose_compute_dtype, hash_config
 from qra_eval.quantized.bank import Bank, count_tensor_bytes, get_bank_folder
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.build import build
+from qra_eval.quantized.build import fill_bank
 from qra_eval.quantized.calibration import WEIGHTINGS, get_expert_kind
 from qra_eval.quantized.space import AUTO_TABLE_BITS, list_plan_levels, list_table_levels, make_model_space
 from qra_eval.tasks.base import Rows
@@ -144,7 +144,7 @@ class QuantizedModel:
         """Quantize the linears that a plan asks for and the bank lacks, with the model as it was loaded."""
         wanted, batches = list_plan_levels(self.space.find_space(plan), plan), self.calibration_batches()
         head = next(reversed(self.tables), None)
-        build(self.bank, wanted, self.blocks, batches, self.progress, weighting=self.weighting, head=head)
+        fill_bank(self.bank, wanted, self.blocks, batches, self.progress, weighting=self.weighting, head=head)
 
     def is_plan_quantized(self, plan: Plan) -> bool:
         return not self.bank.find_missing(list_plan_levels(self.space.find_space(plan), plan))

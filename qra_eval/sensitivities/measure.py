@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from qra_eval.models.linears import make_linear
 from qra_eval.quantized.bank import can_store
-from qra_eval.quantized.blocks import Blocks, Flow
-from qra_eval.quantized.build import KeptMoments, find_modules, visit_linears
+from qra_eval.quantized.blocks import BatchFlow, Blocks
+from qra_eval.quantized.build import StoredMoments, find_modules, visit_linears
 from qra_eval.quantized.calibration import (
     BACKWARD_STAGE,
     FORWARD_STAGE,
@@ -192,7 +192,7 @@ def probe_linears(tuner: FineTuner) -> tuple[dict[str, list[LevelProbe]], dict[s
         next(reversed(model.tables), None),
         report_progress,
     )
-    kept = KeptMoments(bank)
+    kept = StoredMoments(bank)
     keeps = model.is_pass_shared and not kept.is_whole() and kept.has_room()
     for layer, moments in passed:
         linears = {name: bank.linears[name] for name in bank.list_names(layer)}
@@ -326,7 +326,7 @@ def measure_divergence(
     depths = {key: model.layer_of[members[0][0]] for key, members in degraded.items()}
     of_tables = [(name, i) for name in model.tables for i in range(len(found[name]))]
     probes: dict[tuple[int, LevelName], Tensor] = {}
-    flows: dict[tuple[str, int], Flow] = {}
+    flows: dict[tuple[str, int], BatchFlow] = {}
     behind = sum(len(blocks) - depth for depth in depths.values())
     runs, done = behind + (1 + len(of_tables)) * len(blocks), itertools.count(1)
 

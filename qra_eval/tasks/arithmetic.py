@@ -28,7 +28,7 @@ OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": 
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemKind:
     """One kind of problem, over operands a, b and c (problems of one step: a and b).
 
     Attributes:
@@ -42,8 +42,8 @@ class Kind:
     fits: Callable[[int, int, int], bool] = lambda a, b, c: True
 
 
-PROBLEM_KINDS: Mapping[str, Kind] = {
-    "total": Kind(
+PROBLEM_KINDS: Mapping[str, ProblemKind] = {
+    "total": ProblemKind(
         lambda a, b, c: [(a, "+", b)],
         (
             "{who} has {a} {thing} and {other} has {b} {thing}. How many {thing} do they have together?",
@@ -51,7 +51,7 @@ PROBLEM_KINDS: Mapping[str, Kind] = {
             "There are {a} {thing} in one box and {b} {thing} in another box. How many {thing} are there in all?",
         ),
     ),
-    "left": Kind(
+    "left": ProblemKind(
         lambda a, b, c: [(max(a, b), "-", min(a, b))],
         (
             "{who} had {most} {thing} and gave {least} of them to {other}. How many {thing} are left?",
@@ -60,7 +60,7 @@ PROBLEM_KINDS: Mapping[str, Kind] = {
             "A shop had {most} {thing} and sold {least} of them. How many {thing} remain?",
         ),
     ),
-    "product": Kind(
+    "product": ProblemKind(
         lambda a, b, c: [(a, "*", b)],
         (
             "{who} has {a} boxes with {b} {thing} in each box. How many {thing} does {who} have?",
@@ -68,7 +68,7 @@ PROBLEM_KINDS: Mapping[str, Kind] = {
         ),
         lambda a, b, c: a * b < 10_000 and min(a, b) <= 20,
     ),
-    "share": Kind(
+    "share": ProblemKind(
         lambda a, b, c: [(a * b, "/", b)],
         (
             "{who} shares {whole} {thing} equally among {b} friends. How many {thing} does each friend get?",
@@ -76,7 +76,7 @@ PROBLEM_KINDS: Mapping[str, Kind] = {
         ),
         lambda a, b, c: a * b < 10_000 and b <= 20,
     ),
-    "buy_and_give": Kind(
+    "buy_and_give": ProblemKind(
         lambda a, b, c: [(a, "+", b), (a + b, "-", c)],
         (
             "{who} had {a} {thing}, bought {b} more and gave {c} to {other}. How many {thing} does {who} have now?",
@@ -84,7 +84,7 @@ PROBLEM_KINDS: Mapping[str, Kind] = {
         ),
         lambda a, b, c: c <= a + b,
     ),
-    "boxes_and_more": Kind(
+    "boxes_and_more": ProblemKind(
         lambda a, b, c: [(a, "*", b), (a * b, "+", c)],
         (
             "{who} has {a} bags with {b} {thing} each, and {c} more {thing}. How many {thing} does {who} have?",

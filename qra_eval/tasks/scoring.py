@@ -15,7 +15,7 @@ from typing import Any
 
 from qra_eval.tasks.example import Example
 from qra_search import plugins
-from qra_search.errors import BadInput, describe, shorten
+from qra_search.errors import BadInput, format_error, shorten
 from qra_search.plugins import IN_MEMORY_PREFIX
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def check_metric(name: str, metric: Metric, example: Example) -> None:
         _score_answer(metric, example.answer, example)
     except Exception as error:  # another's code may raise anything
         raise BadInput(
-            f"metric {name!r} failed on the right answer of a test row ({describe(error)}). It gets the answer as "
+            f"metric {name!r} failed on the right answer of a test row ({format_error(error)}). It gets the answer as "
             "text, and must return a number"
         ) from error
 
@@ -111,7 +111,7 @@ def score_answers(
             scores.append(0.0)
     if failures:
         message = "metric %s fails on %d of %d answers, which count as 0 (%s)"
-        log.warning(message, name, len(failures), len(answers), describe(failures[0]))
+        log.warning(message, name, len(failures), len(answers), format_error(failures[0]))
     return scores
 
 

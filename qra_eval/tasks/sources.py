@@ -17,7 +17,7 @@ from typing import Any
 from qra_eval import hub
 from qra_eval.tasks.example import SPLITS, SplitName
 from qra_search import plugins
-from qra_search.errors import BadInput, first_line, shorten, wrong_type
+from qra_search.errors import BadInput, first_line, make_type_error, shorten
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and what it holds."""
@@ -174,7 +174,7 @@ def _parse_json(text: str, what: str) -> Any:
 
 def _label_rows(rows: Any, what: str) -> list[Row]:
     if isinstance(rows, str) or not (hasattr(rows, "__len__") and hasattr(rows, "__iter__")):
-        raise wrong_type("task", rows, "a name, a file, a Dataset, or a list of dictionaries is needed")
+        raise make_type_error("task", rows, "a name, a file, a Dataset, or a list of dictionaries is needed")
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # of a Dataset that gives tensors
     found: list[Row] = []

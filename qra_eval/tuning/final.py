@@ -94,7 +94,7 @@ def tune(
         after = answer_samples()
         scores: Any = tuner.score_rows("test", tuner.scored_rows)
         if folder is not None:
-            save(tuner, plan, folder)
+            save_tuning(tuner, plan, folder)
         seconds = time.perf_counter() - start + full.earlier_seconds
         shown = []
         for example, old, new in zip(samples, before, after, strict=True):
@@ -172,7 +172,7 @@ def select_samples(tuner: FineTuner, count: int) -> list[Example]:
 
 
 # -- what is saved -----------------------------------------------------------------------------
-def save(tuner: FineTuner, plan: Plan, folder: Path, *, is_tuned: bool = True) -> None:
+def save_tuning(tuner: FineTuner, plan: Plan, folder: Path, *, is_tuned: bool = True) -> None:
     """Write the quantized base of a plan in place and its `plan.json`, and if it is tuned its adapter.
 
     Tensors of the base are `NAME::TENSOR`: those of the bank, but for the scales and offsets that training left.
@@ -204,7 +204,7 @@ def save(tuner: FineTuner, plan: Plan, folder: Path, *, is_tuned: bool = True) -
 def write_base(tuner: FineTuner, plan: Plan, folder: Path) -> None:
     """Write the quantized base of an untuned plan, and its `plan.json`."""
     tuner.switcher.quantize_plan(plan)
-    save(tuner, plan, folder, is_tuned=False)
+    save_tuning(tuner, plan, folder, is_tuned=False)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -233,7 +233,7 @@ class Generation:
     resident_bytes: int
 
 
-class Meter:
+class AnswerMeter:
     """Collects an answer as its tokens come; made before the model is loaded."""
 
     def __init__(self, on_text: OnText | None = None):
@@ -271,14 +271,14 @@ def generate(
     """
     for library in LAZY_LIBRARIES:
         import_module(library)
-    meter = Meter(on_text)
+    meter = AnswerMeter(on_text)
     model, tokenizer = load(folder, **options)
     ids, streamer = encode_prompt(tokenizer, prompt), _make_streamer(tokenizer, meter)
     generate_answers(model, tokenizer, [ids], tokens, streamer=streamer)
     return meter.finish()
 
 
-def _make_streamer(tokenizer: Any, meter: Meter) -> Any:
+def _make_streamer(tokenizer: Any, meter: AnswerMeter) -> Any:
     """Gives a meter the tokens that `generate` finds, and their text by whole words."""
     from transformers import TextStreamer
 

@@ -24,7 +24,7 @@ from qra_search.app.tuning_folder import CHECKPOINT_FILE, CURVE_FILE
 from qra_search.errors import RunFailed
 from qra_search.files import write_text
 from qra_search.sections import FinetuneConfig, TrainingConfig
-from qra_search.study.study import on_interrupt
+from qra_search.study.study import handle_interrupt
 
 MAX_GRADIENT_NORM = 1.0
 """Of the gradients of a group together; larger ones are scaled down to it."""
@@ -249,7 +249,7 @@ class FullTuning(TrainerCallback):
 
     def save_on_interrupt(self) -> AbstractContextManager[None]:
         """Ctrl-C writes a checkpoint after the running step and then ends the tuning; a second one ends it at once."""
-        return nullcontext() if self.folder is None else on_interrupt(self._interrupted.set)
+        return nullcontext() if self.folder is None else handle_interrupt(self._interrupted.set)
 
     def on_train_end(self, training: Training) -> None:
         """Put the best parameters in place, if there are any."""

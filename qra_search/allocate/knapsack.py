@@ -40,8 +40,8 @@ def solve(cost: np.ndarray, size: np.ndarray, budget: int, *, exact: bool = True
         None if nothing fits.
     """
     ranks = cost.shape[-1]
-    cost = flatten(np.asarray(cost, float))
-    size = flatten(np.asarray(size, np.int64))
+    cost = flatten_choices(np.asarray(cost, float))
+    size = flatten_choices(np.asarray(size, np.int64))
     rows = np.arange(len(cost))
     allowed = np.isfinite(cost)
     smallest = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
@@ -66,8 +66,8 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
         budget: what the sizes may sum to; the smallest choices must fit.
     """
     ranks = cost.shape[-1]
-    cost = flatten(cost)
-    size = flatten(size)
+    cost = flatten_choices(cost)
+    size = flatten_choices(size)
     S, G, _ = cost.shape
     allowed = np.isfinite(cost[0])
     least = np.where(allowed, size, np.iinfo(np.int64).max).argmin(1)
@@ -97,7 +97,7 @@ def solve_many(cost: np.ndarray, size: np.ndarray, budget: int) -> np.ndarray:
     return decode_items(np.stack([fill_budget(cost[s], size, budget, best[s]) for s in range(S)]), ranks)
 
 
-def flatten(table: np.ndarray) -> np.ndarray:
+def flatten_choices(table: np.ndarray) -> np.ndarray:
     """(..., G, C): a table (..., G, B, R) with the C = B R choices of a group as its items."""
     return table.reshape(*table.shape[:-2], -1)
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from qra_search.engines import ENGINES
-from qra_search.errors import BadInput, one_line, shorten, wrong_type
+from qra_search.errors import BadInput, make_type_error, one_line, shorten
 from qra_search.plugins import IN_MEMORY_PREFIX, suggest_names
 from qra_search.sections import (
     DEFAULT_EVALUATOR,
@@ -266,7 +266,7 @@ def make_settings(
         made = make_config(dict(config or {}), given, source="options" if config is None else "config")
     else:
         wanted = "a RunConfig, a mapping of its fields, or the path of a YAML file is needed"
-        raise wrong_type("config", config, wanted)
+        raise make_type_error("config", config, wanted)
     task = made.task
     names: dict[str, Any] = {"model.name": made.model.name, "task.name": task.name}
     names |= {"task.data": task.data, "task.metrics": task.metrics}

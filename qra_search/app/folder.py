@@ -19,7 +19,7 @@ from qra_search.app.tuning_folder import TuningFolder
 from qra_search.errors import BadInput, convert_to_bad_input, describe_os_error
 from qra_search.evaluator import Evaluator
 from qra_search.files import read_json, write_json, write_text
-from qra_search.log.journal import TrialLog, round_trip
+from qra_search.log.journal import TrialLog, convert_through_json
 from qra_search.log.state import StudyState, read_state
 from qra_search.plugins import UnknownName
 from qra_search.schemas import Plan, Sensitivities, TuningRecord
@@ -186,7 +186,7 @@ class RunFolder:
             return None
         state, described, _ = self._read_state()
         known = {**described, "search space": state.space.signature}
-        given = {**round_trip(evaluator.describe()), "search space": evaluator.space.signature}
+        given = {**convert_through_json(evaluator.describe()), "search space": evaluator.space.signature}
         for key, value in given.items():
             if known.get(key) != value:
                 held = f"{self.path} holds a run with {key} {known.get(key)!r}, not {value!r}"

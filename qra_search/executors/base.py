@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from operator import methodcaller
 from typing import Any
 
-from qra_search.errors import EvaluationFailed, RunFailed, describe, describe_failure
+from qra_search.errors import EvaluationFailed, RunFailed, describe_failure, format_error
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.schemas import Evaluation, Plan, Proposal, Sensitivities
 
@@ -151,7 +151,7 @@ class RemoteEvaluator(Evaluator):
 
     def __init__(self, executor: WorkerExecutor):
         self._executor = executor
-        self.space, self.fidelities, self._description = executor.call(identify).result()
+        self.space, self.fidelities, self._description = executor.call(identify_evaluator).result()
 
     def evaluate(self, plan: Plan, *, fidelity: float = 1.0, seed: int = 0) -> Evaluation:
         return self._executor.submit(Proposal(plan, fidelity, seed)).result()
@@ -173,7 +173,7 @@ def build_evaluator(factory: Factory) -> None:
     try:
         _evaluators[:] = [factory()]
     except (Exception, SystemExit) as error:
-        raise WorkerUnusable(f"the evaluator cannot be built: {describe(error)}") from None
+        raise WorkerUnusable(f"the evaluator cannot be built: {format_error(error)}") from None
 
 
 def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:
@@ -192,6 +192,6 @@ def evaluate(evaluator: Evaluator, proposal: Proposal) -> Evaluation:
     return check_evaluation(evaluation, evaluator.space, proposal.plan)
 
 
-def identify(evaluator: Evaluator) -> tuple[Any, ...]:
+def identify_evaluator(evaluator: Evaluator) -> tuple[Any, ...]:
     """What a study asks of its evaluator before it evaluates anything: space, fidelities and description."""
     return evaluator.space, tuple(evaluator.fidelities), evaluator.describe()

@@ -25,7 +25,7 @@ from qra_search.errors import (
     BadInput,
     EvaluationFailed,
     RunFailed,
-    TornLine,
+    TornLineWarning,
     describe_os_error,
     describe_problem,
     shorten,
@@ -113,11 +113,11 @@ def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
     return contents
 
 
-def round_trip(value: Any) -> Any:
+def convert_through_json(value: Any) -> Any:
     return from_json(to_json(value, inf_nan_mode="strings"))
 
 
-def to_printable(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text that can be stored: valid UTF-8, of bounded length."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + f"... ({len(text)} characters)"
@@ -129,7 +129,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
     Every proposal is on disk before it is run, every result before the next proposal is asked for, so a kill at any
     moment loses at most the evaluations in flight, which `running_trials` then names. Any number of processes may read;
     the first write takes a lock that keeps other writers out until `close`. A line that was being written when its
-    process died is dropped by the next writer, with a `TornLine` warning.
+    process died is dropped by the next writer, with a `TornLineWarning` warning.
 
     Args:
         path: file of JSON lines, made by the first write if it is missing; `:memory:` writes nothing.
@@ -171,7 +171,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         """
         self._begin_writing()
         known = self._contents.header
-        new = round_trip({**identity, **(entries or {})})
+        new = convert_through_json({**identity, **(entries or {})})
         for key in identity:
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()
@@ -202,7 +202,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         return self._end(trial_id, "done", evaluation, "")
 
     def fail(self, trial_id: int, reason: str) -> Trial:
-        return self._end(trial_id, "failed", None, to_printable(reason))
+        return self._end(trial_id, "failed", None, clean_text(reason))
 
     def _end(self, trial_id: int, status: Status, evaluation: Evaluation | None, reason: str) -> Trial:
         self._begin_writing()
@@ -249,7 +249,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
                 os.ftruncate(self._file, self._contents.end)
                 warnings.warn(
                     f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
-                    TornLine,
+                    TornLineWarning,
                     stacklevel=3,
                 )
         except Timeout:

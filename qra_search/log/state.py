@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qra_search.errors import describe
+from qra_search.errors import format_error
 from qra_search.log.journal import LogError, TrialLog
 from qra_search.schemas import Plan, Sensitivities, Trial
 from qra_search.space.memory import MemoryModel
@@ -111,4 +111,4 @@ def read_state(log: TrialLog) -> StudyState:
             float((log.get_meta("study") or {}).get("evaluations", 100.0)),
         )
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise LogError(f"{log.path} is not the journal of one search ({describe(error)})") from None
+        raise LogError(f"{log.path} is not the journal of one search ({format_error(error)})") from None

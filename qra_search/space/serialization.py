@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from qra_search.errors import BadInput, convert_to_bad_input, describe, shorten
+from qra_search.errors import BadInput, convert_to_bad_input, format_error, shorten
 from qra_search.files import read_json, write_json
 from qra_search.schemas import MODEL_CONFIG, LevelName, Plan, Schema, Sensitivities, make_adapter
 from qra_search.space.space import SearchSpace
@@ -113,5 +113,5 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
         sensitivities = Sensitivities.from_dict(data["sensitivities"])
         evaluator = dict(data["evaluator"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BadInput(f"{file} is damaged ({describe(error)}): plan again in another folder") from error
+        raise BadInput(f"{file} is damaged ({format_error(error)}): plan again in another folder") from error
     return space, check_sensitivities(space, sensitivities), evaluator

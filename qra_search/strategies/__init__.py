@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qra_search import plugins
-from qra_search.errors import BadInput, convert_to_bad_input, wrong_type
+from qra_search.errors import BadInput, convert_to_bad_input, make_type_error
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal, Trial
 
@@ -94,7 +94,7 @@ def make_strategy(spec: str | Strategy, /, **options: Any) -> Strategy:
             )
         return spec
     if not isinstance(spec, str):
-        raise wrong_type("strategy", spec, "the name of a strategy, or a Strategy, is needed")
+        raise make_type_error("strategy", spec, "the name of a strategy, or a Strategy, is needed")
     factory = plugins.load_object(spec) if plugins.is_object_path(spec) else plugins.load("strategies", spec)
     with convert_to_bad_input():
         strategy: Strategy = plugins.call_with_options(factory, f"strategy {spec!r}", options)

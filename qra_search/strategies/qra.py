@@ -22,7 +22,7 @@ from itertools import chain
 
 import numpy as np
 
-from qra_search.allocate.knapsack import decode_items, flatten, solve_many
+from qra_search.allocate.knapsack import decode_items, flatten_choices, solve_many
 from qra_search.allocate.solve import build_additive_table, solve
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan, Proposal
@@ -171,8 +171,8 @@ def list_neighbours(
         count: of swaps; half as many single changes.
     """
     ranks = mean.shape[-1]
-    mean = flatten(mean)
-    size = flatten(size)
+    mean = flatten_choices(mean)
+    size = flatten_choices(size)
     plan = code[0] * ranks + code[1]
     G, C = mean.shape
     rows = np.arange(G)

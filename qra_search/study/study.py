@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from qra_search.errors import RunFailed, describe_failure, shorten, wrong_type
+from qra_search.errors import RunFailed, describe_failure, make_type_error, shorten
 from qra_search.evaluator import Evaluator, check_evaluation
 from qra_search.executors.base import Executor, InProcessExecutor, WorkerUnusable
 from qra_search.log.journal import IN_MEMORY_PATH, TrialLog
@@ -275,11 +275,11 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
 def check_evaluator(evaluator: Any) -> Evaluator:
     if isinstance(evaluator, Evaluator):
         return evaluator
-    raise wrong_type("evaluator", evaluator, "an Evaluator is needed; qra_search.plan takes names")
+    raise make_type_error("evaluator", evaluator, "an Evaluator is needed; qra_search.plan takes names")
 
 
 @contextmanager
-def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
+def handle_interrupt(first: Callable[[], None]) -> Iterator[None]:
     """While it lasts the first Ctrl-C calls `first`, and any further one raises KeyboardInterrupt as ever.
 
     Outside the main thread, which alone receives Ctrl-C, nothing changes.

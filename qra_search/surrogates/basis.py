@@ -30,7 +30,7 @@ MAX_GROUPS = 1024
 Element = TypeVar("Element")
 
 
-class Blocks(NamedTuple, Generic[Element]):
+class ParameterBlocks(NamedTuple, Generic[Element]):
     """Something for each block of the parameters theta: their values, derivatives, variances.
 
     Attributes:
@@ -56,11 +56,11 @@ class Blocks(NamedTuple, Generic[Element]):
     units: Element
 
 
-Arrays = Blocks[np.ndarray]
+Arrays = ParameterBlocks[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Widths:
+class PriorDeviations:
     """Hyperparameters: prior deviations on the log scale; noise and misfit as shares of spread and excess.
 
     Attributes:
@@ -83,7 +83,7 @@ class Widths:
 
 
 @dataclass(frozen=True)
-class Rows:
+class AveragedTrials:
     """Evaluated plans (N, 2, G), replicates averaged: their losses (N,) in nats, and replicates (N,) of each."""
 
     codes: np.ndarray
@@ -93,9 +93,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.loss)
 
-    def append(self, codes: np.ndarray, loss: np.ndarray) -> Rows:
+    def append(self, codes: np.ndarray, loss: np.ndarray) -> AveragedTrials:
         weight = np.append(self.weight, np.ones(len(codes)))
-        return Rows(np.concatenate([self.codes, codes]), np.append(self.loss, loss), weight)
+        return AveragedTrials(np.concatenate([self.codes, codes]), np.append(self.loss, loss), weight)
 
 
 class TableBasis:

@@ -30,7 +30,14 @@ from threadpoolctl import ThreadpoolController
 from qra_search.allocate.solve import build_additive_table
 from qra_search.log.state import StudyState
 from qra_search.schemas import Plan
-from qra_search.surrogates.basis import MAX_GROUPS, Arrays, Blocks, Rows, TableBasis, Widths
+from qra_search.surrogates.basis import (
+    MAX_GROUPS,
+    Arrays,
+    AveragedTrials,
+    ParameterBlocks,
+    PriorDeviations,
+    TableBasis,
+)
 
 BLAS_THREADS = ThreadpoolController()
 """Held to one thread: the matrices are small, more threads wait on each other wherever the cores are busy (a hundred
@@ -100,11 +107,13 @@ def fit_table(state: StudyState) -> TableFit | None:
         return None
     weight = np.array([len(each) for each in losses.values()], float)
     mean = np.array([float(np.mean(each)) for each in losses.values()])
-    rows = Rows(state.space.encode_many(losses), mean, weight)
-    return refine(TableFit(TableBasis(state.space, state.sensitivities), rows, Widths()))
+    rows = AveragedTrials(state.space.encode_many(losses), mean, weight)
+    return fit_hyperparameters(
+        TableFit(TableBasis(state.space, state.sensitivities), rows, PriorDeviations())
+    )
 
 
-def refine(fit: TableFit) -> TableFit:
+def fit_hyperparameters(fit: TableFit) -> TableFit:
     """The fit with better hyperparameters, the likeliest of those reached from little noise, from much, and from a
     gain in any units.
 
@@ -120,7 +129,7 @@ def refine(fit: TableFit) -> TableFit:
     return max(found, key=lambda some: _compute_log_posterior(some, some.widths, fit.widths))
 
 
-def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
+def _climb_evidence(fit: TableFit, prior: PriorDeviations) -> TableFit:
     """The fit at the nearest hyperparameters that no step betters, `prior` being where they are expected."""
     start = fit.widths
     best = start
@@ -140,7 +149,7 @@ def _climb_evidence(fit: TableFit, prior: Widths) -> TableFit:
     return fit if best == start else TableFit(fit.basis, fit.rows, best, fit.theta)
 
 
-def _compute_log_posterior(fit: TableFit, w: Widths, prior: Widths) -> float:
+def _compute_log_posterior(fit: TableFit, w: PriorDeviations, prior: PriorDeviations) -> float:
     """Log evidence of hyperparameters, plus their log prior; -inf if the covariance is not positive."""
     total = np.tensordot(list(fit.block_variances(w)), fit.grams, 1)
     total[np.diag_indices(len(total))] += fit.observation_variance(w, fit.rows.weight, fit.excess)
@@ -158,7 +167,9 @@ def _compute_log_posterior(fit: TableFit, w: Widths, prior: Widths) -> float:
 class TableFit:
     """Posterior of the table given rows, at least one."""
 
-    def __init__(self, basis: TableBasis, rows: Rows, widths: Widths, theta: Arrays | None = None):
+    def __init__(
+        self, basis: TableBasis, rows: AveragedTrials, widths: PriorDeviations, theta: Arrays | None = None
+    ):
         self.basis = basis
         self.rows = rows
         self.widths = widths
@@ -169,15 +180,17 @@ class TableFit:
         self.spread = spread if spread > 1e-9 else 1e-3 * float(rows.loss.max()) or 1.0
         self.V = self.observation_variance(widths, rows.weight, self.excess)
         self.variances = self.block_variances(widths)
-        independent: Blocks[np.ndarray | None] = Blocks(*[None] * len(Blocks._fields))
+        independent: ParameterBlocks[np.ndarray | None] = ParameterBlocks(
+            *[None] * len(ParameterBlocks._fields)
+        )
         self._covariances = independent._replace(cells=basis.cell, scale=basis.alike, decay=basis.alike)
         roots = {"cells": basis.cell_root, "scale": basis.alike_root, "decay": basis.alike_root}
         self._roots = independent._replace(**roots)
         self.theta = self._initialize() if theta is None else theta
         self._solve()
 
-    def block_variances(self, w: Widths) -> Blocks[float]:
-        return Blocks(
+    def block_variances(self, w: PriorDeviations) -> ParameterBlocks[float]:
+        return ParameterBlocks(
             cells=1.0,
             trust=w.trust**2,
             scale=w.scale**2,
@@ -190,7 +203,7 @@ class TableFit:
         )
 
     def observation_variance(
-        self, w: Widths, weight: np.ndarray | float, excess: np.ndarray | float
+        self, w: PriorDeviations, weight: np.ndarray | float, excess: np.ndarray | float
     ) -> np.ndarray:
         misfit = (w.misfit * excess) ** 2
         return np.asarray(((w.noise * self.spread) ** 2 + (1.0 - w.own) * misfit) / weight + w.own * misfit)
@@ -201,7 +214,7 @@ class TableFit:
 
     def _multiply_covariances(self, J: Arrays) -> Arrays:
         parts = zip(self.variances, self._covariances, J, strict=True)
-        return Blocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
+        return ParameterBlocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 
     def _compute_gram_matrices(self, J: Arrays) -> np.ndarray:
         """(K, N, N), the rows' covariance by each block at variance 1: products X X', which BLAS does by halves."""
@@ -216,8 +229,8 @@ class TableFit:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
-        sizes = Blocks(B * R, 1, G, G * B, G, R, G, 1, 1)
-        theta = Blocks(*map(np.zeros, sizes))
+        sizes = ParameterBlocks(B * R, 1, G, G * B, G, R, G, 1, 1)
+        theta = ParameterBlocks(*map(np.zeros, sizes))
         g, w = np.arange(G), 1.0 / self.V
         damage = (np.exp(self.basis.log_damage) * self.basis.live)[g, self.rows.codes[:, 0]].sum(1)
         gain = self.basis.gain[g, self.rows.codes[:, 1]].sum(1)
@@ -245,10 +258,10 @@ class TableFit:
             total = np.tensordot(list(self.variances), grams, 1)
             L = np.linalg.cholesky(total + np.diag(np.maximum(self.V, MIN_VARIANCE * total.max())))
             alpha = cho_solve((L, True), target)
-            step = Blocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
+            step = ParameterBlocks(*(s.T @ alpha - th for s, th in zip(SJ, self.theta, strict=True)))
             size = max(float(np.abs(self._compute_eta(step)).max()), abs(float(step.units[0])))
             rate = min(1.0, MAX_STEP / max(size, 1e-12))
-            self.theta = Blocks(*(th + rate * s for th, s in zip(self.theta, step, strict=True)))
+            self.theta = ParameterBlocks(*(th + rate * s for th, s in zip(self.theta, step, strict=True)))
             if size < CLOSE:
                 break
         self._at = at
@@ -296,7 +309,7 @@ class TableFit:
         shared = np.bincount((row * R + r).ravel(), w.ravel(), n * R).reshape(n, R)
         own = np.zeros((n, G * B))
         own[row, g * B + b] = d
-        J = Blocks(
+        J = ParameterBlocks(
             cells=cell,
             trust=(d * self.basis.deviation[g, b]).sum(1, keepdims=True),
             scale=d,
@@ -337,7 +350,7 @@ class TableFit:
         seen = sum(w @ own.T for w, own in zip(prior, J, strict=True)) + noise
         back = cho_solve((self.L, True), seen.T)
         parts = zip(self.theta, prior, SJ, strict=True)
-        theta = Blocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
+        theta = ParameterBlocks(*(th + width[:, None] * (w - (s.T @ back).T) for th, w, s in parts))
         return self.compute_tables(theta)
 
     def compute_tables(self, theta: Arrays) -> np.ndarray:

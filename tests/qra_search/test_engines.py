@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qra_search.app.config import ConfigError, make_config
-from qra_search.engines import ENGINES, estimate_resident_bytes, fit_rank, unsupported_reason
+from qra_search.engines import ENGINES, estimate_resident_bytes, find_engine_rank, unsupported_reason
 
 
 def test_an_engine_decides_backend_and_bits_where_nothing_else_is_said():
@@ -70,7 +70,7 @@ def test_the_estimate_of_resident_memory_is_within_a_tenth_of_what_was_measured(
 
 
 def test_fit_rank_an_adapter_is_the_smallest_that_the_engine_can_be_told():
-    assert [fit_rank("vllm", rank) for rank in (1, 4, 8, 48, 512)] == [1, 8, 8, 64, 512]
-    assert fit_rank("llama.cpp", 48) == 48
+    assert [find_engine_rank("vllm", rank) for rank in (1, 4, 8, 48, 512)] == [1, 8, 8, 64, 512]
+    assert find_engine_rank("llama.cpp", 48) == 48
     with pytest.raises(ValueError, match="rank 600 is above 512"):
-        fit_rank("vllm", 600)
+        find_engine_rank("vllm", 600)

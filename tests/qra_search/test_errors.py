@@ -8,7 +8,7 @@ from qra_search import BadInput, BudgetTooSmall, EvaluationFailed
 from qra_search.app.cli.app import exit_status
 from qra_search.app.config import ConfigError
 from qra_search.app.folder import NoRun
-from qra_search.errors import RunFailed, convert_to_bad_input, first_line, wrong_type
+from qra_search.errors import RunFailed, convert_to_bad_input, first_line, make_type_error
 from qra_search.log.journal import LogError
 from qra_search.plugins import UnknownName
 from qra_search.study.study import StudyFailed
@@ -36,7 +36,7 @@ def test_bad_input_keeps_the_kind_of_what_is_bad_input_already() -> None:
 
 
 def test_a_value_of_the_wrong_kind_is_shown_shortened() -> None:
-    text = str(wrong_type("plan", "x" * 1000, "a Plan is needed"))
+    text = str(make_type_error("plan", "x" * 1000, "a Plan is needed"))
     assert (
         text.startswith("plan is 'xxx") and text.endswith("... (str): a Plan is needed") and len(text) < 150
     )

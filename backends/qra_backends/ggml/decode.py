@@ -16,7 +16,7 @@ from qra_backends.storage import choose_block_rows
 
 def decode(blocks: Tensor, kind: GGMLType, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in `dtype`, from uint8 (out, bytes of a row); computed in float32 and rounded once."""
-    if kernels.is_usable(blocks.device):
+    if kernels.are_kernels_usable(blocks.device):
         from qra_backends.ggml.decode_triton import decode as decode_at_once
 
         return decode_at_once(blocks.contiguous(), kind, dtype)

@@ -12,7 +12,7 @@ from qra_backends.base import explain_missing_library
 log = logging.getLogger(__name__)
 
 
-def is_usable(device: torch.device) -> bool:
+def are_kernels_usable(device: torch.device) -> bool:
     """Whether our kernels work on tensors of a device. Elsewhere torch's operations give the same numbers.
 
     Triton needs a C compiler when a kernel is first called, which slim images lack.

@@ -170,7 +170,7 @@ def choose_codes(
     columns = weight.T[order].contiguous()
     chosen = torch.empty_like(columns, dtype=torch.uint8)
     round_block: Any = round_columns
-    if kernels.is_usable(weight.device):
+    if kernels.are_kernels_usable(weight.device):
         from qra_backends.reference.feedback_triton import round_columns as round_block
     for start in range(0, len(order), _BLOCK):
         own = slice(start, min(start + _BLOCK, len(order)))

@@ -44,7 +44,7 @@ class GroupedLinear(DequantizedLinear):
     def _decode_rows(self, at: Tensor | None, dtype: torch.dtype) -> Tensor:
         stream, scale, offset = self.read_groups()
         shape, width = (self.out_features, self.in_features), self.in_features * self.bits
-        if kernels.is_usable(stream.device):
+        if kernels.are_kernels_usable(stream.device):
             from qra_backends.kernels.groupwise import decode as decode_at_once
 
             return decode_at_once(stream, scale, offset, self.bits, self.group_size, shape, dtype, at=at)

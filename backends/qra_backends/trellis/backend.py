@@ -124,7 +124,7 @@ class TrellisBackend(Backend):
         matrix, columns = 4 * in_features**2, 4 * out_features * in_features
         if device == "cpu":
             return 4 * matrix + columns + _BLOCKS
-        if torch.cuda.is_available() and not kernels.is_usable(torch.device(device)):
+        if torch.cuda.is_available() and not kernels.are_kernels_usable(torch.device(device)):
             return 0  # there is no compiler: it is quantized on the host, see `encode.choose_device`
         # Of the Hessian itself and its factor, the columns, and rows as they are rotated, or fitted to.
         blocks = count_block_bytes(out_features * in_features, device, 5)

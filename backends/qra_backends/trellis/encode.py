@@ -104,7 +104,7 @@ def rotate_rows(rows: Tensor, block: int) -> Tensor:
 
 def choose_device(weight: Tensor) -> torch.device:
     """Where a weight is quantized: on its GPU if there is a compiler for it, else on the host."""
-    return weight.device if kernels.is_usable(weight.device) else torch.device("cpu")
+    return weight.device if kernels.are_kernels_usable(weight.device) else torch.device("cpu")
 
 
 def _round_to_stored(scale: Tensor) -> Tensor:

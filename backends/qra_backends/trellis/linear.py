@@ -89,7 +89,7 @@ class TrellisLinear(DequantizedLinear):
         Args:
             factors: A (rank, in), B (out, rank) and scaling of adapters on it, whose products are added.
         """
-        if kernels.is_usable(self.codes.device):
+        if kernels.are_kernels_usable(self.codes.device):
             from qra_backends.trellis.decode_triton import make_product
         elif self.codes.device.type == "cpu":
             from qra_backends.trellis.decode_numba import make_product  # numba takes a second to import
@@ -138,7 +138,7 @@ def decode(
         block: inputs that were rotated together.
     """
     unit = VALUE_UNIT / math.sqrt(block)
-    if kernels.is_usable(codes.device):
+    if kernels.are_kernels_usable(codes.device):
         from qra_backends.trellis.decode_triton import decode_rows as decode_on_gpu
 
         return decode_on_gpu(codes, scale, unit, at, code, block, dtype)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from qra_search.errors import DISTRIBUTION, BadInput, RunFailed, TornLine, describe
+from qra_search.errors import DISTRIBUTION, BadInput, RunFailed, TornLineWarning, format_error
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -124,7 +124,7 @@ def run_safely(arguments: list[str]) -> int:
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", TornLine)
+            warnings.simplefilter("always", TornLineWarning)
             warnings.showwarning = _print_warning
             status = app(arguments, standalone_mode=False, prog_name="qra")
     except usage_error as error:
@@ -142,7 +142,7 @@ def run_safely(arguments: list[str]) -> int:
             traceback.print_exc()
         explained = isinstance(error, (BadInput, RunFailed)) or os.environ.get(TRACEBACK_VARIABLE)
         hint = "" if explained else f" (set {TRACEBACK_VARIABLE}=1 to see where)"
-        return _print_line(describe(error) + hint, exit_status(error))
+        return _print_line(format_error(error) + hint, exit_status(error))
     return status if isinstance(status, int) else OK
 
 

@@ -14,7 +14,7 @@ from qra_search.app.config import RunConfig, dump_config
 from qra_search.app.evaluator import TunableEvaluator, build_evaluator
 from qra_search.app.report.live import make_listener
 from qra_search.app.report.tables import TextTable
-from qra_search.errors import BadInput, describe
+from qra_search.errors import BadInput, format_error
 from qra_search.space.memory import format_bytes
 
 EXAMPLE_SHAPE = (1024, 1024)
@@ -133,7 +133,7 @@ def _describe_all(kind: plugins.Kind, describe_one: Callable[[Any], dict[str, An
         except (
             Exception
         ) as error:  # another's code may raise anything, and the others are listed all the same
-            reason = str(error) if isinstance(error, ImportError) else describe(error)
+            reason = str(error) if isinstance(error, ImportError) else format_error(error)
             rows.append({"name": name, "summary": f"not available: {reason}"})
     return rows
 

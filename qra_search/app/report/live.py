@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from qra_search.app.report.formatting import format_evaluations, format_plan, format_time
-from qra_search.errors import wrong_type
+from qra_search.errors import make_type_error
 from qra_search.evaluator import Progress as ProgressFunction
 from qra_search.schemas import Trial
 from qra_search.space.memory import format_bytes
@@ -42,7 +42,7 @@ def make_listener(progress: ProgressArgument) -> Listener:
         return Listener(progress or None)
     if progress is not None and progress is not True:
         wanted = "True, False, or a function of (stage, done, total) is needed"
-        raise wrong_type("progress", progress, wanted)
+        raise make_type_error("progress", progress, wanted)
     return ConsoleView(Console(stderr=True, highlight=False, emoji=False))
 
 

@@ -91,7 +91,7 @@ def test_a_missing_compiler_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
 
     monkeypatch.setattr(our_kernels, "try_kernel", no_compiler)
     with caplog.at_level(logging.WARNING):
-        assert not any(our_kernels.is_usable(torch.device("cuda")) for _ in range(3))
+        assert not any(our_kernels.are_kernels_usable(torch.device("cuda")) for _ in range(3))
     assert len(caplog.records) == 1 and "C compiler" in caplog.text
-    assert not our_kernels.is_usable(torch.device("cpu"))
+    assert not our_kernels.are_kernels_usable(torch.device("cpu"))
     our_kernels._can_compile.cache_clear()

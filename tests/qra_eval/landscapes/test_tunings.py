@@ -14,9 +14,9 @@ from qra_eval.landscapes.tunings import (
     LEARNING_RATES,
     PRIORS,
     STEPS,
-    Traits,
     TuningFormula,
     TuningsLandscape,
+    TuningTraits,
     compute_traits,
     estimate_noise,
     fit_formula,
@@ -34,10 +34,10 @@ from qra_search.testing import EvaluatorContract
 KINDS = 3
 
 
-def draw_traits(count: int, seed: int = 0) -> Traits:
+def draw_traits(count: int, seed: int = 0) -> TuningTraits:
     """Traits of tunings as the design has them: five rates, three ranks, three lengths."""
     rng = np.random.default_rng(seed)
-    return Traits(
+    return TuningTraits(
         rng.gamma(1.0, 0.5, (count, KINDS)),
         rng.choice([-2.0, 0.0, 2.0], count),
         rng.choice([-2.0, -1.0, 0.0, 1.0, 2.0], count),
@@ -52,7 +52,7 @@ def make_formula(**changes: float) -> TuningFormula:
 
 def test_the_log_loss_is_the_sum_of_its_four_terms() -> None:
     p = {name: 0.1 * (place + 1) for place, name in enumerate(PRIORS)}
-    traits = Traits(np.array([[1.0, 0.5, 0.25]]), np.array([2.0]), np.array([3.0]), np.array([-1.0]))
+    traits = TuningTraits(np.array([[1.0, 0.5, 0.25]]), np.array([2.0]), np.array([3.0]), np.array([-1.0]))
     level = p["level"] - p["level_length"] + p["level_bend"]
     total = 1.0 * 1.0 + 2.0 * 0.5 + 0.5 * 0.25
     damage = math.exp(p["log_damage"] - p["damage_length"]) * total ** math.exp(p["log_power"])

@@ -52,7 +52,7 @@ def test_normalising_leaves_the_logits_as_they_were(family):
     before = tiny_config_model(family, normalised=False)
     after = model_of(family)
     changed = {type(m).__name__ for m in before.modules()} - {type(m).__name__ for m in after.modules()}
-    assert changed, "normalise did nothing"
+    assert changed, "normalize_linears did nothing"
     torch.testing.assert_close(after(input_ids=IDS).logits, before(input_ids=IDS).logits)
 
 

@@ -15,7 +15,7 @@ from qra_eval.models.tiny import make_tiny_model
 from qra_eval.quantized import build as build_module
 from qra_eval.quantized.bank import Bank, write_tensors
 from qra_eval.quantized.blocks import Blocks
-from qra_eval.quantized.build import build
+from qra_eval.quantized.build import fill_bank
 from qra_eval.tasks.batches import Batch
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def make(model, folder, backend, fingerprint="f", **options):
 def make_and_build(model, folder, backend, bits=(3, 4), told=None, names=None, **options):
     bank = make(model, folder, backend, **options)
     wanted = [(name, level) for name in names or bank.linears for level in bits]
-    build(bank, wanted, Blocks(model, CPU, model.dtype), batches(), told)
+    fill_bank(bank, wanted, Blocks(model, CPU, model.dtype), batches(), told)
     return bank
 
 

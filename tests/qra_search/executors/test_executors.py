@@ -23,7 +23,7 @@ from qra_search.executors import (  # noqa: E402
     WorkerDied,
     WorkerUnusable,
 )
-from qra_search.executors.base import identify  # noqa: E402
+from qra_search.executors.base import identify_evaluator  # noqa: E402
 from qra_search.study.study import StudyFailed  # noqa: E402
 
 
@@ -167,7 +167,7 @@ def test_a_worker_that_is_replaced_leaves_its_device_to_the_next(notes):
 def test_a_worker_on_the_cpu_gets_its_share_of_the_threads_and_sees_no_gpu():
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     with ProcessExecutor(workers.describing_its_worker, 2) as executor:
-        description = executor.call(identify).result(WAIT)[-1]
+        description = executor.call(identify_evaluator).result(WAIT)[-1]
     assert description == {"threads": str(share), "device": "cpu", "gpus": ""}
 
 

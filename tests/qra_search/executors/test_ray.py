@@ -15,7 +15,7 @@ from qra_search import BadInput, search  # noqa: E402
 from qra_search.app.config import make_config  # noqa: E402
 from qra_search.app.evaluator import Workers, make_executor  # noqa: E402
 from qra_search.executors import RayExecutor  # noqa: E402
-from qra_search.executors.base import identify  # noqa: E402
+from qra_search.executors.base import identify_evaluator  # noqa: E402
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 
@@ -46,7 +46,7 @@ def session(cluster):
 
 def seen(executor):
     """What two actors that are asked at the same time see of the GPUs."""
-    futures = [executor.call(identify) for _ in range(2)]
+    futures = [executor.call(identify_evaluator) for _ in range(2)]
     return sorted((f.result(SLOW_START)[-1] for f in futures), key=lambda told: told["gpus"])
 
 

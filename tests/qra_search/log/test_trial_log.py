@@ -15,7 +15,7 @@ from fakes import AdditiveEvaluator
 from logs import OPTIONS, kill_a_search, run_in_child, write_log
 
 from qra_search import Evaluation, Plan, Proposal, Study, TrialLog, search
-from qra_search.errors import EvaluationFailed, RunFailed, TornLine
+from qra_search.errors import EvaluationFailed, RunFailed, TornLineWarning
 from qra_search.log.journal import LogError
 
 PLAN = Plan((2, 3), (4, 8))
@@ -185,7 +185,7 @@ def test_what_a_killed_writer_had_begun_is_dropped_by_the_next_which_says_so(tmp
     path = tmp_path / "log"
     kill_a_search(path)
     assert len(TrialLog(path)) == 12
-    with pytest.warns(TornLine, match="log: the last line was broken off and is dropped"):
+    with pytest.warns(TornLineWarning, match="log: the last line was broken off and is dropped"):
         result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
     unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]

@@ -11,8 +11,8 @@ from table_world import World
 
 from qra_search.allocate.solve import compute_table_losses
 from qra_search.schemas import Sensitivities
-from qra_search.surrogates.basis import DAMAGE_FLOOR, Rows, TableBasis, Widths
-from qra_search.surrogates.posterior import TableFit, _compute_log_posterior, refine
+from qra_search.surrogates.basis import DAMAGE_FLOOR, AveragedTrials, PriorDeviations, TableBasis
+from qra_search.surrogates.posterior import TableFit, _compute_log_posterior, fit_hyperparameters
 from qra_search.testing.scenarios import make_toy_space
 
 
@@ -20,9 +20,9 @@ def test_the_mode_is_stationary():
     """theta = S J' V^-1 (loss - f(theta)): the gradient of the log posterior vanishes."""
     world = World()
     rows = world.rows(30)
-    fit = TableFit(world.basis, rows, Widths())
+    fit = TableFit(world.basis, rows, PriorDeviations())
     for _ in range(10):  # Gauss-Newton stops when close; go on from there
-        fit = TableFit(world.basis, rows, Widths(), fit.theta)
+        fit = TableFit(world.basis, rows, PriorDeviations(), fit.theta)
     f, J = fit._linearize(rows.codes, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
     for theta, SJ in zip(fit.theta, fit._multiply_covariances(J), strict=True):
@@ -34,7 +34,8 @@ def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries_with_hone
     codes = world.plans(300)
     truth = world.loss(codes)
     few, many = (
-        refine(TableFit(world.basis, world.rows(count), Widths())).predict(codes) for count in (10, 60)
+        fit_hyperparameters(TableFit(world.basis, world.rows(count), PriorDeviations())).predict(codes)
+        for count in (10, 60)
     )
     errors = [float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.std()) for mean, _ in (few, many)]
     assert errors[1] < 0.15 and errors[1] < errors[0] / 2
@@ -44,7 +45,7 @@ def test_it_learns_a_table_from_fewer_plans_than_the_table_has_entries_with_hone
 
 def test_draws_have_the_posteriors_mean_and_deviation():
     world = World()
-    fit = refine(TableFit(world.basis, world.rows(80), Widths()))
+    fit = fit_hyperparameters(TableFit(world.basis, world.rows(80), PriorDeviations()))
     codes = world.plans(20)
     tables = fit.sample_tables(np.random.default_rng(0), np.ones(4000))
     sums = np.stack([compute_table_losses(table, codes) for table in tables])
@@ -58,7 +59,7 @@ def test_draws_have_the_posteriors_mean_and_deviation():
 
 def test_a_draw_of_no_width_is_the_mode_and_all_damage_is_positive():
     world = World()
-    fit = TableFit(world.basis, world.rows(20), Widths())
+    fit = TableFit(world.basis, world.rows(20), PriorDeviations())
     tables = fit.sample_tables(np.random.default_rng(0), np.array([0.0, 0.0, 3.0]))
     np.testing.assert_array_equal(tables[0], tables[1])
     np.testing.assert_array_equal(tables[0], fit.compute_tables(fit.theta))
@@ -70,7 +71,9 @@ def test_a_shuffled_prior_loses_trust_and_a_right_one_keeps_it():
     trust = {}
     for shuffled in (False, True):
         world = World(prior_error=0.1, shuffled=shuffled)
-        trust[shuffled] = 1.0 + refine(TableFit(world.basis, world.rows(80), Widths())).theta.trust[0]
+        trust[shuffled] = (
+            1.0 + fit_hyperparameters(TableFit(world.basis, world.rows(80), PriorDeviations())).theta.trust[0]
+        )
     assert trust[False] > 0.6
     assert trust[True] < 0.4
 
@@ -82,7 +85,9 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
         world = World()
         given = world.sensitivities
         scaled = Sensitivities(factors[0] * given.bits_damage, factors[1] * given.rank_gain)
-        fit = refine(TableFit(TableBasis(world.space, scaled), world.rows(40), Widths()))
+        fit = fit_hyperparameters(
+            TableFit(TableBasis(world.space, scaled), world.rows(40), PriorDeviations())
+        )
         codes = world.plans(200)
         errors.append(np.std(fit.predict(codes)[0] - world.loss(codes)) / np.std(world.loss(codes)))
     assert errors[1] < 1.2 * errors[0] < 0.2
@@ -91,8 +96,8 @@ def test_a_prior_in_any_units_predicts_as_one_in_nats_does(damage, gain):
 def test_losses_far_below_the_sensitivities_can_be_fitted_where_a_plan_is_repeated():
     world = World()
     codes = world.plans(8)[[0, *range(8)]]
-    rows = Rows(codes, 1e-8 * world.loss(codes), np.ones(9))
-    mean, cov = refine(TableFit(world.basis, rows, Widths())).predict(world.plans(20))
+    rows = AveragedTrials(codes, 1e-8 * world.loss(codes), np.ones(9))
+    mean, cov = fit_hyperparameters(TableFit(world.basis, rows, PriorDeviations())).predict(world.plans(20))
     assert np.isfinite(mean).all() and (np.diag(cov) >= 0).all()
 
 
@@ -100,9 +105,9 @@ def test_a_broken_plan_does_not_change_what_is_believed_of_good_ones():
     world = World()
     rows = world.rows(40)
     codes = world.plans(50)
-    before, _ = TableFit(world.basis, rows, Widths()).predict(codes)
+    before, _ = TableFit(world.basis, rows, PriorDeviations()).predict(codes)
     broken = rows.append(codes[:1] * 0, np.array([40.0]))
-    after, _ = TableFit(world.basis, broken, Widths()).predict(codes)
+    after, _ = TableFit(world.basis, broken, PriorDeviations()).predict(codes)
     assert np.abs(after - before).max() < 0.1 * before.std()
 
 
@@ -113,9 +118,9 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
         rows = world.rows(60)
         truth = world.loss(rows.codes)
         luck = 0.3 * (truth - truth.min()) * np.random.default_rng(seed).standard_normal(60)
-        seen = Rows(rows.codes, truth + luck, rows.weight)
+        seen = AveragedTrials(rows.codes, truth + luck, rows.weight)
         codes = world.plans(200)
-        mean, _ = refine(TableFit(world.basis, seen, Widths(misfit=0.3))).predict(codes)
+        mean, _ = fit_hyperparameters(TableFit(world.basis, seen, PriorDeviations(misfit=0.3))).predict(codes)
         bias.append(np.mean(mean - world.loss(codes)) / world.loss(codes).std())
     # Weighed by what was observed, losses come out a quarter of their spread too low.
     assert abs(np.mean(bias)) < 0.1
@@ -123,7 +128,7 @@ def test_lucky_draws_count_for_no_more_than_unlucky_ones():
 
 def test_pending_plans_narrow_the_belief_and_leave_its_mean():
     world = World()
-    fit = TableFit(world.basis, world.rows(30), Widths())
+    fit = TableFit(world.basis, world.rows(30), PriorDeviations())
     codes = world.plans(5)
     before, cov_before = fit.predict(codes)
     after, cov_after = fit.condition_on(codes).predict(codes)
@@ -134,10 +139,12 @@ def test_pending_plans_narrow_the_belief_and_leave_its_mean():
 def test_replicates_count_for_more():
     world = World()
     rows = world.rows(20, noise=0.02)
-    widths = Widths(noise=0.2)
+    widths = PriorDeviations(noise=0.2)
     once = TableFit(world.basis, rows, widths).predict_evaluated()[1]
     weight = np.where(np.arange(20) == 3, 9.0, 1.0)
-    often = TableFit(world.basis, Rows(rows.codes, rows.loss, weight), widths).predict_evaluated()[1]
+    often = TableFit(world.basis, AveragedTrials(rows.codes, rows.loss, weight), widths).predict_evaluated()[
+        1
+    ]
     assert often[3] < once[3]
 
 
@@ -166,9 +173,9 @@ def test_gain_is_drawn_half_way_to_the_mean_and_rises_from_zero():
 def test_the_evidence_is_that_of_a_gaussian():
     """Up to constants: scipy's density of the linearised targets."""
     world = World()
-    fit = TableFit(world.basis, world.rows(25), Widths())
+    fit = TableFit(world.basis, world.rows(25), PriorDeviations())
     values = []
-    for widths in (Widths(), Widths(scale=0.6)):
+    for widths in (PriorDeviations(), PriorDeviations(scale=0.6)):
         cov = np.tensordot(list(fit.block_variances(widths)), fit.grams, 1) + np.diag(
             fit.observation_variance(widths, fit.rows.weight, fit.excess)
         )
@@ -183,7 +190,7 @@ def test_noisier_losses_are_seen_to_be_noisier():
     noise = []
     for sd in (0.003, 0.05):
         world = World()
-        fit = refine(TableFit(world.basis, world.rows(80, noise=sd), Widths()))
+        fit = fit_hyperparameters(TableFit(world.basis, world.rows(80, noise=sd), PriorDeviations()))
         noise.append(float(np.sqrt(np.median(fit.V))))
     assert noise[1] > 3 * noise[0]
     assert 0.025 < noise[1] < 0.1
@@ -196,6 +203,6 @@ def test_losses_that_are_mostly_noise_are_not_explained_away():
         rows = world.rows(30, noise=0.0)
         sd = 3.0 * float(np.std(rows.loss))
         rows = replace(rows, loss=rows.loss + sd * np.random.default_rng(seed).standard_normal(30))
-        fit = refine(TableFit(world.basis, rows, Widths()))
+        fit = fit_hyperparameters(TableFit(world.basis, rows, PriorDeviations()))
         assert 0.5 * sd < fit.widths.noise * fit.spread < 1.5 * sd
         assert np.median(fit.predict_evaluated()[1]) > 0.1 * sd
