@@ -56,5 +56,7 @@ def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> 
         raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
     expected = space.memory_bytes(plan)
     if evaluation.memory_bytes != expected:
-        raise EvaluationFailed(f"the evaluator counted {evaluation.memory_bytes} bytes, the space {expected}")
+        raise EvaluationFailed(
+            f"the evaluator reported {evaluation.memory_bytes} bytes, but the space counts {expected}"
+        )
     return evaluation

@@ -76,7 +76,7 @@ def load_object(text: str) -> Any:
     """The object of `FILE.py:NAME` or `module:NAME`; raises BadInput if it cannot be loaded."""
     place, _, name = text.rpartition(":")
     if not place or not name:
-        raise BadInput(f"{text!r} names no object: FILE.py:NAME or module:NAME is needed")
+        raise BadInput(f"{text!r} does not name an object: FILE.py:NAME or module:NAME is needed")
     is_file = place.endswith(".py")
     try:
         module = _load_file(Path(place)) if is_file else importlib.import_module(place)
@@ -135,7 +135,7 @@ def call_with_options(
     try:
         return factory(**others, **converted)
     except TypeError as error:
-        raise BadInput(f"{what} does not take these options: {error}") from None
+        raise BadInput(f"{what} cannot be called with these options: {error}") from None
 
 
 def suggest_names(name: object, known: Iterable[str], most: int = 3) -> str:

@@ -174,7 +174,8 @@ def check_name(name: LevelName) -> None:
     """Raises ValueError if a text cannot name a level."""
     if isinstance(name, str) and not _NAME_PATTERN.fullmatch(name):
         raise ValueError(
-            f"{name!r} names no level: a number is needed, or a letter and further letters, digits, '_', '.', '-'"
+            f"{name!r} is not a valid name of a level: a number is needed, or a letter and further letters, "
+            "digits, '_', '.', '-'"
         )
 
 

@@ -310,7 +310,9 @@ class Backend(ABC):
             raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
-            raise ValueError(f"backend {self.name} quantizes plain nn.Linear, got {type(linear).__name__}")
+            raise ValueError(
+                f"backend {self.name} quantizes only plain nn.Linear, got {type(linear).__name__}"
+            )
         self.check_bits(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")

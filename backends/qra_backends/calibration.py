@@ -47,10 +47,10 @@ class SecondMoment:
         """(in, in) float32, a new tensor: the mean of weight · x xᵀ, the Hessian of the squared output error.
 
         Raises:
-            ValueError: no input was seen.
+            ValueError: no inputs were recorded.
         """
         if self._sum is None or not self.count:
-            raise ValueError("no input was seen: run the model on calibration data first")
+            raise ValueError("no inputs were recorded: run the model on calibration data first")
         hessian = self._sum / self.count
         for part in _list_stripes(len(hessian)):
             hessian[part.stop :, part] = hessian[part, part.stop :].T
@@ -95,7 +95,7 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
     if hessian is None:
         raise ValueError(
             f"backend {name} needs `hessian`, the mean of x xᵀ over the layer's inputs: gather it with "
-            f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to go without calibration"
+            f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to quantize without calibration"
         )
     if tuple(hessian.shape) != (inputs, inputs):
         raise ValueError(f"hessian must be ({inputs}, {inputs}) like the inputs, got {tuple(hessian.shape)}")

@@ -160,4 +160,4 @@ class MixedBackend(Backend):
         for backend, _ in self._parts.values():
             if isinstance(module, backend.layer):
                 return backend
-        raise ValueError(f"this {type(module).__name__} was made by no level of the backend 'mixed'")
+        raise ValueError(f"this {type(module).__name__} was not made by the backend 'mixed'")

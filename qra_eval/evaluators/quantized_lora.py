@@ -80,8 +80,8 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         config = config if isinstance(config, RunConfig) else make_config(dict(config or {}))
         if config.options:
             raise BadInput(
-                f"unknown option of the evaluator 'quantized-lora': {next(iter(config.options))!r}: it takes none; its "
-                "settings are the sections model, task, quantization, space, training, evaluation and finetune"
+                f"the evaluator 'quantized-lora' has no option {next(iter(config.options))!r}: its "
+                "settings are in the sections model, task, quantization, space, training, evaluation and finetune"
             )
         self.config = config.name_objects(task=task, metrics=metrics)
         device = resolve_device(config.model.device)
@@ -92,7 +92,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
         most = get_position_table_size(loaded.model) or config.training.max_length
         if config.training.max_length > most:
             raise BadInput(
-                f"training.max_length is {config.training.max_length}: {loaded.name} has positions for {most} tokens"
+                f"training.max_length is {config.training.max_length}: {loaded.name} supports at most {most} tokens"
             )
         self.rows = Rows(self.task, self.config.task.name, loaded.tokenizer, config.training.max_length)
         self.quantized_model = QuantizedModel(
@@ -132,9 +132,7 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             check_metric(name, metric, made.split("test")[0])
         made.add_metrics(own)
         if search.metric == "task" and made.judged_by is None:
-            raise BadInput(
-                f"search.metric is 'task', and the task {made.name!r} has no measure of its own: take 'loss'"
-            )
+            raise BadInput(f"search.metric is 'task', and the task {made.name!r} has no metric: use 'loss'")
         return made
 
     def _load_model(self, device: torch.device, weights: bool, progress: Progress | None) -> LoadedModel:

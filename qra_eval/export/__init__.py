@@ -60,7 +60,7 @@ class Exporter(ABC):
         if out.name in ("", "..") or out.is_symlink():
             out = out.resolve()
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise BadInput(f"{out} exists already: give another place, or remove it first")
+            raise BadInput(f"{out} already exists: give another path, or remove it first")
         tuned = run if isinstance(run, TunedRun) else TunedRun(run)
         reasons = self.list_issues(tuned)
         if self.needs_adapter and tuned.adapter_folder is None:

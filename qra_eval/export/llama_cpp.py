@@ -22,7 +22,7 @@ def compute_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence
     """Logits float32 (tokens, vocabulary) of every prompt of token ids, each in a context of its own on one thread.
 
     Keys and values are kept in float32; `llama-server` keeps them in float16 unless it is told otherwise. Raises
-    RuntimeError if llama.cpp does not load or run the files.
+    RuntimeError if llama.cpp cannot load or run the files.
     """
     with load_file(model) as (ffi, lib, loaded):
         return [_decode(ffi, lib, loaded, adapter, prompt) for prompt in prompts]
@@ -46,7 +46,7 @@ def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
     loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
     try:
         if loaded == ffi.NULL:
-            raise RuntimeError(f"llama.cpp does not load {model}")
+            raise RuntimeError(f"llama.cpp cannot load {model}")
         yield ffi, lib, loaded
     finally:
         lib.llama_model_free(loaded)
@@ -61,12 +61,12 @@ def open_context(ffi: Any, lib: Any, model: Any, adapter: Path | None, **options
         setattr(settings, name, value)
     context = lib.llama_init_from_model(model, settings)
     if context == ffi.NULL:
-        raise RuntimeError(f"llama.cpp makes no context of {settings.n_ctx} tokens")
+        raise RuntimeError(f"llama.cpp cannot create a context of {settings.n_ctx} tokens")
     try:
         if adapter is not None:
             lora = lib.llama_adapter_lora_init(model, str(adapter).encode())
             if lora == ffi.NULL:
-                raise RuntimeError(f"llama.cpp does not load {adapter}")
+                raise RuntimeError(f"llama.cpp cannot load {adapter}")
             loras = ffi.new("struct llama_adapter_lora *[]", [lora])
             scale = ffi.new("float[]", [1.0])
             if lib.llama_set_adapters_lora(context, loras, 1, scale):
@@ -115,7 +115,7 @@ def generate(
         threads: 0: as many as torch has.
 
     Raises:
-        RuntimeError: llama.cpp does not load or run the files.
+        RuntimeError: llama.cpp cannot load or run the files.
     """
     meter, threads = AnswerMeter(on_text), threads or torch.get_num_threads()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens

@@ -37,7 +37,7 @@ class BoundedReader(gguf.GGUFReader):
             self.data = plain
         found = super()._get(offset, dtype, count, *args, **options)
         if len(found) < int(count):
-            raise ValueError(f"what stands at byte {int(offset)} reaches beyond the end of the file")
+            raise ValueError(f"the value at byte {int(offset)} extends beyond the end of the file")
         return found
 
 
@@ -116,5 +116,5 @@ def _convert_errors(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise BadInput(
-            f"{path} is no GGUF file of a known model, or is broken ({first_line(error)})"
+            f"{path} is not a GGUF file of a known model, or is damaged ({first_line(error)})"
         ) from error

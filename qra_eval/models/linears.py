@@ -136,7 +136,7 @@ def resolve_granularity(found: Sequence[FoundLinear], wanted: Granularity | Lite
         return "expert" if experts else "module"
     if wanted == "expert" and not experts:
         raise ValueError(
-            "granularity 'expert' needs a mixture of experts, and the model is none: use 'module'"
+            "granularity 'expert' needs a mixture of experts, which this model is not: use 'module'"
         )
     return wanted
 

@@ -40,7 +40,7 @@ def load_model(
 
     Raises:
         BadInput: there is no such model, or the hub cannot be reached.
-        ValueError: the model is broken, has pickled weights only, or is quantized already.
+        ValueError: the model is broken, has pickled weights only, or is already quantized.
     """
     dtype = dtype or STORAGE_DTYPE
     name = str(model)
@@ -79,7 +79,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
     try:
         config = AutoConfig.from_pretrained(source, **options)
         if getattr(config, "quantization_config", None):
-            raise BadInput(f"{source} is quantized already: the search needs the unquantized weights")
+            raise BadInput(f"{source} is already quantized: the search needs the unquantized weights")
         if not weights:
             return _read_shapes(source, config, dtype, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -104,8 +104,8 @@ def _list_own_levels(
     own = tuple(name for name in names if all(can_store(backend, name, member.module) for member in members))
     if not own:
         raise ValueError(
-            f"no level that is searched suits all of {', '.join(f.name for f in members)}: choose other bits, another "
-            "backend or granularity module"
+            f"none of the searched levels can store all of {', '.join(f.name for f in members)}: choose other bits, "
+            "another backend or granularity module"
         )
     return None if len(own) == count else own
 
@@ -137,7 +137,7 @@ def list_levels(
         first = next(name for name in wanted if backend.width(name) in lost)
         reason = backend.unsupported_reason(first, *next(iter(shapes)))
         words = ", ".join(map(str, sorted(lost)))
-        log.warning("%s bits are left out, as no linear can be stored so: %s", words, reason)
+        log.warning("%s bits are left out, as no linear can be stored in them: %s", words, reason)
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 

@@ -93,7 +93,7 @@ def _read_files(data: Path) -> dict[SplitName, list[Row]]:
             found[split] = read_rows(paths[0])
     if "train" not in found:
         raise BadInput(
-            f"{data} is no file, nor a folder with train.jsonl (or {', '.join(hub.ROW_SUFFIXES[1:])})"
+            f"{data} is neither a file nor a folder with train.jsonl (or {', '.join(hub.ROW_SUFFIXES[1:])})"
         )
     return found
 
@@ -162,7 +162,7 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         return _label_rows(parquet.read_table(path).to_pylist(), f"{path}, row")
     except ArrowException as error:
-        raise BadInput(f"{path} is no Parquet file that can be read ({first_line(error)})") from error
+        raise BadInput(f"{path} cannot be read as a Parquet file ({first_line(error)})") from error
 
 
 def _parse_json(text: str, what: str) -> Any:

@@ -82,7 +82,7 @@ def load(
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
         warnings.warn(
-            f"the adapter in {adapter} was trained on another base than that of {folder}", stacklevel=2
+            f"the adapter in {adapter} was trained on a base model other than that in {folder}", stacklevel=2
         )
     if config.base_model_name_or_path == NO_BASE_MODEL:
         config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
@@ -147,7 +147,7 @@ def check_adapter(folder: Path) -> Path:
     config, tensors = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
     if not isinstance(config, dict) or "peft_type" not in config:
         raise BadInput(
-            f"{folder} holds no adapter of PEFT (adapter_config.json): give the folder it was saved in"
+            f"{folder} has no PEFT adapter (adapter_config.json): give the folder that PEFT saved it in"
         )
     if not tensors.is_file():
         raise BadInput(f"{folder} lacks {tensors.name}: restore it, or tune anew")

@@ -278,7 +278,7 @@ class Run(AbstractContextManager["Run"]):
         is_named = tuning is not None or untuned
         path = Path(out or self.path / "exports" / (f"{name}-{found.id}" if is_named else name))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise BadInput(f"{path} exists already: give another place with --out, or remove it first")
+            raise BadInput(f"{path} already exists: give another path with --out, or remove it first")
         given = {option.replace("-", "_"): value for option, value in (options or {}).items()}
         with convert_to_bad_input():
             exporter = plugins.call_with_options(plugins.load("exporters", name), f"format {name!r}", given)

@@ -73,22 +73,22 @@ class JournalContents:
     def apply_line(self, line: Line) -> None:
         """Add what a line says; raises ValueError if it contradicts those before it."""
         if line == Line():
-            raise ValueError("it says nothing")
+            raise ValueError("the line is empty")
         if (line.format is None) != bool(self.end):
-            raise ValueError("a journal has its format in its first line and in no other")
+            raise ValueError("only the first line of a journal holds its format")
         self.header.update(line.header or {})
         for trial in line.trials:
             count = len(self.trials)
             if trial.status == "running":
                 if trial.id != count:
-                    raise ValueError(f"trial {trial.id} is proposed, the next one is {count}")
+                    raise ValueError(f"trial {trial.id} is proposed, but trial {count} was expected")
                 self.trials.append(trial)
                 continue
             known = self.trials[trial.id] if trial.id < count else None
             if known is None or known.proposal != trial.proposal:
-                raise ValueError(f"it has the result of trial {trial.id}, which was not proposed so")
+                raise ValueError(f"it has a result of trial {trial.id}, whose proposal is missing or differs")
             if known.status != "running":
-                raise ValueError(f"trial {trial.id} has a result already")
+                raise ValueError(f"trial {trial.id} already has a result")
             self.trials[trial.id] = trial
 
 
@@ -208,7 +208,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         self._begin_writing()
         trial = self._contents.trials[trial_id]
         if trial.status != "running":
-            raise ValueError(f"trial {trial_id} is already {trial.status}: a result counts once")
+            raise ValueError(f"trial {trial_id} is already {trial.status} and cannot get a second result")
         trial = replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=time.time())
         self._write(Line(trials=(trial,)))
         self._contents.trials[trial_id] = trial
@@ -248,7 +248,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             if os.fstat(self._file).st_size > self._contents.end:
                 os.ftruncate(self._file, self._contents.end)
                 warnings.warn(
-                    f"{self.path}: the last line was broken off and is dropped; its evaluation is repeated",
+                    f"{self.path}: the last line is incomplete and is dropped; its evaluation is repeated",
                     TornLineWarning,
                     stacklevel=3,
                 )
@@ -286,7 +286,8 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             with suppress(OSError):  # else the next write does it
                 os.ftruncate(self._file, end)
             raise RunFailed(
-                f"{self.path} cannot be written ({describe_os_error(error)}): mend that, and resume with the same log"
+                f"{self.path} cannot be written ({describe_os_error(error)}): fix the cause, "
+                "and resume with the same log"
             ) from None
         self._contents.end += len(data)
 

@@ -95,7 +95,7 @@ def read_state(log: TrialLog) -> StudyState:
     not allow.
     """
     if log.get_meta("space") is None:
-        raise LogError(f"{log.path} holds no search space: no search has begun in it")
+        raise LogError(f"{log.path} holds no search space, so no search was started there")
     try:
         space = SearchSpace.from_dict(log.get_meta("space"))
         data = log.get_meta("sensitivities")

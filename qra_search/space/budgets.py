@@ -100,7 +100,7 @@ def _find_reference(space: SearchSpace) -> Plan:
             if plan is not None:
                 return plan
     raise BadInput(
-        "a share of uniform 4-bit is no memory budget of a space without such a plan: give it in bytes"
+        "a percentage is relative to the uniform 4-bit plan, which this space does not have: give the budget in bytes"
     )
 
 

@@ -62,7 +62,9 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     with convert_to_bad_input():
         chosen = read_choices(data)
         if different := sorted(set(space.names) ^ set(chosen)):
-            raise BadInput(f"the plan is of another search space: groups differ ({', '.join(different[:3])})")
+            raise BadInput(
+                f"the plan belongs to another search space: groups differ ({', '.join(different[:3])})"
+            )
         plan = Plan(*zip(*(chosen[name] for name in space.names), strict=True))
         space.encode(plan)
         return plan

@@ -90,7 +90,7 @@ def make_strategy(spec: str | Strategy, /, **options: Any) -> Strategy:
     if isinstance(spec, Strategy):
         if options:
             raise BadInput(
-                f"options are given ({', '.join(options)}), and the strategy is an object already: construct it so"
+                f"options are given ({', '.join(options)}), and the strategy is an object: pass them to its constructor"
             )
         return spec
     if not isinstance(spec, str):

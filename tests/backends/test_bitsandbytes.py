@@ -62,7 +62,7 @@ def test_bytes_are_the_formula_of_blocks_and_tables():
 def test_int8_refuses_a_weight_that_is_no_number_in_half_precision():
     linear = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     linear.weight.data[3, 5] = 70000
-    with pytest.raises(ValueError, match="a weight is above 65504, the most that 8 bits take here"):
+    with pytest.raises(ValueError, match="a weight is above 65504, the largest value of this 8-bit format"):
         make_backend("bitsandbytes").quantize(linear, bits=8)
 
 

@@ -31,7 +31,7 @@ def test_a_hessian_reaches_the_calibrated_part_only():
 
 def test_a_module_of_another_backend_is_refused():
     made = make_backend("trellis").quantize(nn.Linear(32, 32), 1, hessian=torch.eye(32))
-    with pytest.raises(ValueError, match="this TrellisLinear was made by no level of the backend 'mixed'"):
+    with pytest.raises(ValueError, match="this TrellisLinear was not made by the backend 'mixed'"):
         make_backend("mixed").dequantize(made)
 
 

@@ -107,7 +107,7 @@ def test_a_saved_adapter_is_loaded_on_the_base_of_the_run(
         model.save_pretrained(tmp_path)
         again, _ = load(run, adapter=tmp_path, device="cpu")
     assert torch.equal(logits(again), expected)
-    with pytest.raises(ValueError, match="holds no adapter of PEFT"):
+    with pytest.raises(ValueError, match="has no PEFT adapter"):
         load(run, adapter=tmp_path / "nothing", device="cpu")
 
 

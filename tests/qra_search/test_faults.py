@@ -107,7 +107,7 @@ def test_a_full_disk_stops_the_search_and_what_was_recorded_is_kept(tmp_path, li
             lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
             lambda: search(workers.Misbehaving(), **options, log=log),
         )
-        assert told.startswith(RunFailed.__name__) and "mend that, and resume with the same log" in told
+        assert told.startswith(RunFailed.__name__) and "fix the cause, and resume with the same log" in told
         TrialLog(log)
     resumed = search(workers.Misbehaving(), **options, log=log)
     assert facts(resumed.trials) == facts(search(workers.Misbehaving(), **options).trials)

@@ -162,7 +162,7 @@ class BitsAndBytesBackend(Backend):
             half = weight.to(torch.float16)
             if not half.isfinite().all():
                 raise ValueError(
-                    "a weight is above 65504, the most that 8 bits take here: use 4 bits, or another backend"
+                    "a weight is above 65504, the largest value of this 8-bit format: use 4 bits, or another backend"
                 )
             codes, row_scale, _ = int8_vectorwise_quant(half)
             return {"codes": codes, "scale": row_scale}

@@ -99,7 +99,7 @@ class QRAMethod(LinearMethodBase):
     ) -> None:
         if (input_size_per_partition, sum(output_partition_sizes)) != (input_size, output_size):
             raise ValueError(
-                f"{self.names[0]}: codes are not split among devices: use --tensor-parallel-size 1"
+                f"{self.names[0]}: codes cannot be split among devices: use --tensor-parallel-size 1"
             )
         is_table = isinstance(layer, VocabParallelEmbedding)
         # vLLM pads a table, and cuts the logits.

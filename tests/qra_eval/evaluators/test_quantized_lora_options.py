@@ -119,7 +119,7 @@ def test_rows_are_no_longer_than_a_table_of_positions(tmp_path):
             training={"max_length": max_length},
         )
 
-    with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} has positions for 64 tokens"):
+    with pytest.raises(BadInput, match=f"max_length is 65: {tmp_path} supports at most 64 tokens"):
         build(65)
     bench = build(64).tuner
     assert bench.compute_max_length(64) == 64

@@ -18,14 +18,14 @@ from qra_search.app.evaluator import RowCount
 from qra_search.errors import BadInput
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"options": {"foo": 3}}, "unknown option of the evaluator 'quantized-lora': 'foo': it takes none"),
+    ({"options": {"foo": 3}}, "the evaluator 'quantized-lora' has no option 'foo'"),
     ({"training": {"alfa": 7}}, "training.alfa is not a known field: did you mean alpha?"),
     (
         {"model": {"name": "tiny", "device": "gpu"}},
         "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
     ),
-    ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file but no .gguf"),
-    ({"model": {"name": "text.gguf"}}, "text.gguf is no GGUF file of a known model, or is broken"),
+    ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file, but not a .gguf"),
+    ({"model": {"name": "text.gguf"}}, "text.gguf is not a GGUF file of a known model, or is damaged"),
     (
         {"model": {"name": "someone/model"}},
         "the hub does not give it (no route): check its name and the network",
@@ -190,5 +190,5 @@ def test_higher_is_better_unless_a_metric_is_named_a_loss_and_a_users_task_keeps
 
 def test_a_task_without_a_measure_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(f"{i} some words " * 40 for i in range(400)))
-    with pytest.raises(ValueError, match="the task 'text' has no measure of its own: take 'loss'"):
+    with pytest.raises(ValueError, match="the task 'text' has no metric: use 'loss'"):
         build_judged(tmp_path, {"name": "text", "data": str(tmp_path / "text.txt")}, metric="task")

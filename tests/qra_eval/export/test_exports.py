@@ -63,7 +63,7 @@ def test_an_export_is_written_into_an_empty_place_alone(runs: Runs, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     assert export(runs("llama"), "peft", tmp_path / "link").path == tmp_path / "empty"
-    with pytest.raises(BadInput, match="exists already"):
+    with pytest.raises(BadInput, match="already exists"):
         export(runs("llama"), "peft", tmp_path / "empty")
     with pytest.raises(BadInput, match="plan.json does not exist"):
         export(tmp_path, "peft", tmp_path / "out")

@@ -83,7 +83,7 @@ CANNOT = "cannot be loaded \\(.*save it again, as safetensors"
             "tensors of a Llama.*, such as model.layers.",
         ),
         (remove_tensor, "lacks 1 tensors of a .*layers.1.mlp.up_proj"),
-        (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "quantized already"),
+        (lambda folder: set_config(folder, quantization_config={"quant_method": "fp8"}), "already quantized"),
         (bring_code, "needs code from its repository"),
     ],
 )

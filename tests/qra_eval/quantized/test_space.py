@@ -35,7 +35,8 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
     monkeypatch.setattr(backend, "unsupported_reason", lambda *_: "odd rows")
     groups = group_linears(find_linears(tiny_config_model("llama")), "module")
     with pytest.raises(
-        ValueError, match="no level that is searched suits all of model.layers.0.self_attn.q_proj: choose"
+        ValueError,
+        match="none of the searched levels can store all of model.layers.0.self_attn.q_proj: choose",
     ):
         make_model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
 

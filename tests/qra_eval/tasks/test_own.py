@@ -170,11 +170,11 @@ def test_a_file_of_choices_learns_the_right_one(tmp_path):
 
 
 def test_none_at_all_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="is no file, nor a folder with train.jsonl"):
+    with pytest.raises(BadInput, match="is neither a file nor a folder with train.jsonl"):
         make_task(str(tmp_path / "none.jsonl")).split("test")
     with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
-    with pytest.raises(BadInput, match="is no file, nor a folder with train.jsonl"):
+    with pytest.raises(BadInput, match="is neither a file nor a folder with train.jsonl"):
         make_task("jsonl", data=tmp_path).split("test")
 
 

@@ -192,7 +192,7 @@ def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slot
     ("name", "why"),
     [
         ("{}:poeple", "has no 'poeple': did you mean people"),
-        ("{}", "names no object: FILE.py:NAME or module:NAME is needed"),
+        ("{}", "does not name an object: FILE.py:NAME or module:NAME is needed"),
         ("none.py:people", "none.py could not be loaded"),
         ("no_such_module:f", "module no_such_module could not be loaded"),
         ("in-memory:f", "in-memory metric 'f': pass metrics="),

@@ -110,7 +110,7 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.csv", "prompt;answer\na;b\n", "line 2: fields are 'prompt;answer'; allowed are"),
         ("x.csv", "q,a\nb,c\n", "line 2: fields are 'q', 'a'; allowed are .*; name others by --columns"),
         ("x.csv", b"prompt,answer\na,b\nc,\xe9\n", "x.csv is not UTF-8"),
-        ("x.parquet", "nothing", "x.parquet is no Parquet file"),
+        ("x.parquet", "nothing", "x.parquet cannot be read as a Parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name, content, why):

@@ -64,14 +64,20 @@ RESULT = {"loss": 1.0, "memory_bytes": 1}
         ({"proposal": {**PROPOSAL, "fidelity": "much"}}, "proposal.fidelity: input should be a valid number"),
         ({"proposal": {**PROPOSAL, "seed": 1 << 70}}, "proposal.seed: input should be less than"),
         ({"proposal": {**PROPOSAL, "origin": 3}}, "proposal.origin: input should be a valid string"),
-        ({"id": 0}, "trial 0 is proposed, the next one is 6"),
-        ({"id": 7}, "trial 7 is proposed, the next one is 6"),
+        ({"id": 0}, "trial 0 is proposed, but trial 6 was expected"),
+        ({"id": 7}, "trial 7 is proposed, but trial 6 was expected"),
         ({"id": -1}, "id: input should be greater than"),
         ({"status": "perhaps"}, "status: input should be"),
         ({"status": "done"}, "one that is done has an evaluation"),
         ({"evaluation": RESULT}, "one that is done has an evaluation"),
-        ({"status": "done", "evaluation": RESULT}, "result of trial 6, which was not proposed so"),
-        ({"id": 2, "status": "done", "evaluation": RESULT}, "result of trial 2, which was not proposed so"),
+        (
+            {"status": "done", "evaluation": RESULT},
+            "a result of trial 6, whose proposal is missing or differs",
+        ),
+        (
+            {"id": 2, "status": "done", "evaluation": RESULT},
+            "a result of trial 2, whose proposal is missing or differs",
+        ),
         ({"status": "done", "evaluation": {**RESULT, "loss": "low"}}, "evaluation.loss: input should"),
         ({"status": "done", "evaluation": {**RESULT, "loss": "NaN"}}, "loss is nan"),
         ({"status": "done", "evaluation": {**RESULT, "metrics": [1]}}, "evaluation.metrics: input should"),
@@ -88,7 +94,7 @@ def test_a_line_of_wrong_content_is_refused_with_its_number_and_field(content, t
 
 
 def test_a_second_result_of_a_trial_is_refused(content):
-    with pytest.raises(LogError, match="trial 5 has a result already"):
+    with pytest.raises(LogError, match="trial 5 already has a result"):
         read_journal(content + content.splitlines(keepends=True)[-1])
 
 
@@ -114,7 +120,7 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
     with pytest.raises(LogError, match=f"line 1 .* not of '{LOG_FORMAT}' .*use another folder"):
         read_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
-    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*in its first line and in no"):
+    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*only the first line"):
         read_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):

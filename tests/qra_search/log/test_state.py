@@ -61,7 +61,7 @@ def test_the_state_of_a_study_is_read_from_its_log(tmp_path: Path) -> None:
 
 
 def test_an_empty_log_has_no_space() -> None:
-    with pytest.raises(LogError, match="no search has begun"):
+    with pytest.raises(LogError, match="no search was started"):
         read_state(TrialLog())
 
 

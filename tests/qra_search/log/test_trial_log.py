@@ -66,7 +66,7 @@ def test_a_result_counts_once():
     log = TrialLog()
     log.propose(Proposal(PLAN))
     log.finish(0, Evaluation(1.0, 1))
-    with pytest.raises(ValueError, match="a result counts once"):
+    with pytest.raises(ValueError, match="cannot get a second result"):
         log.finish(0, Evaluation(0.5, 1))
 
 
@@ -164,7 +164,7 @@ def test_a_write_that_fails_leaves_the_log_whole_and_the_next_one_goes_on(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(RunFailed, match="cannot be written .*mend that, and resume with the same log"):
+    with pytest.raises(RunFailed, match="cannot be written .*fix the cause, and resume with the same log"):
         log.propose(Proposal(log.trials[0].plan, seed=5))
     assert path.read_bytes() == before and len(log) == 4
     monkeypatch.undo()
@@ -185,7 +185,7 @@ def test_what_a_killed_writer_had_begun_is_dropped_by_the_next_which_says_so(tmp
     path = tmp_path / "log"
     kill_a_search(path)
     assert len(TrialLog(path)) == 12
-    with pytest.warns(TornLineWarning, match="log: the last line was broken off and is dropped"):
+    with pytest.warns(TornLineWarning, match="log: the last line is incomplete and is dropped"):
         result = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20}, log=path)
     unbroken = search(AdditiveEvaluator(), **{**OPTIONS, "evaluations": 20})
     assert [(t.proposal, t.loss) for t in result.trials] == [(t.proposal, t.loss) for t in unbroken.trials]

@@ -117,5 +117,5 @@ def test_the_folder_holds_plan_and_sensitivities(result, evaluator, tmp_path):
 def test_a_plan_of_another_space_is_refused(evaluator):
     data = plan_to_dict(evaluator.space, evaluator.space.uniform(3, 8))
     data["groups"][0]["name"] = "elsewhere"
-    with pytest.raises(ValueError, match="is of another search space"):
+    with pytest.raises(ValueError, match="belongs to another search space"):
         plan_from_dict(evaluator.space, data)

@@ -79,7 +79,7 @@ def test_a_failed_evaluation_is_recorded_and_not_asked_for_again():
 
     result = search(Picky(), strategy="random", evaluations=30, memory_budget=budget_of(AdditiveEvaluator()))
     assert {"layer 0 breaks", "loss is nan"} <= {t.reason for t in result.failures()}
-    assert any("the evaluator counted 1 bytes" in t.reason for t in result.failures())
+    assert any("the evaluator reported 1 bytes" in t.reason for t in result.failures())
     assert len(result.trials) == 30 and len(result.candidates) == 30 - len(result.failures())
 
 

@@ -141,7 +141,7 @@ def test_a_search_says_in_one_line_that_the_last_line_of_its_log_was_broken_off(
     done = qra("search", tmp_path / "a", "-n", 14)
     told = [line for line in done.err.splitlines() if line.startswith("qra: ")]
     assert done.status == 0 and len(told) == 1
-    assert told[0].startswith(f"qra: {path}: the last line was broken off and is dropped")
+    assert told[0].startswith(f"qra: {path}: the last line is incomplete and is dropped")
 
 
 def test_bench_runs_strategies_and_writes_tables(qra: Qra, tmp_path: Path) -> None:
