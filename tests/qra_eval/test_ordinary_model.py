@@ -114,7 +114,7 @@ def test_a_saved_adapter_is_loaded_on_the_base_of_the_run(
 def test_an_adapter_for_another_base_is_noticed(model: Any, run: Path, tmp_path: Path) -> None:
     model.peft_config["default"].auto_mapping = {BASE_DIGEST: "another"}
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="was trained on another base"):
+    with pytest.warns(UserWarning, match="was trained on a base model other than that in"):
         load(run, adapter=tmp_path, device="cpu")
 
 

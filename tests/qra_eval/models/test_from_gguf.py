@@ -92,7 +92,7 @@ def test_rotary_scaling_that_is_left_out_is_said(tmp_path, own_cache):
 def test_a_file_that_is_cut_off_is_refused(content, tmp_path, own_cache, length):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(content[:length])
-    with pytest.raises(BadInput, match="is broken"):
+    with pytest.raises(BadInput, match="is damaged"):
         convert_gguf(cut, torch.float32)
 
 

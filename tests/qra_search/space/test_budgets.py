@@ -68,7 +68,7 @@ def test_a_uniform_plan_the_space_lacks_is_named_with_what_it_has() -> None:
         ValueError, match=r"no plan 'uniform5r8': its bits are 2, 3, 4, 8, its ranks 4, 8, 16, 32"
     ):
         resolve_budgets(space(), "uniform5r8")
-    with pytest.raises(ValueError, match="without such a plan: give it in bytes"):
+    with pytest.raises(ValueError, match="this space does not have: give the budget in bytes"):
         resolve_budgets(space(bits=(2, 3)), "75%")
 
 

@@ -59,7 +59,11 @@ def test_a_search_takes_options_of_its_strategy():
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': known are none"),
         ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
         ("qra", {"draws": 0}, "draws must be at least 1, got 0"),
-        (OwnStrategy(), {"depth": 1}, "options are given (depth), and the strategy is an object already"),
+        (
+            OwnStrategy(),
+            {"depth": 1},
+            "options are given (depth), and the strategy is an object: pass them to its constructor",
+        ),
     ],
 )
 def test_an_option_that_cannot_be_is_named_with_what_is_taken(strategy, options, said):

@@ -317,5 +317,5 @@ def test_a_space_whose_groups_share_no_rank_has_no_uniform_plan():
     head = Group(name="head", linears=(replace(linear, name="h"),), ranks=(0,))
     space = SearchSpace(groups=[Group(name="q", linears=(linear,), ranks=(4, 8)), head], ranks=(0, 4, 8))
     assert space.uniform_ranks == () and list_initial_plans(space, ()) == []
-    with pytest.raises(BadInput, match="without such a plan: give it in bytes"):
+    with pytest.raises(BadInput, match="this space does not have: give the budget in bytes"):
         resolve_budgets(space, "75%")
