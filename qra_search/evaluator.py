@@ -53,7 +53,9 @@ class Evaluator(ABC):
 def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> Evaluation:
     """The evaluation itself, or EvaluationFailed if it is none, or its bytes cannot be true."""
     if not isinstance(evaluation, Evaluation):
-        raise EvaluationFailed(f"the evaluator returned {type(evaluation).__name__}, an Evaluation is needed")
+        raise EvaluationFailed(
+            f"the evaluator returned a {type(evaluation).__name__} instead of an Evaluation"
+        )
     expected = space.memory_bytes(plan)
     if evaluation.memory_bytes != expected:
         raise EvaluationFailed(

@@ -101,7 +101,8 @@ def _load_file(path: Path) -> ModuleType:
 def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says a name is unknown, gives the nearest, and lists what there is."""
     known = sorted(known)
-    return f"unknown {what} {name!r}: {suggest_names(name, known)}known are {', '.join(known) or 'none'}"
+    choices = f"choose one of {', '.join(known)}" if known else "there are none"
+    return f"unknown {what} {name!r}: {suggest_names(name, known)}{choices}"
 
 
 def call_with_options(

@@ -39,7 +39,7 @@ LENGTH_PARAMETER = "length"
 """Name of the extra parameter that is a share of a full evaluation's steps."""
 
 LevelName = int | str
-_NAME_PATTERN = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
+_LEVEL_NAME_PATTERN = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 
 Status = Literal["running", "done", "failed"]
 Int64 = Annotated[int, Field(ge=-MAX_INT, lt=MAX_INT)]
@@ -145,7 +145,7 @@ class Plan(Schema):
 
     def __post_init__(self) -> None:
         for level in set(self.bits):
-            check_name(level)
+            check_level_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
             raise ValueError(
                 f"a plan needs one rank for each choice of bits: got {len(self.bits)} bits, {len(self.ranks)} ranks"
@@ -170,9 +170,9 @@ class Plan(Schema):
         return f"Plan({len(self.bits)} groups: {shares}; mean rank {sum(self.ranks) / len(self.ranks):.1f})"
 
 
-def check_name(name: LevelName) -> None:
+def check_level_name(name: LevelName) -> None:
     """Raises ValueError if a text cannot name a level."""
-    if isinstance(name, str) and not _NAME_PATTERN.fullmatch(name):
+    if isinstance(name, str) and not _LEVEL_NAME_PATTERN.fullmatch(name):
         raise ValueError(
             f"{name!r} is not a valid name of a level: a number is needed, or a letter and further letters, "
             "digits, '_', '.', '-'"

@@ -117,7 +117,9 @@ class QuantizationConfig(Section):
         try:
             widths = [float(key) for key in given]
         except ValueError:
-            raise ValueError("a mapping has the key `name`, or bit-widths as keys") from None
+            raise ValueError(
+                "a backend as a mapping needs the key `name`, or only bit-widths as keys"
+            ) from None
         return {
             int(bits) if bits.is_integer() else bits: specs
             for bits, specs in zip(widths, given.values(), strict=True)

@@ -47,7 +47,7 @@ class Block:
         if self.how is None:
             return "has no mark: put <!-- test: run -->, <!-- test: parse --> or <!-- test: none, WHY --> before it"
         if self.how not in HOWS:
-            return f"is marked {self.how!r}: allowed are {', '.join(HOWS)}"
+            return f"must be marked with one of {', '.join(HOWS)}, got {self.how!r}"
         if (self.how == "none") != (self.why is not None):
             return "says why it is not tested (none, WHY), or nothing more than how it is"
         return None

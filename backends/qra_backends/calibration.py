@@ -98,7 +98,9 @@ def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:
             f"qra_backends.SecondMoment, or pass torch.eye({inputs}) to quantize without calibration"
         )
     if tuple(hessian.shape) != (inputs, inputs):
-        raise ValueError(f"hessian must be ({inputs}, {inputs}) like the inputs, got {tuple(hessian.shape)}")
+        raise ValueError(
+            f"hessian must be ({inputs}, {inputs}) for {inputs} inputs, got {tuple(hessian.shape)}"
+        )
     if not torch.isfinite(torch.stack(hessian.aminmax())).all():
         raise ValueError("the Hessian holds values that are not finite: check the calibration inputs")
     return hessian.to(weight.device)

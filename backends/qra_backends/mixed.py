@@ -63,7 +63,9 @@ class MixedBackend(Backend):
         for key, spec in (choice or DEFAULT_CHOICE).items():
             width = read_width(key)
             if width is None:
-                raise ValueError(f"a mapping must have the key `name`, or bit-widths as keys, got {key!r}")
+                raise ValueError(
+                    f"a backend as a mapping needs the key `name`, or only bit-widths as keys, got the key {key!r}"
+                )
             chosen[width] = spec
         self._parts: dict[Level, tuple[Backend, Level]] = {}
         equal: dict[str, Backend] = {}

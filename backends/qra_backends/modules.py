@@ -105,18 +105,18 @@ class TemporaryWeight(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
         if func._schema.is_mutable and args and isinstance(args[0], cls):
-            raise cls._make_read_error()  # what is written would be lost
+            raise cls._make_write_error()  # what is written would be lost
         args, kwargs = tree_map_only(cls, lambda weight: weight.layer.dequantize(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        raise self._make_read_error()
+        raise self._make_write_error()
 
     @staticmethod
-    def _make_read_error() -> RuntimeError:
+    def _make_write_error() -> RuntimeError:
         return RuntimeError(
-            "the stored weight is quantized and cannot take a merge: keep the adapter apart, or merge into dequantize()"
+            "a quantized weight cannot be written or merged into: keep the adapter apart, or merge it into dequantize()"
         )
 
 

@@ -74,7 +74,7 @@ def _find_class(name: str) -> tuple[type[Backend], dict[str, Any]]:
         known = [f"{base}-{other}" for other in cls.variants]
     near = get_close_matches(name, [*points, *known], n=3, cutoff=0.5) or known
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"unknown backend {name!r}: {hint}known are {', '.join(sorted(points))}")
+    raise ValueError(f"unknown backend {name!r}: {hint}choose one of {', '.join(sorted(points))}")
 
 
 def _load(point: EntryPoint) -> type[Backend]:

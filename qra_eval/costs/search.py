@@ -181,7 +181,7 @@ def list_cards(tuner: FineTuner, budget: int | None) -> list[dict[str, Any]]:
         {"name": name, "bytes": int(gib * USABLE_SHARE * 2**30), "settings": None}
         for name, gib in CARDS.items()
     ]
-    for settings, phase, peak in _list_memory_savings(tuner, budget):
+    for settings, phase, peak in _list_memory_saving_options(tuner, budget):
         for row in rows:
             if row["settings"] is None and peak.device <= row["bytes"]:
                 row |= {"settings": settings or "as it is configured", "phase": phase}
@@ -219,7 +219,9 @@ def check_fit(tuner: FineTuner, budget: int | None) -> None:
         )
 
 
-def _list_memory_savings(tuner: FineTuner, budget: int | None) -> Iterator[tuple[str, str, PeakMemory]]:
+def _list_memory_saving_options(
+    tuner: FineTuner, budget: int | None
+) -> Iterator[tuple[str, str, PeakMemory]]:
     """Options that change the settings, the phase that takes most with them and its peak; the least changed first."""
     settings = tuner.settings
     small = {"gradient_checkpointing": True, "batch_size": 1}

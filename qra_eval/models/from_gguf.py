@@ -100,7 +100,10 @@ def _read_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     model, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if wrong:
-        raise BadInput(f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
+        raise BadInput(
+            f"{path}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}: "
+            "download it again, or give another model"
+        )
     if hasattr(
         model, "hf_quantizer"
     ):  # it is marked as quantized although it is not, and so refuses to be saved

@@ -34,7 +34,7 @@ from qra_search.schemas import LevelName
 
 log = logging.getLogger(__name__)
 
-DISK_SHARE = 0.25
+MAX_DISK_SHARE = 0.25
 """Moments are kept if they take at most this share of what is free on the disk."""
 
 
@@ -62,7 +62,7 @@ class StoredMoments:
         return {*self._bank.linears} <= {*self._owners}
 
     def has_room(self) -> bool:
-        return self.count_bytes() <= DISK_SHARE * shutil.disk_usage(self._bank.folder).free
+        return self.count_bytes() <= MAX_DISK_SHARE * shutil.disk_usage(self._bank.folder).free
 
     def count_bytes(self) -> int:
         """Bytes of all of them, about: linears of a module that read as many inputs are taken to read the same."""

@@ -114,8 +114,8 @@ def make_example(
         question, answer = prompt.strip(), _join_answer(prompt, read_text(row, answered, where))
     else:
         raise BadInput(
-            f"{where}: fields are {_list_fields(row)}; allowed are {ROW_FORMS}; name others by --columns "
-            'prompt=...,answer=..., and for {"text"} use --task text'
+            f"{where}: the fields {_list_fields(row)} are no known form of a row ({ROW_FORMS}). Name your own with "
+            '--columns prompt=...,answer=...; for rows that have only a "text", use --task text'
         )
     return Example(prompt, answer, messages=({"role": "user", "content": question},))
 
@@ -137,7 +137,7 @@ def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise BadInput(f"{where}: field {name!r} is {shorten(value, 60)}, a text or a number is needed")
+        raise BadInput(f"{where}: field {name!r} must be a text or a number, got {shorten(value, 60)}")
     return str(value)
 
 
@@ -184,7 +184,9 @@ def _make_chat(row: Mapping[str, Any], where: str) -> Example:
         if not isinstance(message, dict) or not isinstance(message.get(said), str):
             raise BadInput(f"{place} is {shorten(message, 60)}: give an object with {speaker} and {said}")
         if message.get(speaker) not in ROLES:
-            raise BadInput(f"{place}: {speaker} is {message.get(speaker)!r}, allowed are {', '.join(ROLES)}")
+            raise BadInput(
+                f"{place}: {speaker} must be one of {', '.join(ROLES)}, got {message.get(speaker)!r}"
+            )
         if message.get("tool_calls"):
             raise BadInput(f"{place} has tool_calls, which are not trained on: write them as content")
         turns.append({"role": ROLES[message[speaker]], "content": message[said]})

@@ -65,7 +65,7 @@ class JSONLTask(Task):
             raise BadInput("the jsonl task needs data: a file of rows, or a folder with train.jsonl")
         unknown = next((name for name in columns or () if name not in FIELDS), None)
         if unknown is not None:
-            raise BadInput(f"columns: {unknown!r} is not a field of a row, they are {', '.join(FIELDS)}")
+            raise BadInput(f"columns: {unknown!r} is not a field of a row: choose from {', '.join(FIELDS)}")
         self.columns = columns
         self.subset = subset
         self.names = splits
@@ -83,7 +83,10 @@ class JSONLTask(Task):
             self.metrics = {**self.metrics, "f1": json_f1, **make_field_metrics(answers)}
         if lists := [answer for answer in answers if isinstance(answer, list)]:
             log.warning(
-                "%d answers of %s are lists, taken as JSON: %s", len(lists), what, shorten(lists[0], 60)
+                "%d answers of %s are lists, and are learnt as JSON text such as %s: give texts if that is not meant",
+                len(lists),
+                what,
+                shorten(lists[0], 60),
             )
         return split_examples(examples, self.seed, least=MIN_ROWS, what=what)
 

@@ -88,7 +88,7 @@ class RunConfig(Section):
     @classmethod
     def _check_engine_name(cls, name: str | None) -> str | None:
         if name is not None and name not in ENGINES:
-            raise ValueError(f"{suggest_names(name, ENGINES)}known are {', '.join(sorted(ENGINES))}")
+            raise ValueError(f"{suggest_names(name, ENGINES)}choose one of {', '.join(sorted(ENGINES))}")
         return name
 
 
@@ -159,7 +159,7 @@ def make_config(
         for section in sections:
             holder = holder.setdefault(section, {})
             if not isinstance(holder, dict):
-                what = f"{section} is {shorten(holder)}, and not a section"
+                what = f"{section} is {shorten(holder)}, not a section"
                 raise ConfigError(f"{source}: {field} cannot be set, because {what}")
         holder[name] = value
     try:

@@ -314,20 +314,25 @@ class Snapshot:
             BadInput: there is none; the message lists those that there are.
         """
         records = [record for record in self.records if record.has_adapter]
-        if name in (None, "plan", "uniform", "shuffled", "16-bit"):
+        is_role = name in (None, "plan", "uniform", "shuffled", "16-bit")
+        if is_role:
             comparison = self.comparison()
             tuned = None
             if comparison is not None:
                 tuned = comparison.deployed if name is None else comparison.find_by_role(name)
             found = [] if tuned is None else [record for record in tuned.records if record.has_adapter][:1]
         else:
-            found = [record for record in records if record.id.startswith(name)]
+            found = [record for record in records if record.id.startswith(str(name))]
         if len(found) != 1:
             path = self.folder.path
+            ids = ", ".join(record.id for record in found or records) or "none"
+            if found:
+                raise BadInput(f"several tunings of {path} begin with {name!r} ({ids}): give more of the ID")
+            if records and not is_role:
+                raise BadInput(f"{path} has no tuning {name!r}: choose one of {ids}")
             what = f"no tuning {name!r}" if name else "no selected tuning"
-            there = ", ".join(record.id for record in records) or "none"
             option = {"shuffled": " --against shuffled", "16-bit": " --with-16-bit"}.get(name or "", "")
-            raise BadInput(f"{path} has {what} (tunings: {there}): run `qra finetune {path}{option}`")
+            raise BadInput(f"{path} has {what} (tunings: {ids}): run `qra finetune {path}{option}`")
         return self.folder.tuning(found[0].id)
 
 

@@ -31,8 +31,8 @@ TRIAL_NOISE = 0.025
 """Deviation of a trial's log loss, of trials that see the same rows."""
 WIDE_DEVIATION = 0.6
 """Deviation of the foretold rate, in factors of two, beyond which trials of twice the length are worth their cost."""
-DIVERGED_PENALTY = math.log(2)
-"""What a trial that diverged counts as having lost in log loss."""
+MAX_LOG_LOSS_GAP = math.log(2)
+"""By how much a trial counts as worse than another in log loss, at most; one that diverged counts as this."""
 MAX_DOUBLINGS = 6
 """Factors of two from the first rate to the last that is tried."""
 
@@ -141,7 +141,7 @@ def fit_best_rate(trials: Sequence[RateTrial]) -> RateFit:
     if not {at - 1, at + 1} <= losses.keys() or math.isinf(losses[at]):
         return RateFit(steps, middle, 1.0, True)
     lower, higher = (
-        min(math.log(losses[place] / losses[at]), DIVERGED_PENALTY) for place in (at - 1, at + 1)
+        min(math.log(losses[place] / losses[at]), MAX_LOG_LOSS_GAP) for place in (at - 1, at + 1)
     )
     bend = lower + higher
     if bend < TRIAL_NOISE:

@@ -325,7 +325,9 @@ class Run(AbstractContextManager["Run"]):
             self.config.engine if self.config.engine in GENERATE_ENGINES else GENERATE_ENGINES[0]
         )
         if engine not in GENERATE_ENGINES:
-            raise BadInput(f"qra generate has the engines {', '.join(GENERATE_ENGINES)}, not {engine}")
+            raise BadInput(
+                f"engine of qra generate must be one of {', '.join(GENERATE_ENGINES)}, got {engine}"
+            )
         found = self._find_tuning(tuning)
         if engine == "llama.cpp":
             exported = self.path / "exports" / f"gguf-{found.id}"

@@ -87,7 +87,10 @@ def record_from_dict(data: Any, file: Path) -> TuningRecord:
         {name: value for name, value in data.items() if name != "digest"} if isinstance(data, dict) else {}
     )
     if content.get("format") != RECORD_FORMAT or data.get("digest") != _digest(content):
-        raise BadInput(f"{file} is damaged, or no record: delete its folder and run `qra finetune` again")
+        raise BadInput(
+            f"{file} is damaged, or not a record of this version: delete its folder and run "
+            "`qra finetune` again"
+        )
     return RECORD_ADAPTER.validate_python(
         {n: value for n, value in content.items() if n not in ("format", "id")}
     )

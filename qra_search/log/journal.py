@@ -92,8 +92,8 @@ class JournalContents:
             self.trials[trial.id] = trial
 
 
-def read_journal(content: bytes, name: str = "the journal") -> JournalContents:
-    """Read the lines of a journal, without a last one that was broken off.
+def parse_journal(content: bytes, name: str = "the journal") -> JournalContents:
+    """Parse the bytes of a journal, without an incomplete last line.
 
     Raises LogError, which names the line, if any other is not as it was written, or the version is another.
     """
@@ -176,8 +176,8 @@ class TrialLog(AbstractContextManager["TrialLog"]):
             if known.get(key) is not None and known[key] != new[key]:
                 self.close()
                 raise LogError(
-                    f"{self.path} was written with {key} {_describe_difference(known[key], new[key])}: "
-                    f"use another output folder, or the settings that it was begun with"
+                    f"{self.path} was written with {_describe_difference(key, known[key], new[key])}: "
+                    "use another output folder, or the settings of its first start"
                 )
         new = {key: value for key, value in new.items() if known.get(key) != value}
         if new:
@@ -228,7 +228,7 @@ class TrialLog(AbstractContextManager["TrialLog"]):
 
     def _load(self) -> JournalContents:
         try:
-            return read_journal(Path(self.path).read_bytes(), self.path)
+            return parse_journal(Path(self.path).read_bytes(), self.path)
         except FileNotFoundError:
             return JournalContents()
         except OSError as error:
@@ -292,10 +292,10 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         self._contents.end += len(data)
 
 
-def _describe_difference(known: Any, value: Any) -> str:
+def _describe_difference(name: str, known: Any, value: Any) -> str:
     """The first field in which two values differ, as text."""
     if isinstance(known, Mapping) and isinstance(value, Mapping):
         for key in sorted(set(known) | set(value)):
             if known.get(key) != value.get(key):
-                return f"{key} = {_describe_difference(known.get(key), value.get(key))}"
-    return f"{shorten(known)}, but now it is {shorten(value)}"
+                return _describe_difference(f"{name}.{key}", known.get(key), value.get(key))
+    return f"{name} = {shorten(known)}, but now it is {shorten(value)}"

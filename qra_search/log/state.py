@@ -111,4 +111,7 @@ def read_state(log: TrialLog) -> StudyState:
             float((log.get_meta("study") or {}).get("evaluations", 100.0)),
         )
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise LogError(f"{log.path} is not the journal of one search ({format_error(error)})") from None
+        raise LogError(
+            f"{log.path} is damaged, or has lines of several searches ({format_error(error)}): "
+            "restore it from a copy, or use another folder"
+        ) from None

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ByteSize
 
 from qra_search.errors import BadInput
-from qra_search.schemas import LevelName, check_name, format_level, make_adapter
+from qra_search.schemas import LevelName, check_level_name, format_level, make_adapter
 
 METADATA_BITS = 32
 UNQUANTIZED_BITS = 16
@@ -146,10 +146,10 @@ class Level:
     format: StorageFormat = field(default=None)  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_level_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
             raise ValueError(
-                f"level {self.name} has width {self.width}: a level's name is its width, or a text"
+                f"level {self.name} has width {self.width}: a name that is a number must equal the width"
             )
         if self.format is None:
             metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0

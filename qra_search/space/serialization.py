@@ -109,7 +109,9 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
     """
     data = read_json(file)
     if not isinstance(data, dict) or data.get("format") != SENSITIVITIES_FORMAT:
-        raise BadInput(f"{file} holds no {SENSITIVITIES_FORMAT!r}: plan again in another folder")
+        raise BadInput(
+            f"{file} has no sensitivities of the format {SENSITIVITIES_FORMAT!r}: plan again in another folder"
+        )
     try:
         space = SearchSpace.from_dict(data["space"])
         sensitivities = Sensitivities.from_dict(data["sensitivities"])

@@ -21,7 +21,7 @@ DEPTH_VARIANCE = 0.2
 KIND_DEPTH_VARIANCE = 0.2
 KIND_VARIANCE = 0.5
 """Variance that is a group's own, shared by groups of near depth, by those of near depth and one kind, by one kind."""
-DEPTH_LENGTH = 0.15
+DEPTH_LENGTHSCALE = 0.15
 """Length over which groups of near depth are alike, as a share of the model's depth."""
 JITTER = 1e-9
 MAX_GROUPS = 1024
@@ -159,7 +159,7 @@ def correlate_groups(space: SearchSpace) -> np.ndarray:
     if all(g.depth is not None for g in groups):
         depth = np.array([float(g.depth or 0) for g in groups])
         near = np.exp(
-            -0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTH * max(np.ptp(depth), 1.0))) ** 2
+            -0.5 * ((depth[:, None] - depth[None, :]) / (DEPTH_LENGTHSCALE * max(np.ptp(depth), 1.0))) ** 2
         )
         total += DEPTH_VARIANCE * near + KIND_DEPTH_VARIANCE * near * same
     if len(set(kinds.tolist())) > 1:

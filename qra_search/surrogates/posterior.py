@@ -186,7 +186,7 @@ class TableFit:
         self._covariances = independent._replace(cells=basis.cell, scale=basis.alike, decay=basis.alike)
         roots = {"cells": basis.cell_root, "scale": basis.alike_root, "decay": basis.alike_root}
         self._roots = independent._replace(**roots)
-        self.theta = self._initialize() if theta is None else theta
+        self.theta = self._make_initial_theta() if theta is None else theta
         self._solve()
 
     def block_variances(self, w: PriorDeviations) -> ParameterBlocks[float]:
@@ -212,7 +212,7 @@ class TableFit:
         """Variance of a plan's own deviation from the table: the part of the misfit that is not luck."""
         return np.asarray(self.widths.own * (self.widths.misfit * excess) ** 2)
 
-    def _multiply_covariances(self, J: Arrays) -> Arrays:
+    def _multiply_by_covariances(self, J: Arrays) -> Arrays:
         parts = zip(self.variances, self._covariances, J, strict=True)
         return ParameterBlocks(*(v * (own if cov is None else own @ cov) for v, cov, own in parts))
 
@@ -225,7 +225,7 @@ class TableFit:
             np.matmul(X, X.T, out=gram)
         return out
 
-    def _initialize(self) -> Arrays:
+    def _make_initial_theta(self) -> Arrays:
         """Zero, but for the overall scales: damage by weighted least squares on the prior's own sum, and gain as if all
         that losses differ by were gain, as far as its width allows: far too small, it has no slope to be found by."""
         G, B, R = self.basis.shape
@@ -252,7 +252,7 @@ class TableFit:
                 predicted = f - f.min()
                 self.excess = np.where(seen > OUTLIER_FACTOR * predicted, seen, predicted)
                 self.V = self.observation_variance(self.widths, rows.weight, self.excess)
-            SJ = self._multiply_covariances(J)
+            SJ = self._multiply_by_covariances(J)
             grams = self._compute_gram_matrices(J)
             target = rows.loss - self.best - f + _multiply_blocks(J, self.theta)
             total = np.tensordot(list(self.variances), grams, 1)
@@ -275,7 +275,7 @@ class TableFit:
         """The derivatives J of the rows' losses, and J S. Made anew: of a fit that is only compared they are not kept,
         since with thousands of groups they are nearly all of its memory."""
         _, J = self._linearize(self.rows.codes, self._at)
-        return J, self._multiply_covariances(J)
+        return J, self._multiply_by_covariances(J)
 
     def _compute_eta(self, theta: Arrays) -> np.ndarray:
         """(..., G, B, R) from parameters (..., P_k)."""
@@ -329,7 +329,7 @@ class TableFit:
         mean = self.best + f - _multiply_blocks(J, self.theta) + cross @ self.alpha
         half = solve_triangular(self.L, cross.T, lower=True)
         return mean, sum(
-            s @ Jk.T for Jk, s in zip(J, self._multiply_covariances(J), strict=True)
+            s @ Jk.T for Jk, s in zip(J, self._multiply_by_covariances(J), strict=True)
         ) - half.T @ half
 
     def predict_evaluated(self) -> tuple[np.ndarray, np.ndarray]:

@@ -27,10 +27,10 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
     [
         ("bitsandbites", "unknown backend 'bitsandbites': did you mean bitsandbytes"),
         ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
-        ("nothing-like-it", "known are .*gguf, .*mixed, reference, reference-gptq"),
+        ("nothing-like-it", "choose one of .*gguf, .*mixed, reference, reference-gptq"),
         ({"name": "gguf", "groups": 64}, "backend gguf has no option 'groups'; its options: "),
         ({}, "a backend must be a name"),
-        ({"group_size": 64}, "must have the key `name`"),
+        ({"group_size": 64}, "needs the key `name`"),
         (7, "a backend must be a name"),
         ({2: "ggup"}, "did you mean gguf"),
         ({"name": "reference", "group_size": 0}, "group_size"),

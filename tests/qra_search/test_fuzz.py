@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qra_search import search
 from qra_search.app.cli.app import run_safely
 from qra_search.app.config import ConfigError, RunConfig, load_config, make_config
-from qra_search.log.journal import LogError, read_journal
+from qra_search.log.journal import LogError, parse_journal
 
 QUICK = settings(
     max_examples=60,
@@ -99,9 +99,9 @@ def edited(content: bytes, changes) -> bytes:
 def test_any_change_to_a_log_is_read_truly_or_refused(log_file, changes, kept):
     content = edited(log_file, changes)
     content = content[: int(kept * len(content))]
-    truth = read_journal(log_file).trials
+    truth = parse_journal(log_file).trials
     try:
-        found = read_journal(content).trials
+        found = parse_journal(content).trials
     except LogError as error:
         assert "\n" not in str(error)
     else:

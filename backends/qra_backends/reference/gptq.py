@@ -24,7 +24,7 @@ from qra_backends.storage import ceil_div, choose_block_rows, count_block_bytes
 
 _BLOCK = 64  # columns whose feedback is applied one by one before the rest of the weight is updated at once
 _ROWS_AT_ONCE = {"cpu": 4608}  # a block of columns then takes about 1 MiB
-_ROWS_ELSEWHERE = 1 << 16
+_DEFAULT_ROWS_AT_ONCE = 1 << 16
 
 
 class ErrorFeedback(Backend):
@@ -62,7 +62,7 @@ class ErrorFeedback(Backend):
     ) -> int:
         matrix = 4 * in_features**2
         stored = [self.storage(bits).bytes(out_features, in_features) for bits in levels]
-        rows = min(out_features, _ROWS_AT_ONCE.get(device, _ROWS_ELSEWHERE))
+        rows = min(out_features, _ROWS_AT_ONCE.get(device, _DEFAULT_ROWS_AT_ONCE))
         fitting = count_block_bytes(out_features * in_features, device, 4.3 - (dtype == torch.float32))
         if device == "cpu":
             # The block in floats, its columns in order and two times its codes; done blocks are in pieces.
@@ -88,7 +88,7 @@ class ErrorFeedback(Backend):
         made = {}
         for bits in levels:
             blocks = []
-            for rows in weight.split(_ROWS_AT_ONCE.get(weight.device.type, _ROWS_ELSEWHERE)):
+            for rows in weight.split(_ROWS_AT_ONCE.get(weight.device.type, _DEFAULT_ROWS_AT_ONCE)):
                 rows = rows.to(torch.float32)
                 few = rows.split(choose_block_rows(rows.shape[1], rows.device))
                 fitted = zip(*(self.fit(some, bits, importance) for some in few), strict=True)

@@ -75,12 +75,12 @@ class TrellisBackend(Backend):
         self.L, self.block, self.damping = L, block, damping
         self.options = {"L": L, "block": block, "damping": damping}
 
-    def get_code(self, bits: Level) -> TrellisCode:
+    def make_code(self, bits: Level) -> TrellisCode:
         return TrellisCode(HALF_BITS[bits], self.L)
 
     def describe_tensors(self, bits: Level, out_features: int, in_features: int) -> Expected:
         return {
-            "codes": ((self.get_code(bits).stream_bytes(out_features), in_features), torch.uint8),
+            "codes": ((self.make_code(bits).stream_bytes(out_features), in_features), torch.uint8),
             "scale": ((out_features, 1), SCALE_DTYPE),
         }
 
@@ -113,7 +113,7 @@ class TrellisBackend(Backend):
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
         made = {}
         for bits in levels:
-            tensors = encode(weight, self.get_code(bits), block, hessian, factor, weights)
+            tensors = encode(weight, self.make_code(bits), block, hessian, factor, weights)
             made[bits] = {name: tensor.to(device) for name, tensor in tensors.items()}
         return made
 
@@ -132,11 +132,11 @@ class TrellisBackend(Backend):
 
     def make_module(self, tensors: dict[str, Tensor], bits: Level, **form: Any) -> TrellisLinear:
         block = choose_block(form["in_features"], self.block)
-        return TrellisLinear(tensors, code=self.get_code(bits), block=block, **form)
+        return TrellisLinear(tensors, code=self.make_code(bits), block=block, **form)
 
 
 class _ProbeBackend(TrellisBackend):
     """Has the code of a probe at every level."""
 
-    def get_code(self, bits: Level) -> TrellisCode:
+    def make_code(self, bits: Level) -> TrellisCode:
         return PROBE_CODE

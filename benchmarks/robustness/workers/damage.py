@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.robustness.workers.common import record
 from qra_search import search
-from qra_search.log.journal import JournalContents, LogError, read_journal
+from qra_search.log.journal import JournalContents, LogError, parse_journal
 from qra_search.testing.scenarios import ToyEvaluator, make_toy_space
 
 
@@ -44,7 +44,7 @@ class Tally:
         """
         self.counts["bytes"] += 1
         try:
-            found = read_journal(content)
+            found = parse_journal(content)
         except LogError:
             self.counts["refused"] += 1
             return
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     options = parser.parse_args()
     content = written(options.trials)
-    truth = read_journal(content)
+    truth = parse_journal(content)
     assert len(truth.trials) == options.trials
     flipped, removed, truncated = Tally(truth), Tally(truth), Tally(truth)
     ends = [at for at, byte in enumerate(content) if byte == 10]

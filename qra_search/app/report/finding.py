@@ -125,13 +125,13 @@ def describe_deployed(comparison: Comparison) -> str:
     others = [t for t in (sixteen, best) if t is not None and t is not own]
     others = others or [t for t in (comparison.baseline, comparison.chosen) if t not in (None, own)][:1]
     size = format_bytes(own.memory_bytes)
-    text = f"Deploy {_name_tuned(own, comparison)} ({size}): {_format_metric_or_loss(own, metric)}"
+    text = f"Deploy {_name_tuned_plan(own, comparison)} ({size}): {_format_metric_or_loss(own, metric)}"
     text += " right" if metric in ACCURACY_METRICS else ""
     for i, other in enumerate(others):
         figure = "diverged"
         if not other.failed:
             figure = f"{_format_metric_or_loss(other, metric)} ({_describe_gap(own, other, comparison)})"
-        text += f"{'; ' if i else ', '}{_name_tuned(other, comparison)} {figure}"
+        text += f"{'; ' if i else ', '}{_name_tuned_plan(other, comparison)} {figure}"
         parts = round(other.memory_bytes / own.memory_bytes)
         if i == 0 and parts > 1:
             text += f", {SHARE_NAMES[parts - 1] if parts <= len(SHARE_NAMES) else f'1/{parts}'} of its memory"
@@ -153,7 +153,7 @@ def _describe_gap(own: TunedPlan, other: TunedPlan, comparison: Comparison) -> s
     return f"{amount} {'worse' if lead > 0 else 'better'}{', within the tolerance' * is_close}"
 
 
-def _name_tuned(tuned: TunedPlan, comparison: Comparison) -> str:
+def _name_tuned_plan(tuned: TunedPlan, comparison: Comparison) -> str:
     if tuned.role == "16-bit":
         return "16-bit LoRA"
     name = format_plan(tuned.plan, comparison.space)

@@ -21,8 +21,8 @@ MIN_PAIRS = 8
 MIN_SCREENING_PAIRS = 6
 MIN_RANK_CORRELATION = 0.5
 """Rank correlation of cheap and full losses, over so many plans seen at both, below which screening ends."""
-GAMMA = 1.5
-"""How strongly mutation prefers important groups: chance in proportion to importance^GAMMA."""
+IMPORTANCE_EXPONENT = 1.5
+"""How strongly mutation prefers important groups: chance in proportion to importance^IMPORTANCE_EXPONENT."""
 COUPLED_CHANCE = 0.3
 """Chance of a mutation that raises one choice and pays for it with others."""
 INITIAL_RADIUS = 4
@@ -118,7 +118,7 @@ def mutate_by_importance(
     rng: np.random.Generator,
     coupled: float = COUPLED_CHANCE,
 ) -> np.ndarray:
-    """int (2, G): the code with one step of a variable drawn in proportion to importance^GAMMA.
+    """int (2, G): the code with one step of a variable drawn in proportion to importance^IMPORTANCE_EXPONENT.
 
     The step goes up with a chance equal to the variable's importance, else down. With the chance `coupled` it goes up,
     and the code is brought back under the budget by the steps down that matter least elsewhere.
@@ -126,7 +126,7 @@ def mutate_by_importance(
     up = steps.increase_choices(code)
     down = steps.decrease_choices(code)
     raising = rng.random() < coupled and (up != code).any()
-    preference = np.maximum(steps.importance, EPSILON) ** GAMMA
+    preference = np.maximum(steps.importance, EPSILON) ** IMPORTANCE_EXPONENT
     chance = (((up != code) if raising else (up != code) | (down != code)) * preference).ravel()
     if not chance.any():
         return code.copy()

@@ -82,7 +82,7 @@ def test_rows_of_a_table_are_decoded_by_themselves():
     module = backend.quantize(table, 3, hessian=torch.eye(64))
     whole, at = backend.dequantize(module), torch.tensor([2999, 0, 1234, 1234])
     assert torch.equal(backend.dequantize_rows(module, at), whole[at])
-    code = backend.get_code(3)
+    code = backend.make_code(3)
     needed = torch.zeros(len(module.codes), dtype=torch.bool)
     for row in at.tolist():
         needed[code.locate_state(row) // 8 : (code.locate_state(row) + code.L - 1) // 8 + 1] = True

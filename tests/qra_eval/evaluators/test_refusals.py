@@ -89,7 +89,7 @@ def build(task, **finetune):
 def test_data_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(quantized_lora, "load_model", lambda *a, **o: pytest.fail("the model was loaded"))
     (tmp_path / "x.csv").write_text("q,a\n1,2\n")
-    with pytest.raises(ValueError, match="x.csv, line 2: fields are 'q', 'a'"):
+    with pytest.raises(ValueError, match="x.csv, line 2: the fields 'q', 'a'"):
         build(str(tmp_path / "x.csv"))
 
 

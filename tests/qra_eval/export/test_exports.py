@@ -47,7 +47,7 @@ def test_what_a_format_cannot_hold_is_refused_with_the_mend(
     ("format", "options", "why"),
     [
         ("ggfu", {}, "did you mean gguf"),
-        ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': known are none"),
+        ("peft", {"ranks": 3}, "unknown option of format 'peft': 'ranks': there are none"),
         ("gguf", {"pre": 3}, "option 'pre' of format 'gguf' is 3: input should be a valid string"),
         ("merged", {"dtype": "int8"}, "option 'dtype' of format 'merged' is 'int8': input should be"),
     ],

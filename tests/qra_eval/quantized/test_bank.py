@@ -156,7 +156,7 @@ def test_codes_are_the_same_by_moments_that_were_kept_and_by_a_pass_for_each_com
     listen = lambda stage, *_: passes.append(stage)  # noqa: E731
     make_and_build(model, tmp_path / "kept", make_backend("trellis"), bits=(4,), told=listen)
     assert set(passes) == {"quantize"}
-    monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(build_module, "MAX_DISK_SHARE", 0.0)
     half = list(kept.linears)[: len(kept.linears) // 2]
     make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,), names=half)
     passed = make_and_build(model, tmp_path / "passed", make_backend("trellis"), bits=(3,))
@@ -204,7 +204,7 @@ def test_a_build_that_was_killed_goes_on_at_the_linear_where_it_was(
     model, whole, tmp_path, room, monkeypatch
 ):
     if not room:
-        monkeypatch.setattr(build_module, "DISK_SHARE", 0.0)
+        monkeypatch.setattr(build_module, "MAX_DISK_SHARE", 0.0)
     backend = Counting(make_backend("reference-gptq"))
 
     def kill(stage, done, total):

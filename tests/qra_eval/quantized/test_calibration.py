@@ -197,7 +197,7 @@ def test_rows_for_experts_are_padded_to_no_more_than_the_longest(tmp_path, famil
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_codes_are_the_same_whatever_was_in_place_before_their_rows_passed(tmp_path, monkeypatch, compute):
-    monkeypatch.setattr(kept_moments, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(kept_moments, "MAX_DISK_SHARE", 0.0)
 
     def quantize(folder, *bits):
         options = {"quantization": {"cache": str(tmp_path / folder)}, "compute": compute}

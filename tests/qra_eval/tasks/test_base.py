@@ -57,7 +57,7 @@ def test_every_task_is_found_by_its_name(name):
     ("task", "options", "why"),
     [
         ("gsm9k", {}, "did you mean gsm8k"),
-        ("gsm8k", {"shot": 8}, "unknown option of task 'gsm8k': 'shot': .*known are chat"),
+        ("gsm8k", {"shot": 8}, "unknown option of task 'gsm8k': 'shot': .*choose one of chat"),
         ("a/b.jsonl", {"data": "elsewhere"}, "already holds the data: remove 'elsewhere'"),
         ("arithmetic", {"chat": 50}, "option 'chat' of task 'arithmetic' is 50: input should be"),
         (make_task("arithmetic"), {"chat": True}, "is an object: pass data and options to its constructor"),

@@ -90,16 +90,22 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
     [
         ("not json", "'not json' is not JSON"),
         ('["a"]', "not a JSON object"),
-        ({"text": "a"}, r"fields are 'text'; allowed are \{\"prompt\", \"answer\"\}.* use --task text"),
-        ({"prompt": "a", "answer": ""}, "field 'answer' is '', a text or a number is needed"),
-        ({"prompt": True, "answer": "b"}, "field 'prompt' is True, a text or a number is needed"),
+        (
+            {"text": "a"},
+            r"fields 'text' are no known form of a row \(\{\"prompt\", \"answer\"\}.* use --task text",
+        ),
+        ({"prompt": "a", "answer": ""}, "field 'answer' must be a text or a number, got ''"),
+        ({"prompt": True, "answer": "b"}, "field 'prompt' must be a text or a number, got True"),
         ({"instruction": "a"}, "no field 'output'"),
         ({"messages": ["hi"]}, "message 1 is 'hi': give an object with role and content"),
-        ({"messages": [{"role": "bot2", "content": "x"}]}, "role is 'bot2', allowed are system, user"),
+        ({"messages": [{"role": "bot2", "content": "x"}]}, "role must be one of system, user.*, got 'bot2'"),
         ({"messages": [*HI, {**HO[0], "tool_calls": [{}]}]}, "message 2 has tool_calls, which are not"),
         ({"messages": HI}, "must end with a message"),
-        ({"prompt": "p", "answer": None}, "fields are 'prompt'; allowed are"),
-        ({"conversations": [{"from": "bot2", "value": "x"}]}, "message 1: from is 'bot2', allowed are"),
+        ({"prompt": "p", "answer": None}, "the fields 'prompt' are no known form"),
+        (
+            {"conversations": [{"from": "bot2", "value": "x"}]},
+            "message 1: from must be one of .*, got 'bot2'",
+        ),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "choices must be a list of texts"),
         (
             {"question": "q", "choices": ["a", "b"], "answer": 2},

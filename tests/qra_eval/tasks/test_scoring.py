@@ -242,4 +242,4 @@ def test_a_json_answer_is_scored_by_field_and_made_of_columns(caplog):
     assert task.metrics["field intent"]("book", example) == 0.0, "which is no object"
     assert all(task.metric_digests.values())
     make_task([{"prompt": f"{i}", "answer": [i, "a"]} for i in range(20)]).split("test")
-    assert "20 answers of jsonl are lists, taken as JSON" in caplog.text
+    assert "20 answers of jsonl are lists, and are learnt as JSON text" in caplog.text

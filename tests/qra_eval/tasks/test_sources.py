@@ -107,8 +107,12 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.json", b'["\xe9"]', "x.json is not UTF-8"),
         ("x.csv", "prompt,answer\n", "x.csv has no rows: it is empty"),
         ("x.csv", "prompt,answer\na,b,c\n", "x.csv, line 2: more or fewer fields than the 2 columns"),
-        ("x.csv", "prompt;answer\na;b\n", "line 2: fields are 'prompt;answer'; allowed are"),
-        ("x.csv", "q,a\nb,c\n", "line 2: fields are 'q', 'a'; allowed are .*; name others by --columns"),
+        ("x.csv", "prompt;answer\na;b\n", "line 2: the fields 'prompt;answer' are no known form"),
+        (
+            "x.csv",
+            "q,a\nb,c\n",
+            "line 2: the fields 'q', 'a' are no known form .*Name your own with --columns",
+        ),
         ("x.csv", b"prompt,answer\na,b\nc,\xe9\n", "x.csv is not UTF-8"),
         ("x.parquet", "nothing", "x.parquet cannot be read as a Parquet file"),
     ],
@@ -126,13 +130,13 @@ def test_what_cannot_be_read_is_one_line_with_file_place_and_mend(tmp_path, name
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question' for prompt, only 'q', 'reply'"),
         (
             {"columns": {"reply": "reply"}},
-            "columns: 'reply' is not a field of a row, they are prompt, question",
+            "columns: 'reply' is not a field of a row: choose from prompt, question",
         ),
         (
             {"columns": "prompt"},
             "option 'columns' of task .* is 'prompt': input should be a valid dictionary",
         ),
-        ({"columns": {"prompt": "q"}}, "fields are 'prompt'; allowed are"),
+        ({"columns": {"prompt": "q"}}, "the fields 'prompt' are no known form"),
     ],
 )
 def test_columns_and_options_that_a_file_does_not_have_are_named(tmp_path, options, why):

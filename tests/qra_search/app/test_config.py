@@ -84,7 +84,10 @@ def test_differences_name_fields_by_path_with_both_values() -> None:
         ({"space": {"ranks": [-1]}}, "space.ranks.0 is -1: must be greater than or equal to 0"),
         ({"space": {"granularity": "head"}}, "space.granularity is 'head': must be 'auto', 'module'"),
         ({"quantization": {"backend": 3}}, "quantization.backend is 3: must be a valid string or "),
-        ({"quantization": {"backend": {"nam": "hqq"}}}, "a mapping has the key `name`, or bit-widths as"),
+        (
+            {"quantization": {"backend": {"nam": "hqq"}}},
+            "a backend as a mapping needs the key `name`, or only bit-widths as",
+        ),
         ({"model": "smollm2"}, "model is 'smollm2': must be a valid dictionary"),
         ({"model": {"name": ""}}, "model.name is ''"),
         ({1: 2}, "1 is 1: Keys should be strings"),
@@ -136,7 +139,7 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
 
 def test_an_override_of_a_field_within_a_plain_value_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"model.name cannot be set, because model is 'smollm2', and not a section"
+        ConfigError, match=r"model.name cannot be set, because model is 'smollm2', not a section"
     ):
         make_config({"model": "smollm2"}, {"model.name": "tiny"})
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from logs import write_log
 
-from qra_search.log.journal import LOG_FORMAT, JournalContents, LogError, read_journal
+from qra_search.log.journal import LOG_FORMAT, JournalContents, LogError, parse_journal
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def outcomes(contents: JournalContents) -> list:
 @pytest.mark.parametrize("cut_out", [False, True])
 def test_a_byte_that_was_flipped_or_cut_out_is_refused_or_loses_no_result(content, cut_out):
     """A digit within a number cannot be told from another: the plan, its bytes and what became of it can."""
-    truth = outcomes(read_journal(content))
+    truth = outcomes(parse_journal(content))
     refused = 0
     for at in range(len(content) - 1):
         flipped = b"" if cut_out else bytes([content[at] ^ 1 << at % 8])
         try:
-            found = read_journal(content[:at] + flipped + content[at + 1 :])
+            found = parse_journal(content[:at] + flipped + content[at + 1 :])
         except LogError:
             refused += 1
             continue
@@ -44,8 +44,8 @@ def test_a_log_that_ends_early_is_the_log_as_it_was_earlier_and_has_a_batch_whol
     whole = [0] + [at + 1 for at, byte in enumerate(content) if byte == 10]
     for at in range(len(content) + 1):
         end = max(end for end in whole if end <= at)
-        found = read_journal(content[:at])
-        assert found.end == end and outcomes(found) == outcomes(read_journal(content[:end]))
+        found = parse_journal(content[:at])
+        assert found.end == end and outcomes(found) == outcomes(parse_journal(content[:end]))
 
 
 PROPOSAL = {"plan": {"bits": [2] * 6, "ranks": [4] * 6}}
@@ -89,13 +89,13 @@ def test_a_line_of_wrong_content_is_refused_with_its_number_and_field(content, t
     line = json.dumps({"trials": [{"id": 6, "proposal": PROPOSAL, **trial}]}).encode()
     number = content.count(b"\n") + 1
     with pytest.raises(LogError, match=f"line {number} is damaged.*restore the file from a copy") as caught:
-        read_journal(content + line + b"\n", "the log")
+        parse_journal(content + line + b"\n", "the log")
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_second_result_of_a_trial_is_refused(content):
     with pytest.raises(LogError, match="trial 5 already has a result"):
-        read_journal(content + content.splitlines(keepends=True)[-1])
+        parse_journal(content + content.splitlines(keepends=True)[-1])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_second_result_of_a_trial_is_refused(content):
 )
 def test_a_line_of_no_known_kind_is_refused(content, line):
     with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} is damaged"):
-        read_journal(content + json.dumps(line).encode() + b"\n")
+        parse_journal(content + json.dumps(line).encode() + b"\n")
 
 
 def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_running(content):
@@ -111,17 +111,17 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
     for at, line in enumerate(lines):
         without = b"".join(lines[:at] + lines[at + 1 :])
         if b'"status":"done"' in line:
-            assert [t.status for t in read_journal(without).trials].count("running") == 1
+            assert [t.status for t in parse_journal(without).trials].count("running") == 1
         elif b'"trials"' in line:
             with pytest.raises(LogError, match="damaged"):
-                read_journal(without)
+                parse_journal(without)
 
 
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
     with pytest.raises(LogError, match=f"line 1 .* not of '{LOG_FORMAT}' .*use another folder"):
-        read_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
+        parse_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
     with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*only the first line"):
-        read_journal(content + content)
+        parse_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):
-            read_journal(other)
+            parse_journal(other)

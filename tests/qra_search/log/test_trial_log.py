@@ -76,7 +76,7 @@ def test_a_log_of_another_search_is_refused_with_both_values(tmp_path):
         log.bind(seed=1, evaluator={"model": "a", "steps": 3})
     with TrialLog(path) as log:
         log.bind(seed=1)
-        with pytest.raises(LogError, match=r"evaluator model = 'a', but now it is 'b'"):
+        with pytest.raises(LogError, match=r"evaluator.model = 'a', but now it is 'b'"):
             log.bind(seed=1, evaluator={"model": "b", "steps": 3})
 
 

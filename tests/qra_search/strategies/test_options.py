@@ -56,7 +56,7 @@ def test_a_search_takes_options_of_its_strategy():
             {"populaton": 3},
             "unknown option of strategy 'nsga2': 'populaton': did you mean population",
         ),
-        ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': known are none"),
+        ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': there are none"),
         ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
         ("qra", {"draws": 0}, "draws must be at least 1, got 0"),
         (

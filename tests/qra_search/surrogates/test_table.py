@@ -25,7 +25,7 @@ def test_the_mode_is_stationary():
         fit = TableFit(world.basis, rows, PriorDeviations(), fit.theta)
     f, J = fit._linearize(rows.codes, fit.theta)
     misfit = (rows.loss - fit.best - f) / fit.V
-    for theta, SJ in zip(fit.theta, fit._multiply_covariances(J), strict=True):
+    for theta, SJ in zip(fit.theta, fit._multiply_by_covariances(J), strict=True):
         np.testing.assert_allclose(theta, SJ.T @ misfit, atol=2e-3)
 
 

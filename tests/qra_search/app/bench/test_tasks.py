@@ -51,7 +51,7 @@ def test_the_budgets_are_uniform_3_bit_midway_and_uniform_4_bit() -> None:
 
 def test_options_of_a_strategy_are_written_behind_its_name() -> None:
     assert bench.parse_strategy("nsga2?population=8").population == 8
-    with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: known are none"):
+    with pytest.raises(ValueError, match="unknown option of strategy .random.: .depth.: there are none"):
         bench.parse_strategy("random?depth=3")
     with pytest.raises(
         ValueError, match="option of random takes a name and a value, such as population=8, not 'depth'"

@@ -65,7 +65,7 @@ CASES = [
     ((*SEARCH, "--bits", "two"), "--bits is 'two': expected numbers separated by commas"),
     (
         (*SEARCH, "--backend", "two=gguf"),
-        "quantization.backend is {'two': 'gguf'}: a mapping has the key",
+        "quantization.backend is {'two': 'gguf'}: a backend as a mapping needs the key",
     ),
     ((*SEARCH, "--set", "evaluation.steps"), "--set takes a name and a value, such as"),
     ((*SEARCH, "--set", "search.seed=1", "--set", "search.seed=2"), "--set search.seed is given twice: give"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qra_search import Sensitivities, search
 from qra_search.space.memory import GroupwiseFormat, Level
-from qra_search.strategies.baselines.autoqra import GAMMA, mutate_by_importance
+from qra_search.strategies.baselines.autoqra import IMPORTANCE_EXPONENT, mutate_by_importance
 from qra_search.strategies.baselines.qr_adaptor import (
     EPSILON,
     PROMOTED_ORIGIN,
@@ -213,7 +213,9 @@ def mutate_often(coupled: float, budget: int, count: int = 400):
 def test_single_mutations_choose_by_importance_to_the_gamma_and_go_up_where_it_is_largest():
     change = mutate_often(0.0, SPACE.memory.maximum, 2000)
     assert (np.abs(change).sum((1, 2)) == 1).all()
-    assert (change != 0).mean(0) == pytest.approx(IMPORTANCE**GAMMA / (IMPORTANCE**GAMMA).sum(), abs=0.07)
+    assert (change != 0).mean(0) == pytest.approx(
+        IMPORTANCE**IMPORTANCE_EXPONENT / (IMPORTANCE**IMPORTANCE_EXPONENT).sum(), abs=0.07
+    )
     most, least = change[:, 0, 3], change[:, 0, 5]
     assert (most == -1).sum() == 0 and (most == 1).sum() > 0
     assert (least == 1).sum() <= (least == -1).sum()
