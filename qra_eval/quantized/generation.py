@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, MutableMapping
-from contextlib import contextmanager, nullcontext
-from functools import partial, wraps
+from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,39 +84,12 @@ def serve_weights(
                 module.forward = linear.make_forward(factors, partial(type(module).forward, module))
         for table in tables & decoded.keys():
             table.frozen = kept[table][1]
-        few = min((getattr(linear, "few_inputs", 0) for linear, _ in linears.values()), default=0)
-        is_direct = few > 0 and not decoded and model.device.type == "cpu"
-        with _give_products_threads(model, few) if is_direct else nullcontext():
-            yield
+        yield
     finally:
         for module in linears:
             vars(module).pop("forward", None)
         for table in tables:
             table.frozen = None
-
-
-@contextmanager
-def _give_products_threads(model: Any, most: int) -> Iterator[None]:
-    """While up to `most` tokens pass a model at once, products have all threads."""
-    from qra_backends.trellis.decode_numba import take_threads  # numba takes a second to import
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below PEFT
-    usual, own = base.forward, vars(base).get("forward")
-
-    @wraps(usual)
-    def forward(*args: Any, **options: Any) -> Any:
-        ids = options.get("input_ids")
-        with take_threads() if ids is not None and ids.numel() <= most else nullcontext():
-            return usual(*args, **options)
-
-    base.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del base.forward
-        else:
-            base.forward = own
 
 
 def _is_direct(linear: nn.Module) -> bool:

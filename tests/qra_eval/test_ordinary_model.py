@@ -15,7 +15,6 @@ import pytest
 import torch
 from datasets import Dataset
 from qra_backends.modules import DequantizedLinear
-from qra_backends.trellis import decode_numba
 from qra_backends.trellis.linear import TrellisLinear
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -189,26 +188,6 @@ def test_generate_multiplies_by_codes_and_its_memory_holds_no_weight_whole(
     assert (decoded.generate(prompt, **LENGTH, **seen).logits[0] - direct).abs().max() < ROUNDING
     with pytest.raises(ValueError, match="weights must be one of auto, codes, decoded, got 'both'"):
         load(run, device="cpu", weights="both")
-
-
-def test_few_tokens_at_once_leave_all_threads_to_the_products(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = load(run, device="cpu", weights="codes")[0]
-    seen, threads = set(), torch.get_num_threads()
-    monkeypatch.setattr(
-        decode_numba,
-        "_call_in_threads",
-        lambda work, rows, columns: (
-            seen.add((decode_numba._taken_threads, torch.get_num_threads())) or work(0, rows)
-        ),
-    )
-    try:
-        torch.set_num_threads(2)
-        model.generate(IDS[:, :4], **LENGTH)
-        assert seen == {(2, 1)} and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Shapes(TorchDispatchMode):

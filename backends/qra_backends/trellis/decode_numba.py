@@ -6,16 +6,17 @@ inputs, and adds up values as it reads the streams.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,10 +26,10 @@ from qra_backends.trellis.viterbi import NUMBA_OPTIONS, compile_once, compile_su
 
 PRODUCT_ROWS, PRODUCT_TOKENS = 4, 4
 """Rows at a time of a product with one input, whose states are cut from one word; inputs at a time of several."""
-MIN_THREAD_WEIGHTS = 1 << 20
-"""Weights for which it pays to wake a thread, which takes about 100 microseconds: 180 of work."""
-_taken_threads = 0
-"""Threads that products took from torch, see `take_threads`."""
+MIN_THREAD_WEIGHTS = 1 << 17
+"""Weights of a thread's part of a product, at least: 40 microseconds of work, of which sharing takes about 5."""
+_PROCESS = os.getpid()
+"""A child by fork has none of its parent's threads."""
 
 
 def decode_rows(
@@ -72,7 +73,8 @@ def make_product(
         own = slice(start, start + len(a))
         down[own], up[:, own] = a.detach().float().numpy(), (b.detach().float() * scaling).numpy()
         start += len(a)
-    stored = (code.half_bits, scale.float().numpy() * np.float32(VALUE_UNIT), up)
+    factor = scale.float().numpy() * np.float32(VALUE_UNIT)
+    stored = (codes.numpy(), factor, up)
     sign, shrink = make_signs(in_features, codes.device).numpy(), np.float32(1 / math.sqrt(block))
     has_pairs = count_word_rows(code) >= PRODUCT_ROWS
 
@@ -86,52 +88,22 @@ def make_product(
         inner = np.empty((len(inputs), len(down)), np.float32)
         _project_and_rotate(inputs, down, inner, sign, shrink, block)
         product = np.empty((len(inputs), out_features), np.float32)
-        multiply_rows = _multiply_one if is_alone else _multiply_four
         values = _make_value_pairs(code) if is_alone else make_state_values(code.L).astype(np.float32)
-        work = partial(multiply_rows, codes.numpy(), values, *stored, inputs, inner, product)
-        _call_in_threads(work, out_features, in_features)
+        arrays = (*stored, values, inputs, inner, product)
+        parts = min(torch.get_num_threads(), out_features * in_features // MIN_THREAD_WEIGHTS)
+        if parts > 1 and os.getpid() == _PROCESS and (team := _find_team()) is not None:
+            step = ceil_div(ceil_div(out_features, parts), PRODUCT_ROWS) * PRODUCT_ROWS
+            sizes = (out_features, in_features, len(codes), len(values), len(down), len(inputs))
+            job = np.array(
+                [*sizes, code.half_bits, is_alone, step, *(array.ctypes.data for array in arrays)], np.int64
+            )
+            team(job.ctypes.data, parts)
+        else:
+            multiply_rows = _multiply_one if is_alone else _multiply_four
+            multiply_rows(*arrays, code.half_bits, 0, out_features)
         return torch.from_numpy(product)[:count]
 
     return multiply
-
-
-@contextmanager
-def take_threads() -> Iterator[None]:
-    """Give products all threads that torch has, and its other operations one.
-
-    A thread of torch spins for a while once its work is done, and so keeps its core from a product's.
-    """
-    global _taken_threads
-    threads = _taken_threads or torch.get_num_threads()  # another answer may be generated at the same time
-    _taken_threads = threads
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        _taken_threads = 0
-
-
-def _call_in_threads(work: Callable[[int, int], None], rows: int, columns: int) -> None:
-    """Call work(first, stop) for all rows, in as many parts at once as torch has threads."""
-    parts = min(_taken_threads or torch.get_num_threads(), max(1, rows * columns // MIN_THREAD_WEIGHTS))
-    step = ceil_div(ceil_div(rows, parts), PRODUCT_ROWS) * PRODUCT_ROWS
-    others = [
-        _get_thread_pool(parts - 1).submit(work, first, min(first + step, rows))
-        for first in range(step, rows, step)
-    ]
-    work(0, min(step, rows))
-    for other in others:
-        other.result()
-
-
-@lru_cache
-def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="qra-product")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)  # the threads are its parent's
 
 
 @lru_cache
@@ -215,7 +187,7 @@ def _project_and_rotate(x, down, inner, sign, factor, block):  # type: ignore[no
 
 # Unsigned indices, sums in any order and no stores within a loop let the compiler use AVX-512's gathers.
 @compile_sums
-def _multiply_one(codes, pairs, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
+def _multiply_one(codes, factor, up, pairs, x, inner, product, half_bits, first, stop):  # type: ignore[no-untyped-def]
     """Rows first to stop of the product with one input, four at a time, and of its adapters."""
     last, mask, row = len(codes) - 1, np.uint32(len(pairs) - 1), x[0]
     for j in range(first, stop, 4):
@@ -244,7 +216,7 @@ def _multiply_one(codes, pairs, half_bits, factor, up, x, inner, product, first,
 
 
 @compile_sums
-def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, first, stop):  # type: ignore[no-untyped-def]
+def _multiply_four(codes, factor, up, values, x, inner, product, half_bits, first, stop):  # type: ignore[no-untyped-def]
     """Rows first to stop of the product with a multiple of four inputs, two rows and four inputs at a time."""
     last, mask = len(codes) - 1, np.uint32(len(values) - 1)
     for j in range(first, stop, 2):
@@ -275,3 +247,61 @@ def _multiply_four(codes, values, half_bits, factor, up, x, inner, product, firs
             for row, sums in ((j, (sum0, sum1, sum2, sum3)), (other, (other0, other1, other2, other3))):
                 for d in range(4):
                     product[t + d, row] = sums[d] * factor[row] + _dot(up[row], inner[t + d])
+
+
+@intrinsic
+def _read_pointer(typing_context, address):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+_get_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+_get_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+def _multiply_own_part(job):  # type: ignore[no-untyped-def]
+    """The rows of a product that fall to this thread of a team.
+
+    The job has sizes, then addresses of arrays, in the order of `make_product`.
+    """
+    rows, columns, stream_bytes, states, rank = job[0], job[1], job[2], job[3], job[4]
+    tokens, half_bits, is_alone, step = job[5], job[6], job[7], job[8]
+    codes = numba.carray(_read_pointer(job[9]), (stream_bytes, columns), np.uint8)  # type: ignore[call-arg]
+    factor = numba.carray(_read_pointer(job[10]), (rows,), np.float32)
+    up = numba.carray(_read_pointer(job[11]), (rows, rank), np.float32)
+    pairs = numba.carray(_read_pointer(job[12]), (states,), np.int32)
+    values = numba.carray(_read_pointer(job[12]), (states,), np.float32)
+    x = numba.carray(_read_pointer(job[13]), (tokens, columns), np.float32)
+    inner = numba.carray(_read_pointer(job[14]), (tokens, rank), np.float32)
+    product = numba.carray(_read_pointer(job[15]), (tokens, rows), np.float32)
+    for first in range(step * _get_thread_number(), rows, step * _get_thread_count()):
+        stop = min(first + step, rows)
+        if is_alone:
+            _multiply_one(codes, factor, up, pairs, x, inner, product, half_bits, first, stop)
+        else:
+            _multiply_four(codes, factor, up, values, x, inner, product, half_bits, first, stop)
+
+
+@lru_cache
+def _find_team() -> Callable[[int, int], None] | None:
+    """A function that has the threads of torch's own OpenMP make the parts of a product; None without one.
+
+    These threads wait for work without sleep while a model runs. To wake one takes 50 microseconds, as long as half of
+    a small product, and those of another library would keep torch's from their cores.
+    """
+    try:
+        start_team = ctypes.CDLL(None).GOMP_parallel  # of GCC, and of Intel's and LLVM's libraries
+    except AttributeError:
+        return None
+    start_team.argtypes, start_team.restype = (
+        (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
+        None,
+    )
+    job_type = types.void(types.CPointer(types.int64))
+    try:
+        own_part = numba.cfunc(job_type, cache=True, **NUMBA_OPTIONS)(_multiply_own_part)
+    except RuntimeError:  # as in `compile_once`
+        own_part = numba.cfunc(job_type, **NUMBA_OPTIONS)(_multiply_own_part)
+    return lambda job, parts: start_team(own_part.address, job, parts, 0)

@@ -167,15 +167,26 @@ def test_a_prompt_decodes_a_block_of_rows_at_a_time(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("inputs", [1, 5])
-def test_products_on_two_threads_are_those_on_one_to_the_bit(inputs: int, monkeypatch: pytest.MonkeyPatch):
+def test_products_on_three_threads_are_those_on_one_to_the_bit(inputs: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decode_numba, "MIN_THREAD_WEIGHTS", 1 << 10)
+    shared, find_team = [], decode_numba._find_team
+
+    def find_counted_team():
+        team = find_team()
+        return None if team is None else lambda job, parts: shared.append(parts) or team(job, parts)
+
+    monkeypatch.setattr(decode_numba, "_find_team", find_counted_team)
     multiply = make_layer(601, 256, torch.float32).make_product()
     x, threads = torch.randn(inputs, 256), torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(3)
         together = multiply(x)
+        assert shared == [3], "torch on Linux has OpenMP"
+        monkeypatch.setattr(decode_numba, "_PROCESS", -1)  # as in a child by fork
+        assert torch.equal(multiply(x), together)
         torch.set_num_threads(1)
         assert torch.equal(multiply(x), together)
+        assert shared == [3]
     finally:
         torch.set_num_threads(threads)
 
