@@ -59,7 +59,7 @@ def facts(trials) -> list:
 def refusal(evaluator, log, field: str, before: str) -> None:
     now = evaluator.describe()[field]
     assert now != before
-    with pytest.raises(LogError, match=f"evaluator {field} = '{before}', but now it is '{now}'"):
+    with pytest.raises(LogError, match=rf"evaluator\.{field} = '{before}', but now it is '{now}'"):
         Study(evaluator, **OPTIONS, log=log)
 
 
@@ -92,7 +92,7 @@ def test_a_setting_that_losses_follow_from_cannot_change_while_a_study_is_resume
     files, field, before, changed
 ):
     Study(build(files), **FEWER, log=files / "log")
-    with pytest.raises(LogError, match=f"evaluator {field} = {before!r}, but now it is {changed!r}"):
+    with pytest.raises(LogError, match=rf"evaluator\.{field} = {before!r}, but now it is {changed!r}"):
         Study(build(files, **{field: changed}), **FEWER, log=files / "log")
 
 

@@ -146,7 +146,7 @@ def test_a_failure_has_the_same_reason_in_a_worker_as_in_this_process_and_the_lo
             marks=pytest.mark.skipif(sys.platform != "linux", reason="sets RLIMIT_AS"),
         ),
         ("exit_python", "wants to leave"),
-        ("unpicklable", "returned function"),
+        ("unpicklable", "returned a function"),
     ],
 )
 def test_a_worker_fails_the_trial_for_what_python_can_catch_and_evaluates_the_next(notes, deed, reason):
