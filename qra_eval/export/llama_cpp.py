@@ -70,7 +70,9 @@ def open_context(ffi: Any, lib: Any, model: Any, adapter: Path | None, **options
             loras = ffi.new("struct llama_adapter_lora *[]", [lora])
             scale = ffi.new("float[]", [1.0])
             if lib.llama_set_adapters_lora(context, loras, 1, scale):
-                raise RuntimeError(f"llama.cpp cannot apply the adapter {adapter}")
+                raise RuntimeError(
+                    f"llama.cpp cannot apply the adapter {adapter}: was it made for another model?"
+                )
         yield context
     finally:
         lib.llama_free(context)

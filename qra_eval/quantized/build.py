@@ -57,7 +57,7 @@ class StoredMoments:
             for owner in {*self._owners.values()}:
                 open_tensors(self._get_path(owner))
         except (BadInput, FileNotFoundError) as error:
-            log.warning("%s: passing the calibration rows again", error)
+            log.warning("the calibration statistics cannot be read, and are computed again: %s", error)
             return False
         return {*self._bank.linears} <= {*self._owners}
 

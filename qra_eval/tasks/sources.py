@@ -103,7 +103,9 @@ def read_rows(path: str | Path) -> list[Row]:
     path = Path(path)
     end = path.suffix.lower()
     if end not in hub.ROW_SUFFIXES:
-        raise BadInput(f"{path}: data files end in {', '.join(hub.ROW_SUFFIXES)}")
+        raise BadInput(
+            f"{path} is not a data file: a name that ends in {', '.join(hub.ROW_SUFFIXES)} is needed"
+        )
     if end == ".parquet":
         rows = _read_parquet(path)
     else:

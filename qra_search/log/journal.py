@@ -75,7 +75,7 @@ class JournalContents:
         if line == Line():
             raise ValueError("the line is empty")
         if (line.format is None) != bool(self.end):
-            raise ValueError("only the first line of a journal holds its format")
+            raise ValueError("the first line of a journal must hold its format, and no other line may")
         self.header.update(line.header or {})
         for trial in line.trials:
             count = len(self.trials)
@@ -86,7 +86,9 @@ class JournalContents:
                 continue
             known = self.trials[trial.id] if trial.id < count else None
             if known is None or known.proposal != trial.proposal:
-                raise ValueError(f"it has a result of trial {trial.id}, whose proposal is missing or differs")
+                raise ValueError(
+                    f"the result of trial {trial.id} has no proposal before it, or a different one"
+                )
             if known.status != "running":
                 raise ValueError(f"trial {trial.id} already has a result")
             self.trials[trial.id] = trial

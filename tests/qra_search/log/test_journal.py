@@ -72,11 +72,11 @@ RESULT = {"loss": 1.0, "memory_bytes": 1}
         ({"evaluation": RESULT}, "one that is done has an evaluation"),
         (
             {"status": "done", "evaluation": RESULT},
-            "a result of trial 6, whose proposal is missing or differs",
+            "the result of trial 6 has no proposal before it",
         ),
         (
             {"id": 2, "status": "done", "evaluation": RESULT},
-            "a result of trial 2, whose proposal is missing or differs",
+            "the result of trial 2 has no proposal before it",
         ),
         ({"status": "done", "evaluation": {**RESULT, "loss": "low"}}, "evaluation.loss: input should"),
         ({"status": "done", "evaluation": {**RESULT, "loss": "NaN"}}, "loss is nan"),
