@@ -120,7 +120,7 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
     with pytest.raises(LogError, match=f"line 1 .* not of '{LOG_FORMAT}' .*use another folder"):
         parse_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
-    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*only the first line"):
+    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*first line of a journal"):
         parse_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):
