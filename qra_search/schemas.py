@@ -174,8 +174,8 @@ def check_level_name(name: LevelName) -> None:
     """Raises ValueError if a text cannot name a level."""
     if isinstance(name, str) and not _LEVEL_NAME_PATTERN.fullmatch(name):
         raise ValueError(
-            f"{name!r} is not a valid name of a level: a number is needed, or a letter and further letters, "
-            "digits, '_', '.', '-'"
+            f"{name!r} cannot name a storage level: a number of bits is needed, such as 4, or a name that starts with "
+            "a letter and has only letters, digits, '_', '.' and '-', such as nf4"
         )
 
 

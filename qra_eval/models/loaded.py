@@ -201,8 +201,8 @@ def choose_compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         log.warning(
-            "this GPU emulates bfloat16, which is many times slower than float32 (compute capability 8.0 has it). "
-            "--set model.dtype=float32 is faster, and takes twice the memory"
+            "this GPU only emulates bfloat16, which is many times slower than float32 (GPUs of compute capability 8.0 "
+            "and above have it). --set model.dtype=float32 makes the run faster, and the model takes twice the memory"
         )
         return torch.float32
     if kind != "cpu":

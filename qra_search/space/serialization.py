@@ -61,10 +61,16 @@ def plan_from_dict(space: SearchSpace, data: Mapping[str, Any]) -> Plan:
     """The plan of `plan_to_dict`, by the names of its groups; raises BadInput if it is none of the space."""
     with convert_to_bad_input():
         chosen = read_choices(data)
-        if different := sorted(set(space.names) ^ set(chosen)):
-            raise BadInput(
-                f"the plan belongs to another search space: groups differ ({', '.join(different[:3])})"
-            )
+        for fault, names in (
+            ("lacks", set(space.names) - set(chosen)),
+            ("has unknown", set(chosen) - set(space.names)),
+        ):
+            if names:
+                shown = ", ".join(sorted(names)[:3])
+                raise BadInput(
+                    f"the plan belongs to another search space: it {fault} groups of layers ({shown}). Use a plan of "
+                    "the same model and granularity"
+                )
         plan = Plan(*zip(*(chosen[name] for name in space.names), strict=True))
         space.encode(plan)
         return plan

@@ -73,7 +73,7 @@ def _load_library() -> Any:
     folders = list(found.submodule_search_locations or ()) if found is not None else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*ggml-base*"))]
     if not files:
-        raise OSError(f"the ggml library is missing: install it by pip install {PACKAGE}")
+        raise OSError(f"the package {PACKAGE} is not installed, or has no ggml library in it")
     library = ctypes.CDLL(str(files[0]))
     floats = ctypes.POINTER(ctypes.c_float)
     library.ggml_quantize_init.argtypes = [ctypes.c_int]
