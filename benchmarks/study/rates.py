@@ -1,11 +1,14 @@
 """The learning rate that short trials foretell, beside full tunings at a grid of rates: one line each, resumable.
 
-    python -m benchmarks.study.rates --data DIR --task banking77 --steps 300
+    python -m benchmarks.study.rates --data DIR --task banking77 --steps 600
+    python -m benchmarks.study.rates --data DIR --task banking77 --steps 600 --batch-size 16
+    python -m benchmarks.study.rates --data DIR --task banking77 --steps 600 --epochs 3
     python -m benchmarks.study.rates --page docs/tuning.md
 
 Uniform 2 bits, rank 8, as `qra finetune` tunes it. The grid lies around the foretold rate by factors of the square root
 of two. Losses are of up to `TEST_ROWS` test rows and of `VALIDATION_ROWS` validation rows. `nats` are those of each
 test row, of which intervals follow. Lines of an earlier slope have none: 500 test rows, and trials on 64 rows.
+With `--epochs` the first training rows are all there are: as few as the steps then pass so often.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from benchmarks.common import RESULTS, append_lines, find_commit, find_cpu_name, read_lines
 from benchmarks.study.finetunes_table import fill_page
 from qra_eval.evaluators.quantized_lora import QuantizedLoRAEvaluator
+from qra_eval.tasks.example import SPLITS
 from qra_search.app.evaluator import RateTrial
 from qra_search.app.intervals import bootstrap_log_ratio
 from qra_search.app.rates import foretell_rate, propose_next_trial
@@ -32,6 +36,8 @@ GRID = (0, 2, -2, 1, -1)
 SAME_RATE = 0.25
 """Factors of two between a rate of the grid and one that was tuned already, which then stands for it."""
 VALIDATION_ROWS, TEST_ROWS = 64, 2000
+DEFAULTS: dict[str, Any] = {"batch": 8, "epochs": None}
+"""What a line has that does not say it."""
 
 
 def main() -> None:
@@ -41,6 +47,8 @@ def main() -> None:
     parser.add_argument("--task", default="banking77")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=DEFAULTS["batch"])
+    parser.add_argument("--epochs", type=float, help="that the steps are, over the first training rows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
@@ -52,21 +60,28 @@ def main() -> None:
         {
             "model": {"name": options.model, "compute": "bfloat16"},
             "task": {"name": options.task, "data": options.data},
+            "training": {"batch_size": options.batch_size},
             "quantization": {"embeddings": BITS},
             "space": {"bits": [BITS], "ranks": [RANK]},
             "evaluation": {"validation_rows": VALIDATION_ROWS},
             "finetune": {"test_rows": TEST_ROWS, "scored_rows": 0, "sample_answers": 0},
         }
     )
+    task = evaluator.task
+    rows = len(task.split("train"))
+    if options.epochs:
+        rows = round(options.steps * options.batch_size / options.epochs)
+        task._splits = {name: task.split(name)[: rows if name == "train" else None] for name in SPLITS}
     plan = evaluator.space.uniform(BITS, RANK)
     assert plan is not None
     model = Path(options.model).stem
     shared = {"task": options.task, "model": model, "for_steps": options.steps}
+    shared |= {"batch": options.batch_size, "epochs": options.epochs}
     machine = {"commit": find_commit(), "cpu": find_cpu_name(), "threads": options.threads}
 
     def read_own(kind: str) -> list[dict[str, Any]]:
         wanted = {**shared, "kind": kind}
-        return [line for line in read_lines(options.out) if wanted.items() <= line.items()]
+        return [line for line in read_lines(options.out) if wanted.items() <= (DEFAULTS | line).items()]
 
     fields = RateTrial.__dataclass_fields__
     trials = [
@@ -81,13 +96,13 @@ def main() -> None:
         loss = trial.loss if math.isfinite(trial.loss) else None
         append_lines(options.out, {**shared, "kind": "trial", **vars(trial), "loss": loss, **machine})
     foretold = foretell_rate(trials, options.steps)
-    print(foretold, flush=True)
+    print(foretold, f"{rows} training rows", flush=True)
     for place in GRID:
         line = {**shared, "kind": "tuning", "place": place, "foretold": foretold.rate}
         rate = foretold.rate * 2 ** (place / 2)
         tuned = [known for known in read_own("tuning") if "nats" in known]
         is_near = [abs(math.log2(rate / known["rate"])) < SAME_RATE for known in tuned]
-        if any(line.items() <= known.items() for known in tuned) or place and any(is_near):
+        if any(line.items() <= (DEFAULTS | known).items() for known in tuned) or place and any(is_near):
             continue
         evaluator.set_learning_rate(rate)
         record = evaluator.tune(plan, steps=options.steps)
@@ -101,18 +116,21 @@ def main() -> None:
 
 def list_table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """A row a model, task and length: the foretold rate beside the best of those tuned in full."""
-    made: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    made: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] == "tuning" and "nats" in line and line["test_loss"] is not None:
-            made.setdefault((line["model"], line["task"], line["for_steps"]), []).append(line)
+            key = "model", "task", "for_steps", "batch", "epochs"
+            made.setdefault(tuple((DEFAULTS | line)[name] for name in key), []).append(line)
     table = [
-        "| model | task | steps | trials cost | foretold | test loss | best rate | test loss | foretold worse by |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | task | steps | batch | epochs | trials cost | foretold | test loss | best rate | test loss "
+        "| foretold worse by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (model, task, steps), tuned in made.items():
+    for (model, task, steps, batch, epochs), tuned in made.items():
+        what = f"| {model} | {task} | {steps} | {batch} | {f'{epochs:g}' if epochs else 'below 1'} |"
         foretold = [line for line in tuned if line["place"] == 0]
         if not foretold:  # it diverged
-            table.append(f"| {model} | {task} | {steps} | | | diverged | | | |")
+            table.append(f"{what} | | diverged | | | |")
             continue
         own, best = foretold[-1], min(tuned, key=lambda line: line["test_loss"])
         worse, interval = own["test_loss"] / best["test_loss"] - 1, "the best"
@@ -121,7 +139,7 @@ def list_table(lines: Sequence[dict[str, Any]]) -> list[str]:
             interval = f"{worse:.1%} ({low:.1%} to {high:.1%})"
         rates = f"{best['rate']:.2g} of {len(tuned)}"
         table.append(
-            f"| {model} | {task} | {steps} | {own['trials_cost']:.2f} | {own['rate']:.2g} | {own['test_loss']:.3f} "
+            f"{what} {own['trials_cost']:.2f} | {own['rate']:.2g} | {own['test_loss']:.3f} "
             f"| {rates} | {best['test_loss']:.3f} | {interval} |"
         )
     return table
