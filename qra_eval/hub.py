@@ -57,9 +57,7 @@ def find_model_path(name: str) -> Path | None:
     if (name.strip() and path.is_dir()) or (is_gguf and path.is_file()):
         return path
     if path.is_file():
-        raise ValueError(
-            f"{name} is a file, but not a .gguf: models are folders with safetensors, or GGUF files"
-        )
+        raise ValueError(f"{name} is not a model: give a folder with safetensors, or a .gguf file")
     if is_gguf or not HUB_ID_PATTERN.fullmatch(name):
         raise BadInput(
             f"no file or folder {name!r}: a model is {', '.join(BUILTIN_MODELS)}, a path or a hub id"

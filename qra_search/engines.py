@@ -98,7 +98,9 @@ def find_engine_rank(name: str, rank: int) -> int:
     """The smallest of the largest ranks that an engine can be told, with room for `rank`; ValueError if it has none."""
     ranks = ENGINES[name].ranks or (rank,)
     if rank > max(ranks):
-        raise ValueError(f"rank {rank} is above {max(ranks)}, the largest that engine {name} takes")
+        raise ValueError(
+            f"rank {rank} is above {max(ranks)}, the largest that engine {name} takes: plan with lower ranks"
+        )
     return min(most for most in ranks if most >= rank)
 
 

@@ -54,11 +54,11 @@ def check_evaluation(evaluation: Evaluation, space: SearchSpace, plan: Plan) -> 
     """The evaluation itself, or EvaluationFailed if it is none, or its bytes cannot be true."""
     if not isinstance(evaluation, Evaluation):
         raise EvaluationFailed(
-            f"the evaluator returned a {type(evaluation).__name__} instead of an Evaluation"
+            f"evaluate() must return an Evaluation, and returned a {type(evaluation).__name__}"
         )
     expected = space.memory_bytes(plan)
     if evaluation.memory_bytes != expected:
         raise EvaluationFailed(
-            f"the evaluator reported {evaluation.memory_bytes} bytes, but the space counts {expected}"
+            f"evaluate() reported memory_bytes={evaluation.memory_bytes} where space.memory_bytes(plan) is {expected}"
         )
     return evaluation

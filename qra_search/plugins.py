@@ -76,7 +76,9 @@ def load_object(text: str) -> Any:
     """The object of `FILE.py:NAME` or `module:NAME`; raises BadInput if it cannot be loaded."""
     place, _, name = text.rpartition(":")
     if not place or not name:
-        raise BadInput(f"{text!r} does not name an object: FILE.py:NAME or module:NAME is needed")
+        raise BadInput(
+            f"{text!r} does not name an object: write FILE.py:NAME or module:NAME, such as mine.py:my_metric"
+        )
     is_file = place.endswith(".py")
     try:
         module = _load_file(Path(place)) if is_file else importlib.import_module(place)
@@ -85,7 +87,7 @@ def load_object(text: str) -> Any:
         raise BadInput(f"{what} could not be loaded: {format_error(error)}") from error
     if not hasattr(module, name):
         near = suggest_names(name, [known for known in vars(module) if not known.startswith("_")])
-        raise BadInput(f"{place} has no {name!r}: {near}give the name of a class or function in it")
+        raise BadInput(f"{place} defines no {name!r}: {near}give the name of a class or function in it")
     return getattr(module, name)
 
 

@@ -117,14 +117,17 @@ class ExtraParameter(Schema):
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or self.default not in self.values:
             raise ValueError(
-                f"values must be distinct and ascending, with the default {self.default} among them: {self.values}"
+                f"values of an extra parameter must ascend, each once, with the default {self.default} among them: "
+                f"got {self.values}"
             )
 
 
 def _convert_numpy_integers(values: Any) -> Any:
     """Integers of numpy among the values as Python's: the only other kind that a plan takes."""
     if not isinstance(values, (list, tuple, np.ndarray)):
-        raise ValueError(f"a list with one choice for each group is needed, got {values!r}")
+        raise ValueError(
+            f"bits and ranks of a plan must be lists with an entry for each group, got {values!r}"
+        )
     return tuple(value.item() if isinstance(value, np.integer) else value for value in values)
 
 
@@ -148,7 +151,7 @@ class Plan(Schema):
             check_level_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
             raise ValueError(
-                f"a plan needs one rank for each choice of bits: got {len(self.bits)} bits, {len(self.ranks)} ranks"
+                f"a plan needs as many bits as ranks, at least one: got {len(self.bits)} bits, {len(self.ranks)} ranks"
             )
 
     @cached_property
@@ -219,7 +222,7 @@ class Evaluation(Schema):
 
     def __post_init__(self) -> None:
         if not abs(self.loss) < 1e100:  # nan is not below it either; the square of a larger one is no number
-            raise EvaluationFailed(f"loss is {self.loss}")
+            raise EvaluationFailed(f"the loss is {self.loss}, and must be a finite number below 1e100")
 
 
 @dataclass(frozen=True, config=MODEL_CONFIG)
@@ -257,7 +260,8 @@ class Trial(Schema):
 
     def __post_init__(self) -> None:
         if (self.status == "done") != (self.evaluation is not None):
-            raise ValueError(f"trial {self.id} is {self.status}: only one that is done has an evaluation")
+            needs = "needs an" if self.status == "done" else "must have no"
+            raise ValueError(f"trial {self.id} with status {self.status} {needs} evaluation")
 
     @property
     def plan(self) -> Plan:
@@ -287,9 +291,11 @@ class Trial(Schema):
 
 def _make_matrix(values: Any) -> np.ndarray:
     array = np.array(values, dtype=float)
-    if array.ndim != 2 or not np.isfinite(array).all():
+    if array.ndim != 2:
+        raise ValueError(f"sensitivities must be a matrix, (groups, choices), got shape {array.shape}")
+    if not np.isfinite(array).all():
         raise ValueError(
-            f"a matrix of finite numbers is needed, (groups, choices), but its shape is {array.shape}"
+            f"sensitivities must be finite, got {(~np.isfinite(array)).sum()} numbers that are not"
         )
     array.setflags(write=False)
     return array

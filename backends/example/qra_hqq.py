@@ -61,7 +61,8 @@ class HQQBackend(Backend):
     def __init__(self, *, group_size=64):
         if type(group_size) is not int or group_size < SMALLEST_GROUP or group_size % SMALLEST_GROUP:
             raise ValueError(
-                f"group_size must be a positive multiple of {SMALLEST_GROUP}, got {group_size!r}"
+                f"option 'group_size' of backend 'hqq' must be a positive multiple of {SMALLEST_GROUP}, got "
+                f"{group_size!r}"
             )
         self.group_size = group_size
         self.options = {"group_size": group_size}

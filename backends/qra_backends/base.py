@@ -219,7 +219,9 @@ class Backend(ABC):
             ValueError: it is not of this backend.
         """
         if not isinstance(module, self.layer):
-            raise ValueError(f"expected a layer made by the backend {self.name}, got {type(module).__name__}")
+            raise ValueError(
+                f"backend {self.name!r} reads only layers that it made, got a {type(module).__name__}"
+            )
         return module
 
     def get_scales(self, module: nn.Module) -> Scales | None:
@@ -307,19 +309,22 @@ class Backend(ABC):
         """
         reason = self.unavailable_reason([bits])
         if reason is not None:
-            raise RuntimeError(f"backend {self.name} is unavailable: {reason}")
+            raise RuntimeError(f"backend {self.name!r} cannot be used here: {reason}")
         weight = getattr(linear, "weight", None)
         if not isinstance(linear, nn.Linear) or type(weight) is not nn.Parameter:  # subclasses are quantized
             raise ValueError(
-                f"backend {self.name} quantizes only plain nn.Linear, got {type(linear).__name__}"
+                f"backend {self.name!r} quantizes only plain nn.Linear, got a {type(linear).__name__}"
             )
         self.check_bits(bits, *weight.shape)
         if weight.dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"the weight's dtype must be float32, bfloat16 or float16, got {weight.dtype}")
+            raise ValueError(
+                f"the weight to quantize must be float32, bfloat16 or float16, got {weight.dtype}"
+            )
         low, high = (value.item() for value in weight.aminmax())  # makes no copy
         if not (isfinite(low) and isfinite(high)):
             raise ValueError(
-                f"the weight {tuple(weight.shape)} has values that are not finite: fix the model"
+                f"a weight of shape {tuple(weight.shape)} has values that are not finite: the model is damaged, use "
+                "another copy"
             )
         if self.largest is not None and max(-low, high) > self.largest:
             raise ValueError(

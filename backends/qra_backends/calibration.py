@@ -82,7 +82,7 @@ def _list_stripes(size: int) -> list[slice]:
 def check_damping(damping: object) -> None:
     """Raises ValueError if a damping is no positive number."""
     if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 < damping < inf:
-        raise ValueError(f"damping must be a positive number, got {damping!r}")
+        raise ValueError(f"option 'damping' of a backend must be a positive number, got {damping!r}")
 
 
 def check_hessian(name: str, hessian: Tensor | None, weight: Tensor) -> Tensor:

@@ -75,11 +75,11 @@ class MixedBackend(Backend):
             levels = [level for level in backend.bits if backend.width(level) == bits]
             if not levels:
                 reason = backend.unsupported_reason(bits, 0, 0)
-                raise ValueError(f"unsupported backend for {bits} bits: {reason}")
+                raise ValueError(f"the backend chosen for {bits} bits cannot be used: {reason}")
             if len(levels) > 1:
                 names = ", ".join(map(str, levels))
                 raise ValueError(
-                    f"{backend.name} has several levels of {bits} bits ({names}): choose one by its options"
+                    f"backend {backend.name!r} has several levels of {bits} bits ({names}): choose one by its options"
                 )
             self._parts[bits if isinstance(bits, int) else levels[0]] = backend, levels[0]
         self.bits = tuple(self._parts)
@@ -162,4 +162,4 @@ class MixedBackend(Backend):
         for backend, _ in self._parts.values():
             if isinstance(module, backend.layer):
                 return backend
-        raise ValueError(f"this {type(module).__name__} was not made by the backend 'mixed'")
+        raise ValueError(f"backend 'mixed' reads only layers that it made, got a {type(module).__name__}")

@@ -55,7 +55,7 @@ def _build_backend(name: str, options: dict[str, Any]) -> Backend:
     unknown = options.keys() - known.keys()
     if unknown:
         raise ValueError(
-            f"backend {name} has no option {min(unknown)!r}; its options: {', '.join(sorted(known))}"
+            f"backend {name!r} has no option {min(unknown)!r}: choose from {', '.join(sorted(known))}"
         )
     return cls(**preset | options)
 
@@ -81,7 +81,7 @@ def _load(point: EntryPoint) -> type[Backend]:
     try:
         cls: type[Backend] = point.load()
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"backend {point.name} ({point.value}) cannot be loaded: {error}") from error
+        raise ValueError(f"backend {point.name!r} ({point.value}) cannot be loaded: {error}") from error
     return cls
 
 

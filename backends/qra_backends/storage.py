@@ -65,13 +65,15 @@ def find_group_size(in_features: int, largest: int, smallest: int) -> int | None
 def check_tensors(tensors: dict[str, Tensor], expected: Expected, owner: str) -> None:
     """Raises ValueError if names, shapes or dtypes are not the expected ones; it names what is there and must be."""
     if set(tensors) != set(expected):
-        raise ValueError(f"{owner} needs the tensors {sorted(expected)}, got {sorted(tensors)}")
+        raise ValueError(
+            f"{owner} needs the tensors {sorted(expected)}, got {sorted(tensors)}: were they saved by another backend?"
+        )
     for name, (shape, dtype) in expected.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(
                 f"{owner}: tensor {name} must be {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}; "
-                "was it stored with other options?"
+                "was it quantized with other options?"
             )
 
 

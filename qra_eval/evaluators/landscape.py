@@ -49,7 +49,9 @@ class Landscape(Evaluator):
         identity: dict[str, Any] | None = None,
     ):
         if not 0 <= noise < np.inf:
-            raise BadInput(f"noise must be a non-negative number, got {noise!r}")
+            raise BadInput(
+                f"option 'noise' of the landscape evaluator must be a finite number from 0 on, got {noise!r}"
+            )
         self.tables = tables
         self.space = space
         self.noise = noise
@@ -100,9 +102,11 @@ def make_landscape(
         noise: standard deviation between seeds, in nats.
     """
     if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+        raise ValueError(f"the family of a landscape must be one of {', '.join(FAMILIES)}, got {family!r}")
     if sensitivities not in PRIORS:
-        raise ValueError(f"sensitivities must be one of {', '.join(PRIORS)}, got {sensitivities!r}")
+        raise ValueError(
+            f"the sensitivities of a landscape must be one of {', '.join(PRIORS)}, got {sensitivities!r}"
+        )
     identity = {"landscape": family, "layers": layers, "granularity": granularity, "seed": seed}
     identity |= {"sensitivities": sensitivities, "noise": noise}
     traits = FAMILIES[family]

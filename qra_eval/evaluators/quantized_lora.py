@@ -126,13 +126,17 @@ class QuantizedLoRAEvaluator(TunableEvaluator):
             made = make_task(name, data=given.data, seed=search.seed, **given.options)
         for split in SPLITS:
             if not made.split(split):
-                raise BadInput(f"task {made.name!r} has no rows in its {split} split")
+                raise BadInput(
+                    f"task {made.name!r} has no rows in its {split} split: give data that has some"
+                )
         own = load_metrics(self.config.task.metrics, metrics)
         for name, metric in own.items():
             check_metric(name, metric, made.split("test")[0])
         made.add_metrics(own)
         if search.metric == "task" and made.judged_by is None:
-            raise BadInput(f"search.metric is 'task', and the task {made.name!r} has no metric: use 'loss'")
+            raise BadInput(
+                f"search.metric is 'task', but task {made.name!r} has no metric: use --set search.metric=loss"
+            )
         return made
 
     def _load_model(self, device: torch.device, weights: bool, progress: Progress | None) -> LoadedModel:

@@ -198,7 +198,9 @@ def make_tensor_namer(config: Any) -> Callable[[str], str]:
     def translate_name(name: str) -> str:
         found = names.get_name(EXPERT_PATTERN.sub("experts.", name), try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise ValueError(f"llama.cpp has no tensor for {name} of {config.model_type}")
+            raise ValueError(
+                f"llama.cpp has no name for the tensor {name} of a {config.model_type} model: export to another engine"
+            )
         return found
 
     return translate_name

@@ -46,7 +46,9 @@ def load_file(model: Path, **options: Any) -> Iterator[tuple[Any, Any, Any]]:
     loaded = lib.llama_model_load_from_file(str(model).encode(), settings)
     try:
         if loaded == ffi.NULL:
-            raise RuntimeError(f"llama.cpp cannot load {model}")
+            raise RuntimeError(
+                f"llama.cpp cannot load {model}: it is damaged, or of a model that this llama.cpp does not know"
+            )
         yield ffi, lib, loaded
     finally:
         lib.llama_model_free(loaded)
@@ -61,12 +63,14 @@ def open_context(ffi: Any, lib: Any, model: Any, adapter: Path | None, **options
         setattr(settings, name, value)
     context = lib.llama_init_from_model(model, settings)
     if context == ffi.NULL:
-        raise RuntimeError(f"llama.cpp cannot create a context of {settings.n_ctx} tokens")
+        raise RuntimeError(f"llama.cpp cannot hold {settings.n_ctx} tokens of text in memory: ask for fewer")
     try:
         if adapter is not None:
             lora = lib.llama_adapter_lora_init(model, str(adapter).encode())
             if lora == ffi.NULL:
-                raise RuntimeError(f"llama.cpp cannot load {adapter}")
+                raise RuntimeError(
+                    f"llama.cpp cannot load the adapter {adapter}: it is damaged, or made for another model"
+                )
             loras = ffi.new("struct llama_adapter_lora *[]", [lora])
             scale = ffi.new("float[]", [1.0])
             if lib.llama_set_adapters_lora(context, loras, 1, scale):
@@ -95,7 +99,9 @@ def _decode(ffi: Any, lib: Any, model: Any, adapter: Path | None, prompt: Sequen
             batch.logits[place] = 1
         try:
             if lib.llama_decode(context, batch):
-                raise RuntimeError(f"llama.cpp failed on a row of {count} tokens")
+                raise RuntimeError(
+                    f"llama.cpp failed on a test row of {count} tokens: lower training.max_length"
+                )
             raw = ffi.buffer(lib.llama_get_logits(context), 4 * count * vocabulary)
             return torch.from_numpy(np.frombuffer(raw, dtype=np.float32).copy()).view(count, vocabulary)
         finally:

@@ -201,9 +201,11 @@ def make_space(
 ) -> SearchSpace:
     """The exact search space of a decoder with this many layers."""
     if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+        raise ValueError(f"a landscape needs at least 1 layer, got {layers}")
     if granularity not in KINDS:
-        raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {granularity!r}")
+        raise ValueError(
+            f"the granularity of a landscape must be one of {', '.join(KINDS)}, got {granularity!r}"
+        )
     groups = []
     for depth in range(layers):
         linears = {

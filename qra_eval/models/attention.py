@@ -82,7 +82,10 @@ def matmul_attention(
         attention_mask: None (causal), boolean (True: attend) or additive; broadcasts to (N, 1, T, S).
     """
     if options.get("softcap") or options.get("s_aux") is not None:
-        raise ValueError("matmul_attention supports neither soft-capping nor attention sinks")
+        raise ValueError(
+            "this model needs soft-capping or attention sinks, which matmul_attention does not support: load it "
+            'with attn_implementation="eager"'
+        )
     n, heads, t, d = query.shape
     kv, s = key.shape[1], key.shape[2]
     if max(t, s) > MAX_PLAIN_TOKENS or value.shape[-1] != d:

@@ -31,10 +31,13 @@ def resolve_device(text: str) -> torch.device:
         return torch.device("cpu")
     if not count:
         raise BadInput(
-            f"device is {text!r}, but torch {torch.__version__} finds no CUDA device. Use --device cpu"
+            f"device is {text!r}, but torch {torch.__version__} finds no CUDA device. Use --device cpu, or install a "
+            "torch with CUDA"
         )
     if int(form[1] or 0) >= count:
-        raise BadInput(f"device {text!r} does not exist, the last CUDA device here is cuda:{count - 1}")
+        raise BadInput(
+            f"device {text!r} does not exist: use --device cuda:0{f' to cuda:{count - 1}' if count > 1 else ''}"
+        )
     return torch.device("cuda" if text == "auto" else text)
 
 

@@ -37,7 +37,7 @@ class BoundedReader(gguf.GGUFReader):
             self.data = plain
         found = super()._get(offset, dtype, count, *args, **options)
         if len(found) < int(count):
-            raise ValueError(f"the value at byte {int(offset)} extends beyond the end of the file")
+            raise ValueError(f"the file ends before the value at byte {int(offset)} does")
         return found
 
 

@@ -110,7 +110,9 @@ def find_linears(model: nn.Module) -> list[FoundLinear]:
         if isinstance(module, nn.Linear) and name.startswith(f"{path}.") and kind not in ROUTER_KINDS:
             found.append(FoundLinear(name, int(name[len(path) + 1 :].partition(".")[0]), kind, module))
     if not found:
-        raise ValueError(f"{type(model).__name__} has no linears that could be searched")
+        raise ValueError(
+            f"{type(model).__name__} has no linears in its decoder layers to quantize: choose another model"
+        )
     return found
 
 
@@ -179,7 +181,7 @@ def find_decoder_layers(model: nn.Module) -> str:
             best, most = name, weights
     if best is None:
         raise ValueError(
-            f"{type(model).__name__} has no list of decoder layers: a causal language model has one"
+            f"{type(model).__name__} has no list of decoder layers: give a causal language model, which has one"
         )
     return best
 

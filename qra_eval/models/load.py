@@ -79,7 +79,7 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
     try:
         config = AutoConfig.from_pretrained(source, **options)
         if getattr(config, "quantization_config", None):
-            raise BadInput(f"{source} is already quantized: the search needs the unquantized weights")
+            raise BadInput(f"{source} is already quantized: give the model with unquantized weights")
         if not weights:
             return _read_shapes(source, config, dtype, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,12 +92,14 @@ def _read(source: str, *, dtype: torch.dtype, weights: bool, **options: Any) -> 
     except (*UNREADABLE_ERRORS, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(
-                f"{source} needs code from its repository (trust_remote_code), which qra does not run"
+                f"{source} needs code from its repository (trust_remote_code), which qra does not run: choose another "
+                "model"
             ) from error
         raise _make_load_error(source, error) from error
     if missing:
         raise BadInput(
-            f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}"
+            f"{source} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}: download it "
+            "again"
         )
     return model, tokenizer
 

@@ -54,7 +54,7 @@ def open_tensors(path: str | Path, *, device: str = "cpu") -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
-        raise BadInput(f"{path} is not a complete tensor file ({error})") from error
+        raise BadInput(f"{path} is damaged, or not a safetensors file ({error})") from error
 
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Bank:
             try:
                 self._files[name, bits] = open_tensors(path)
             except BadInput as error:
-                log.warning("%s: quantizing again", error)
+                log.warning("%s: the weights are quantized again", error)
                 path.unlink(missing_ok=True)  # another process may have found it too
                 return None
         return self._files[name, bits]

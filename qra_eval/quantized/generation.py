@@ -37,7 +37,9 @@ def prepare_generate(model: Any, backend: Backend, names: Collection[str], weigh
     from its codes is, if a share of the free memory holds it. Linears are found by `names`, tables without.
     """
     if weights not in WEIGHT_FORMS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMS)}, got {weights!r}")
+        raise ValueError(
+            f"weights of a loaded model must be one of {', '.join(WEIGHT_FORMS)}, got {weights!r}"
+        )
     kept: Weights = WeakKeyDictionary()
 
     def generate(self: Any, *args: Any, **options: Any) -> Any:

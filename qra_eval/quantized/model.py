@@ -223,7 +223,7 @@ def _find_searched_tables(model: Any, quantization: QuantizationConfig) -> dict[
         kinds = " and ".join(type(end).__name__ for end in ends)
         message = f"embeddings of a {type(model).__name__} ({kinds}) cannot be quantized"
         if quantization.embeddings != "auto":
-            raise BadInput(f"{message}: leave quantization.embeddings at 16")
+            raise BadInput(f"{message}: use --set quantization.embeddings=16")
         log.info("%s and stay as they are", message)
     return tables
 

@@ -104,8 +104,8 @@ def _list_own_levels(
     own = tuple(name for name in names if all(can_store(backend, name, member.module) for member in members))
     if not own:
         raise ValueError(
-            f"none of the searched levels can store all of {', '.join(f.name for f in members)}: choose other bits, "
-            "another backend or granularity module"
+            f"no level of the space can store all of {', '.join(f.name for f in members)}: choose other bits, another "
+            "backend, or granularity module"
         )
     return None if len(own) == count else own
 
@@ -137,7 +137,9 @@ def list_levels(
         first = next(name for name in wanted if backend.width(name) in lost)
         reason = backend.unsupported_reason(first, *next(iter(shapes)))
         words = ", ".join(map(str, sorted(lost)))
-        log.warning("%s bits are left out, as no linear can be stored in them: %s", words, reason)
+        log.warning(
+            "%s bits are left out, as no linear of this model can be stored in them: %s", words, reason
+        )
     return (*(own or wanted), UNQUANTIZED_BITS) if UNQUANTIZED_BITS in bits else own or tuple(wanted)
 
 
@@ -155,8 +157,8 @@ def check_bits(bits: Sequence[float] | Literal["auto"], backend: Backend) -> Non
     lacking = [b for b in bits if b not in known]
     if lacking:
         raise ValueError(
-            f"bits {','.join(map(str, bits))}: the backend has no {' or '.join(map(str, lacking))} bits: "
-            f"it has {', '.join(map(str, backend.bits))}, and 16 for unquantized"
+            f"bits {','.join(map(str, bits))}: backend {backend.name!r} has no {' or '.join(map(str, lacking))} bits: "
+            f"choose from {', '.join(map(str, backend.bits))}, and 16 for unquantized"
         )
     wanted = [level for level in backend.bits if backend.width(level) in bits]
     reason = backend.unavailable_reason(wanted)  # asked last: it loads the library of the levels wanted

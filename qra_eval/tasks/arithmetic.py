@@ -121,13 +121,19 @@ class ArithmeticTask(Task):
     ):
         super().__init__(data, seed, chat=chat)
         if data is not None:
-            raise BadInput(f"the arithmetic task generates its problems and takes no data, got {data!r}")
+            raise BadInput(f"the arithmetic task makes its own problems: leave out the data, {data!r}")
         self.kinds = tuple(kinds or PROBLEM_KINDS)
         self.digits = tuple(digits)
         if not self.digits or min(self.digits) < 1:
-            raise BadInput(f"digits must be one or more positive integers, got {list(self.digits)}")
+            raise BadInput(
+                f"option 'digits' of the arithmetic task must be one or more integers from 1 on, got "
+                f"{list(self.digits)}"
+            )
         if not set(self.kinds) <= set(PROBLEM_KINDS):
-            raise BadInput(f"kinds must be among {', '.join(PROBLEM_KINDS)}, got {', '.join(self.kinds)}")
+            raise BadInput(
+                f"option 'kinds' of the arithmetic task must be among {', '.join(PROBLEM_KINDS)}, got "
+                f"{', '.join(self.kinds)}"
+            )
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         return {name: _generate_split(self.seed, name, self.kinds, self.digits) for name in SPLITS}

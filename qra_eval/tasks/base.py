@@ -58,8 +58,8 @@ class Task(ABC):
                 for example in examples:
                     if (first := seen.setdefault(example.key, split)) != split:
                         raise BadInput(
-                            f"the task {self.name!r} has a row in {first} and in {split}, {shorten(example.key)}: give "
-                            "each row to one split, as `qra_eval.tasks.example.split_examples` does"
+                            f"task {self.name!r} has the same row in {first} and in {split}, {shorten(example.key)}: "
+                            "give each row to one split, as `qra_eval.tasks.example.split_examples` does"
                         )
             self._splits = splits
         return self._splits[name]
@@ -177,7 +177,7 @@ class Rows:
         rows = self._encoded[split]
         rows += islice(self._waiting[split], None if count is None else max(0, count - len(rows)))
         if not rows:
-            raise BadInput(f"task {self.name!r} has no rows in its {split} split")
+            raise BadInput(f"task {self.name!r} has no rows in its {split} split: give data that has some")
         return rows[:count]
 
     def encode(self, examples: Iterable[Example]) -> Iterator[Encoded]:

@@ -63,7 +63,7 @@ def encode_example(example: Example, tokenizer: Any, max_length: int, *, chat: b
         ids = [*prompt, *learnt]
         labelled = [False] * len(prompt) + [True] * len(learnt)
     if True not in labelled:
-        raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens")
+        raise BadInput(f"the answer to {example.prompt[:60]!r} has no tokens: complete or remove that row")
     tokens = len(ids)
     if tokens > max_length:
         first = labelled.index(True)
@@ -124,7 +124,9 @@ class Chat:
         asked = example.messages or ({"role": "user", "content": example.prompt},)
         content = example.answer.strip()
         if not content:
-            raise BadInput(f"the answer to {asked[-1]['content'][:60]!r} is empty")
+            raise BadInput(
+                f"the answer to {asked[-1]['content'][:60]!r} is empty: complete or remove that row"
+            )
         self.turns: list[Mapping[str, str]] = [*asked, {"role": "assistant", "content": content}]
         self.prompt = self._apply_template(self.turns[:-1], add_generation_prompt=True)
         self.answer = self._render_answer(content)
@@ -136,7 +138,10 @@ class Chat:
 
     def _apply_template(self, turns: Sequence[Mapping[str, str]], **options: Any) -> Any:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise BadInput("the tokenizer has no chat template: leave `chat` off")
+            raise BadInput(
+                "this model's tokenizer has no chat template: use a chat model, or leave out task.options.chat and "
+                "rows with `messages`"
+            )
         template = self.tokenizer.get_chat_template()
         template = TODAY.sub(lambda found: repr(TEMPLATE_DAY.strftime(found[2])), template)
         options = {"tokenize": False, "chat_template": template, **options}
@@ -144,7 +149,10 @@ class Chat:
             return self.tokenizer.apply_chat_template([dict(turn) for turn in turns], **options)
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise BadInput(f"the chat template rejects a conversation of roles {roles}: {error}") from error
+            raise BadInput(
+                f"the tokenizer's chat template rejects a row with the roles {roles} ({error}): change or remove such "
+                "rows"
+            ) from error
 
     def _render_answer(self, content: str) -> str:
         """The last answer if it were this one, with what the template adds; alone if the template changes it."""
@@ -158,7 +166,10 @@ class Chat:
             marks = {"return_dict": True, "return_assistant_tokens_mask": True}
             marked = self._apply_template(self.turns, tokenize=True, **marks)
             if not any(marked["assistant_masks"]):
-                raise BadInput("the chat template marks no assistant tokens: fix its generation block")
+                raise BadInput(
+                    "the tokenizer's chat template has a generation block that marks no assistant tokens: correct "
+                    "the template"
+                )
             return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
         before, after = _split_ids(self.tokenizer, self.prompt, self.answer, special=False)
         if not self.closing and self.tokenizer.eos_token_id is not None:

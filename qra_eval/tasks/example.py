@@ -192,7 +192,7 @@ def _make_chat(row: Mapping[str, Any], where: str) -> Example:
         turns.append({"role": ROLES[message[speaker]], "content": message[said]})
     answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip()]
     if not answers or all(turn["role"] == "system" for turn in turns[: answers[-1]]):
-        raise BadInput(f"{where}: messages must end with a message of the assistant that follows another")
+        raise BadInput(f"{where}: messages must hold at least two, and the last must be the assistant's")
     before = turns[: answers[-1]]
     prompt = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in before)
     answer = f" {turns[answers[-1]]['content']}"
@@ -235,8 +235,8 @@ def split_examples(
     needed = len(missing) if parts else max(least, len(missing))
     if len(groups) < needed:
         raise BadInput(
-            f"{what}: {len(groups)} different prompts that are in no other split are too few for {', '.join(missing)} "
-            f"splits: give at least {needed}, or a folder with a file for each split"
+            f"{what}: of {len(groups)} different prompts the splits {', '.join(missing)} cannot be made, at least "
+            f"{needed} are needed: add rows, or give a folder with a file for each split"
         )
     ordered = [groups[digest] for digest in sorted(groups, reverse=True)]
     total = sum(map(len, ordered))

@@ -79,7 +79,10 @@ def load_metrics(names: Sequence[str], functions: Mapping[str, Metric]) -> dict[
     for name in names:
         short = name.removeprefix(IN_MEMORY_PREFIX).rpartition(":")[2]
         if name.startswith(IN_MEMORY_PREFIX) and short not in functions:
-            raise BadInput(f"this run uses the in-memory metric {short!r}: pass metrics= to open_run()")
+            raise BadInput(
+                f"this run is scored by the function {short!r}, which is not saved: go on from Python, with "
+                f"open_run(folder, metrics=[{short}])"
+            )
         metric = functions[short] if name.startswith(IN_MEMORY_PREFIX) else plugins.load_object(name)
         if not callable(metric):
             raise BadInput(f"metric {name} is {shorten(metric)}: a function of (answer, example) is needed")
@@ -128,7 +131,7 @@ def _score_answer(metric: Metric, answer: str, example: Example) -> float:
     """A function's score of an answer; a chat's answers have no space before them, those of other rows one."""
     score = metric(answer.strip(), replace(example, answer=example.answer.strip()))
     if not isinstance(score, bool | int | float) or not math.isfinite(score):
-        raise ValueError(f"the score is {shorten(score)}, a finite number is needed")
+        raise ValueError(f"the score must be a finite number, got {shorten(score)}")
     return float(score)
 
 

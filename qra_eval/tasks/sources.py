@@ -64,7 +64,7 @@ def read_splits(
     chosen = dict(splits or {})
     if not (chosen.keys() <= set(SPLITS) and set(chosen.values()) <= data.keys()):
         raise BadInput(
-            f"splits must map {', '.join(SPLITS)} to splits of the data ({', '.join(data)}), got {chosen}"
+            f"task.options.splits must map {', '.join(SPLITS)} to splits of the data ({', '.join(data)}), got {chosen}"
         )
     found: dict[SplitName, list[Row]] = {}
     for split in SPLITS:
@@ -93,7 +93,8 @@ def _read_files(data: Path) -> dict[SplitName, list[Row]]:
             found[split] = read_rows(paths[0])
     if "train" not in found:
         raise BadInput(
-            f"{data} is neither a file nor a folder with train.jsonl (or {', '.join(hub.ROW_SUFFIXES[1:])})"
+            f"{data} has no rows to train on: give a file, or a folder with train.jsonl (or "
+            f"{', '.join(hub.ROW_SUFFIXES[1:])})"
         )
     return found
 
@@ -120,7 +121,7 @@ def read_rows(path: str | Path) -> list[Row]:
         else:
             rows = list(_read_json_lines(text, path) if end == ".jsonl" else _read_table(text, path))
     if not rows:
-        raise BadInput(f"{path} has no rows: it is empty")
+        raise BadInput(f"{path} has no rows: give a file that has some")
     return rows
 
 
@@ -155,7 +156,7 @@ def _read_table(text: str, path: Path) -> Iterator[Row]:
                 )
             yield where, row
     except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
+        raise BadInput(f"{path}, line {reader.line_num} is not CSV ({error})") from None
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -89,7 +89,7 @@ def tune(
             tuner.train(steps, seed, callback=full, batches=batches)
         nats, tokens = _measure_test_rows(tuner)
         if not math.isfinite(sum(nats)):
-            raise Diverged(f"test loss is {sum(nats)} after step {steps}")
+            raise Diverged(f"the test loss is {sum(nats)} after step {steps}: lower the learning rate")
         validation_loss = tuner.measure_loss("validation", rows)
         after = answer_samples()
         scores: Any = tuner.score_rows("test", tuner.scored_rows)

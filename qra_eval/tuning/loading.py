@@ -82,7 +82,9 @@ def load(
     base = (config.auto_mapping or {}).get(BASE_DIGEST)
     if base is not None and base != plan.get(BASE_DIGEST, base):
         warnings.warn(
-            f"the adapter in {adapter} was trained on a base model other than that in {folder}", stacklevel=2
+            f"the adapter in {adapter} was trained on another base model than the one in {folder}: its answers may "
+            "be worse",
+            stacklevel=2,
         )
     if config.base_model_name_or_path == NO_BASE_MODEL:
         config.base_model_name_or_path = None  # PEFT warns of a name that it does not find, whenever it saves
@@ -113,7 +115,7 @@ def load_base(
     loaded = load_model(data["model"], dtype=getattr(torch, data["dtype"]), device=place, stream=True)
     if loaded.fingerprint != data["weights"]:
         raise ValueError(
-            f"{data['model']} has other weights ({loaded.fingerprint}) than the plan was made for "
+            f"the weights of {data['model']} (digest {loaded.fingerprint}) are not those the plan was made for "
             f"({data['weights']}): restore them, or plan again"
         )
     model = loaded.model

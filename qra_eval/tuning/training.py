@@ -100,7 +100,7 @@ class Training:
             value += float(loss.detach())
         if not math.isfinite(value):
             raise Diverged(
-                f"training loss is {value} at step {self.step + 1} of {self.steps}: lower the learning rate"
+                f"the training loss is {value} at step {self.step + 1} of {self.steps}: lower the learning rate"
             )
         settings = self.settings
         share = schedule_rate(self.step, self.steps, settings.warmup)

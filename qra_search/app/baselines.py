@@ -100,7 +100,8 @@ def shuffle_plan(space: SearchSpace, plan: Plan, seed: int = 0) -> Plan:
         order[alike] = rng.permutation(alike)
     if not can_shuffle(space, plan):
         raise BadInput(
-            "the plan cannot be shuffled, because linears of the same shape all have the same width and rank"
+            "the plan has no shuffled counterpart, as all its linears of one shape have the same width and rank: leave "
+            "out --against shuffled"
         )
     shuffled = Plan(tuple(plan.bits[i] for i in order), tuple(plan.ranks[i] for i in order))
     return shuffled if shuffled != plan else shuffle_plan(space, plan, seed + 1)

@@ -241,6 +241,7 @@ def explain_error(error: ValidationError) -> str:
     given = min(faults, key=lambda fault: len(fault["loc"]))["input"]
     needed = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults)
     words = " or ".join(needed).replace("or Input should be", "or").replace("Input should", "must")
+    words = words.replace("a valid tuple", "a list")
     return f"{where} is {shorten(given)}: {words}"
 
 

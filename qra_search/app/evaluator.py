@@ -201,8 +201,8 @@ def build_evaluator(
         parameters = inspect.signature(factory).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if refused := [name for name in objects if not takes_all and name not in parameters]:
-            what = f"evaluator {config.evaluator!r} takes no {refused[0]} in memory"
-            raise BadInput(f"{what}: give its name or folder")
+            what = f"evaluator {config.evaluator!r} takes no {refused[0]} that is an object in memory"
+            raise BadInput(f"{what}: give the name or path of one")
         options = {"progress": progress, **({} if weights else {"weights": False})}
         taken = {name: value for name, value in options.items() if takes_all or name in parameters}
         evaluator: Evaluator = factory(config, **taken, **objects)

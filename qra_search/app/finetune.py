@@ -338,12 +338,16 @@ def choose_rate_by_tuning(
         loss = next(r for r in comparison.chosen.records if r.seed == first.seeds[0]).validation_loss
         if loss is None:
             raise BadInput(
-                f"--rates compares validation losses, which the evaluator {config.evaluator} does not measure"
+                f"--rates compares validation losses, which evaluator {config.evaluator!r} does not measure: give one "
+                "rate with --set training.learning_rate=..."
             )
         losses[rate] = loss
         listener.say(f"learning rate {rate:g}: validation loss {loss:.4f}")
     if not losses:
-        raise RunFailed(f"the plan cannot be tuned at any of {len(rates)} learning rates: give lower ones")
+        raise RunFailed(
+            f"no tuning ended at the learning rates {', '.join(f'{rate:g}' for rate in rates)} (reasons above): give "
+            "lower ones with --rates"
+        )
     best = min(losses, key=lambda rate: (losses[rate], rate))
     listener.say(f"learning rate {best:g} has the lowest validation loss")
     if len(losses) > 1 and best in (min(losses), max(losses)):

@@ -94,9 +94,11 @@ class RunFolder:
     def check(self) -> RunFolder:
         """The folder itself; raises NoRun if it holds no run."""
         if not self.has_run:
-            what = f"holds no {LOG_NAME}, nor config.yaml with {SENSITIVITIES_NAME}"
-            what = what if self.path.is_dir() else "is not a folder"
-            raise NoRun(f"{self.path} is not a run: it {what}")
+            what = f"it holds neither {LOG_NAME} nor config.yaml with {SENSITIVITIES_NAME}"
+            what = what if self.path.is_dir() else "there is no such folder"
+            raise NoRun(
+                f"{self.path} is not a run, as {what}: give the folder that `qra plan` or `qra search` wrote"
+            )
         return self
 
     def check_can_begin(self, config: RunConfig, *, resume: bool = False) -> None:
@@ -160,7 +162,8 @@ class RunFolder:
         """The settings of the run, as resolved when it began; raises NoRun if it was searched in Python without any."""
         if not self.config_file.is_file():
             raise NoRun(
-                f"{self.path} has no config.yaml, because it was not begun by `qra plan` or `qra search`"
+                f"{self.path} has no config.yaml, which this command needs: give the folder of a run that `qra plan` "
+                "or `qra search` began"
             )
         return load_config(self.config_file)
 

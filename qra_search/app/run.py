@@ -353,7 +353,9 @@ class Run(AbstractContextManager["Run"]):
         """A function of the run's evaluator that takes the folder of a tuning."""
         found = getattr(plugins.load("evaluators", self.config.evaluator), name, None)
         if found is None:
-            raise BadInput(f"evaluator {self.config.evaluator!r} has no tuned models to load")
+            raise BadInput(
+                f"evaluator {self.config.evaluator!r} makes no tuned model to load, export or generate with"
+            )
         return found
 
     def evaluator(self, listener: Listener | None = None, config: RunConfig | None = None) -> Evaluator:

@@ -68,7 +68,9 @@ def plan_run(evaluator: Evaluator, config: RunConfig, folder: RunFolder, listene
     if sensitivities is not None:
         listener.say("resumed: the sensitivities are already measured")
     elif (sensitivities := evaluator.sensitivities()) is None:
-        raise BadInput(f"{config.evaluator} measures no sensitivities, which a plan needs: use `qra search`")
+        raise BadInput(
+            f"evaluator {config.evaluator!r} measures no sensitivities, which `qra plan` needs: use `qra search`"
+        )
     check_sensitivities(space, sensitivities)
     folder.check_can_begin(config, resume=True)  # of another process, perhaps, by now
     known = folder.read() if folder.log_file.is_file() else None
@@ -153,7 +155,9 @@ def search_run(
         if failures:
             raise StudyFailed(f"all {len(failures)} evaluations failed, the last with: {failures[-1].reason}")
         count = f"{study.evaluations:g}"
-        raise StudyFailed(f"no plan was evaluated in full within {count} evaluations: raise --evaluations")
+        raise StudyFailed(
+            f"{count} evaluations were too few to evaluate any plan in full: raise --evaluations"
+        )
     return result
 
 

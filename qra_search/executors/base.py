@@ -118,7 +118,9 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
             except WorkerDied as error:
                 died = error
                 self._drop(slot)
-        raise WorkerDied(f"{died}, as did its replacement")
+        raise WorkerDied(
+            f"{died}, and so did the worker started in its place: if memory is short, use fewer of them"
+        )
 
     def _start(self, slot: int) -> Any:
         try:
@@ -131,7 +133,9 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
             if isinstance(error, WorkerUnusable):
                 raise
             reason = error if isinstance(error, WorkerDied) else f"{type(error).__name__}: {error}"
-            raise WorkerUnusable(f"no worker can be started ({reason}): try fewer workers") from error
+            raise WorkerUnusable(
+                f"a worker cannot be started ({reason}): if memory is short, use fewer of them"
+            ) from error
         return worker
 
     def _drop(self, slot: int) -> None:
@@ -142,7 +146,9 @@ class WorkerExecutor(Executor, AbstractContextManager["WorkerExecutor"]):
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise WorkerUnusable("the executor was shut down")
+            raise WorkerUnusable(
+                "the workers are shut down and evaluate no more plans: start the search again"
+            )
 
 
 class RemoteEvaluator(Evaluator):
@@ -173,7 +179,7 @@ def build_evaluator(factory: Factory) -> None:
     try:
         _evaluators[:] = [factory()]
     except (Exception, SystemExit) as error:
-        raise WorkerUnusable(f"the evaluator cannot be built: {format_error(error)}") from None
+        raise WorkerUnusable(f"a worker cannot build its evaluator: {format_error(error)}") from None
 
 
 def call_evaluator(function: Callable[..., Any], *args: Any) -> Any:

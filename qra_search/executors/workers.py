@@ -168,7 +168,9 @@ class RayWorker:
         except errors.RayTaskError as error:
             raise error.cause from None
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
-            raise WorkerDied(f"the Ray actor died ({' '.join(str(error).split())[:200]})") from None
+            raise WorkerDied(
+                f"a worker, which is a Ray actor, died ({' '.join(str(error).split())[:200]})"
+            ) from None
 
     def kill(self) -> None:
         self._ray.kill(self._actor, no_restart=True)

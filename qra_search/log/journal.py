@@ -73,24 +73,24 @@ class JournalContents:
     def apply_line(self, line: Line) -> None:
         """Add what a line says; raises ValueError if it contradicts those before it."""
         if line == Line():
-            raise ValueError("the line is empty")
+            raise ValueError("it has neither a format, nor a header, nor trials")
         if (line.format is None) != bool(self.end):
-            raise ValueError("the first line of a journal must hold its format, and no other line may")
+            raise ValueError("the first line, and no other, must hold the format")
         self.header.update(line.header or {})
         for trial in line.trials:
             count = len(self.trials)
             if trial.status == "running":
                 if trial.id != count:
-                    raise ValueError(f"trial {trial.id} is proposed, but trial {count} was expected")
+                    raise ValueError(f"it proposes trial {trial.id} where trial {count} is next")
                 self.trials.append(trial)
                 continue
             known = self.trials[trial.id] if trial.id < count else None
             if known is None or known.proposal != trial.proposal:
                 raise ValueError(
-                    f"the result of trial {trial.id} has no proposal before it, or a different one"
+                    f"it has a result of trial {trial.id}, but no line before proposes this trial with the same values"
                 )
             if known.status != "running":
-                raise ValueError(f"trial {trial.id} already has a result")
+                raise ValueError(f"it has a second result of trial {trial.id}")
             self.trials[trial.id] = trial
 
 
@@ -106,12 +106,12 @@ def parse_journal(content: bytes, name: str = "the journal") -> JournalContents:
             contents.apply_line(make_adapter(Line).validate_json(raw))
         except (ValueError, EvaluationFailed) as error:
             raise LogError(
-                f"{name}, line {number} is damaged, or not of {LOG_FORMAT!r} ({describe_problem(error)}): "
+                f"{name}, line {number} is damaged, or not in the format {LOG_FORMAT!r} ({describe_problem(error)}): "
                 "restore the file from a copy, or use another folder"
             ) from None
         contents.end += len(raw) + 1
     if not lines and not LINE_START.startswith(torn[: len(LINE_START)]):
-        raise LogError(f"{name} is not the journal of a search")
+        raise LogError(f"{name} is not the journal of a search: give another folder")
     return contents
 
 
@@ -210,7 +210,9 @@ class TrialLog(AbstractContextManager["TrialLog"]):
         self._begin_writing()
         trial = self._contents.trials[trial_id]
         if trial.status != "running":
-            raise ValueError(f"trial {trial_id} is already {trial.status} and cannot get a second result")
+            raise ValueError(
+                f"trial {trial_id} already has its result ({trial.status}): tell each trial's result once"
+            )
         trial = replace(trial, status=status, evaluation=evaluation, reason=reason, finished_at=time.time())
         self._write(Line(trials=(trial,)))
         self._contents.trials[trial_id] = trial

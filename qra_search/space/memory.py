@@ -149,7 +149,7 @@ class Level:
         check_level_name(self.name)
         if isinstance(self.name, int) and self.name != self.width:
             raise ValueError(
-                f"level {self.name} has width {self.width}: a name that is a number must equal the width"
+                f"storage level {self.name} has width {self.width}: a level whose name is a number must have that width"
             )
         if self.format is None:
             metadata_bits = METADATA_BITS if self.width < UNQUANTIZED_BITS else 0
@@ -169,5 +169,5 @@ def make_levels(bits: Iterable[int | Level]) -> tuple[Level, ...]:
     levels.sort(key=lambda level: level.width)
     names = [level.name for level in levels]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"bits must be one or more distinct levels, got {tuple(names)}")
+        raise ValueError(f"the bits of a space must be one or more distinct levels, got {tuple(names)}")
     return tuple(levels)

@@ -86,7 +86,7 @@ def read_plan_file(path: Path) -> dict[str, Any]:
         raise BadInput(f"{file} {fault}: give the folder of a run, or a plan.json that qra wrote")
     if data.get("format") != PLAN_FORMAT:
         raise BadInput(
-            f"{file} has plan format {shorten(data.get('format'))}, but {PLAN_FORMAT!r} is needed: make the plan anew"
+            f"{file} has plan format {shorten(data.get('format'))}, but {PLAN_FORMAT!r} is needed: plan again"
         )
     return data
 
@@ -96,7 +96,10 @@ def check_sensitivities(space: SearchSpace, sensitivities: Sensitivities) -> Sen
     want = ((len(space), len(space.bits)), (len(space), len(space.ranks)))
     got = (sensitivities.bits_damage.shape, sensitivities.rank_gain.shape)
     if got != want:
-        raise BadInput(f"sensitivities are {got}, the space needs {want} (groups by bits, groups by ranks)")
+        raise BadInput(
+            f"the sensitivities have shapes {got}, but this space needs {want} (groups by bits, groups by ranks): "
+            "measure them again"
+        )
     return sensitivities
 
 
@@ -116,7 +119,7 @@ def read_sensitivities(file: Path) -> tuple[SearchSpace, Sensitivities, dict[str
     data = read_json(file)
     if not isinstance(data, dict) or data.get("format") != SENSITIVITIES_FORMAT:
         raise BadInput(
-            f"{file} has no sensitivities of the format {SENSITIVITIES_FORMAT!r}: plan again in another folder"
+            f"{file} does not hold sensitivities in the format {SENSITIVITIES_FORMAT!r}: plan again in another folder"
         )
     try:
         space = SearchSpace.from_dict(data["space"])

@@ -66,14 +66,20 @@ class SearchSpace:
         self.bits: tuple[LevelName, ...] = tuple(level.name for level in self.levels)
         self.ranks = tuple(sorted(map(int, ranks)))
         if not self.ranks or self.ranks[0] < 0 or len(set(self.ranks)) != len(self.ranks):
-            raise ValueError(f"ranks must be one or more distinct non-negative integers, got {self.ranks}")
+            raise ValueError(
+                f"the ranks of a space must be one or more distinct integers from 0 on, got {self.ranks}"
+            )
         self.fixed_bytes = int(fixed_bytes)
         for group in self.groups:
             for what, own, known in (("bits", group.bits, self.bits), ("ranks", group.ranks, self.ranks)):
                 if own is not None and (not own or not set(own) <= set(known)):
-                    raise ValueError(f"group {group.name!r}: {what} must be chosen from {known}, got {own}")
+                    raise ValueError(
+                        f"group {group.name!r}: its {what} must be among those of the space, {known}, got {own}"
+                    )
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise ValueError(f"group names must be unique, but occur twice: {', '.join(twice)}")
+            raise ValueError(
+                f"each group of a space needs a name of its own, but several are called {', '.join(twice)}"
+            )
         if not self._uniform_groups:
             raise ValueError("a space needs at least one group that is not an embedding")
 

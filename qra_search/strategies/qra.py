@@ -58,7 +58,7 @@ class QRAStrategy(Strategy):
 
     def __init__(self, *, draws: int = 24):
         if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+            raise ValueError(f"option 'draws' of strategy 'qra' must be at least 1, got {draws}")
         self.spans = np.append(0.0, np.resize(POSTERIOR_WIDTHS, draws))
 
     def propose(self, state: StudyState, n: int) -> list[Proposal]:

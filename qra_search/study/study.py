@@ -255,7 +255,9 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
     """The proposals themselves; raises StudyFailed if a strategy breaks its contract: what is no proposal, is over the
     budget, or repeats an evaluation."""
     if not isinstance(proposals, Sequence) or not all(isinstance(p, Proposal) for p in proposals):
-        raise StudyFailed(f"the strategy proposed {shorten(proposals)}: a list of Proposal is needed")
+        raise StudyFailed(
+            f"the strategy breaks its contract, it proposed {shorten(proposals)} instead of a list of Proposal"
+        )
     known = {t.proposal.key for t in state.trials}
     for proposal in proposals:
         size = state.space.memory_bytes(proposal.plan)
@@ -267,7 +269,7 @@ def check_proposals(proposals: Sequence[Proposal], state: StudyState) -> list[Pr
         elif proposal.fidelity not in state.fidelities:
             fault = f"fidelity {proposal.fidelity}, and state.fidelities are {state.fidelities}"
         if fault:
-            raise StudyFailed(f"the strategy proposed {fault}")
+            raise StudyFailed(f"the strategy breaks its contract, it proposed {fault}")
         known.add(proposal.key)
     return list(proposals)
 

@@ -126,7 +126,7 @@ class ToyEvaluator(Evaluator):
         b, r = self.space.encode(plan)
         rng = np.random.default_rng([seed, int(1000 * fidelity), *b, *r])
         if rng.random() < self.failing:
-            raise EvaluationFailed("the toy was made to fail")
+            raise EvaluationFailed("this evaluation fails on purpose, to test how failures are handled")
         rows = np.arange(len(b))
         hurt = self.damage[rows, b]
         loss = 1.0 + hurt.sum() - self.gain[rows, r].sum() + np.sqrt(hurt[1:] * hurt[:-1]).sum()

@@ -77,7 +77,7 @@ def test_vllms_layer_of_shards_multiplies_by_their_decoded_weights(stored: Any) 
 
 
 def test_what_is_not_of_the_layout_is_refused_with_a_reason() -> None:
-    with pytest.raises(ValueError, match="q.codes must be .*, got"):
+    with pytest.raises(ValueError, match="q.codes of the exported model must be .*, got"):
         shards = Shards(layout(), {"q": (40, IN)}, torch.float32)
         shards.copy_shard(
             torch.empty(shards.buffers["codes"][0], dtype=torch.uint8), "codes", 0, torch.zeros(3)

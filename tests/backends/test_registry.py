@@ -28,7 +28,7 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ("bitsandbites", "unknown backend 'bitsandbites': did you mean bitsandbytes"),
         ("bitsandbytes-nf5", "did you mean bitsandbytes-nf4"),
         ("nothing-like-it", "choose one of .*gguf, .*mixed, reference, reference-gptq"),
-        ({"name": "gguf", "groups": 64}, "backend gguf has no option 'groups'; its options: "),
+        ({"name": "gguf", "groups": 64}, "backend 'gguf' has no option 'groups': choose from "),
         ({}, "a backend must be a name"),
         ({"group_size": 64}, "needs the key `name`"),
         (7, "a backend must be a name"),
@@ -36,22 +36,34 @@ def test_a_name_with_options_and_a_backend_itself_are_specs():
         ({"name": "reference", "group_size": 0}, "group_size"),
         ({"name": "reference", "ranges": "best"}, "minmax, mse"),
         *(
-            ({"name": name, "damping": damping}, f"damping must be a positive number, got {damping!r}")
+            (
+                {"name": name, "damping": damping},
+                f"option 'damping' of a backend must be a positive number, got {damping!r}",
+            )
             for name in ("reference-gptq", "compressed-tensors", "gguf", "trellis")
             for damping in (0, "1e-2", float("inf"))
         ),
-        ({"name": "trellis", "L": 9}, "L must be a whole number from 10 to 16, got 9"),
-        ({"name": "trellis", "block": 48}, "block must be a power of two up to 1024, got 48"),
-        ({"name": "compressed-tensors", "group_size": 48}, "group_size must be one of 32, 64, 128"),
+        (
+            {"name": "trellis", "L": 9},
+            "option 'L' of backend 'trellis' must be an integer from 10 to 16, got 9",
+        ),
+        (
+            {"name": "trellis", "block": 48},
+            "option 'block' of backend 'trellis' must be a power of two up to 1024, got 48",
+        ),
+        ({"name": "compressed-tensors", "group_size": 48}, "must be one of 32, 64, 128"),
         ({"name": "bitsandbytes", "quant_type": "nf5"}, "nf4, int8 or None"),
         ({"name": "bitsandbytes", "blocksize": 48}, "32, 64"),
-        ({"name": "bitsandbytes", "double_quant": "no"}, "double_quant must be true or false, got 'no'"),
-        ({2: "gguf"}, r"gguf has several levels of 2 bits \(IQ2_XXS, .*: choose one by its options"),
+        (
+            {"name": "bitsandbytes", "double_quant": "no"},
+            "'double_quant' of backend 'bitsandbytes' must be true or false, got 'no'",
+        ),
+        ({2: "gguf"}, r"'gguf' has several levels of 2 bits \(IQ2_XXS, .*: choose one by its options"),
         (
             {3: "bitsandbytes"},
-            "unsupported backend for 3 bits: .*bitsandbytes does not store 3 bits: choose from 4, 8",
+            "the backend chosen for 3 bits cannot be used: .*bitsandbytes does not store 3 bits: choose from 4, 8",
         ),
-        ({4: "bitsandbytes-int8"}, "unsupported backend for 4 bits: .*choose from 8"),
+        ({4: "bitsandbytes-int8"}, "the backend chosen for 4 bits cannot be used: .*choose from 8"),
     ],
 )
 def test_a_wrong_spec_says_what_is_allowed(spec, message: str):
@@ -65,7 +77,7 @@ def test_a_backend_without_its_library_says_so_when_used_and_not_before(monkeypa
     backend = make_backend(name)
     reason = backend.unavailable_reason()
     assert reason is not None and f"pip install {name}" in reason
-    with pytest.raises(RuntimeError, match=f"backend {name} is unavailable.*pip install {name}"):
+    with pytest.raises(RuntimeError, match=f"backend {name!r} cannot be used here.*pip install {name}"):
         backend.quantize(nn.Linear(64, 64), 4)
     mixed = make_backend("mixed-calibrated")
     assert f"pip install {name}" in mixed.unavailable_reason()

@@ -113,7 +113,7 @@ def test_a_saved_adapter_is_loaded_on_the_base_of_the_run(
 def test_an_adapter_for_another_base_is_noticed(model: Any, run: Path, tmp_path: Path) -> None:
     model.peft_config["default"].auto_mapping = {BASE_DIGEST: "another"}
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="was trained on a base model other than that in"):
+    with pytest.warns(UserWarning, match="was trained on another base model than the one in"):
         load(run, adapter=tmp_path, device="cpu")
 
 
@@ -186,7 +186,9 @@ def test_generate_multiplies_by_codes_and_its_memory_holds_no_weight_whole(
     monkeypatch.undo()
     decoded = load(run, device="cpu", weights="decoded")[0]
     assert (decoded.generate(prompt, **LENGTH, **seen).logits[0] - direct).abs().max() < ROUNDING
-    with pytest.raises(ValueError, match="weights must be one of auto, codes, decoded, got 'both'"):
+    with pytest.raises(
+        ValueError, match="weights of a loaded model must be one of auto, codes, decoded, got 'both'"
+    ):
         load(run, device="cpu", weights="both")
 
 

@@ -62,7 +62,8 @@ class GGUFBackend(Backend):
         unknown = [name for name in names if name not in list(TYPES)]
         if unknown or not names or len(set(names)) != len(names):
             raise ValueError(
-                f"types must be distinct names from {', '.join(TYPES)}, got {', '.join(map(str, names))}"
+                f"option 'types' of backend 'ggml' must be distinct names from {', '.join(TYPES)}, got "
+                f"{', '.join(map(str, names))}"
             )
         check_damping(damping)
         self.bits = tuple(name for name in TYPES if name in names)

@@ -91,7 +91,7 @@ def read_scales(blocks: Tensor, kind: GGMLType) -> tuple[Tensor, Tensor | None]:
         low = _read_fields(blocks[:, 4:8], Plane(0, 4, 1, 4))
         high = _read_fields(blocks[:, 2:4], Plane(0, 2, 1, 2))
         return whole * ((low | (high << 4)).float() - 32), None
-    raise ValueError(f"{kind.name} has no readable scales")
+    raise ValueError(f"the scales of GGUF type {kind.name} cannot be trained: choose another type")
 
 
 def replace_block_scales(blocks: Tensor, kind: GGMLType, scale: Tensor) -> Tensor:

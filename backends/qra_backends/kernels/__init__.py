@@ -31,7 +31,7 @@ def _can_compile() -> bool:
             reason = f"Triton cannot compile here ({type(error).__name__}: {error})"
     if reason is not None:
         log.warning(
-            "dequantizing is slower than necessary, as no fused kernel is available: %s",
+            "the GPU dequantizes more slowly than it could, as its kernels are not available: %s",
             " ".join(reason.split()),
         )
     return reason is None

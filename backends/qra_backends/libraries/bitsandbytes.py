@@ -117,13 +117,18 @@ class BitsAndBytesBackend(Backend):
 
     def __init__(self, *, quant_type: str | None = None, blocksize: int = 64, double_quant: bool = False):
         if quant_type not in (None, FOUR_BIT_TYPE, "int8"):
-            raise ValueError(f"quant_type must be nf4, int8 or None, got {quant_type!r}")
+            raise ValueError(
+                f"option 'quant_type' of backend 'bitsandbytes' must be nf4, int8 or None, got {quant_type!r}"
+            )
         if blocksize not in BLOCK_SIZES:
             raise ValueError(
-                f"blocksize must be one of {', '.join(map(str, BLOCK_SIZES))}, got {blocksize!r}"
+                f"option 'blocksize' of backend 'bitsandbytes' must be one of {', '.join(map(str, BLOCK_SIZES))}, got "
+                f"{blocksize!r}"
             )
         if not isinstance(double_quant, bool):
-            raise ValueError(f"double_quant must be true or false, got {double_quant!r}")
+            raise ValueError(
+                f"option 'double_quant' of backend 'bitsandbytes' must be true or false, got {double_quant!r}"
+            )
         self.bits = {None: (4, 8), "int8": (8,)}.get(quant_type, (4,))
         self.blocksize, self.double_quant = blocksize, double_quant
         self.options = {"quant_type": quant_type, "blocksize": blocksize, "double_quant": self.double_quant}

@@ -54,7 +54,8 @@ class CompressedTensorsBackend(ErrorFeedback):
     def __init__(self, *, group_size: int = 64, damping: float = 0.1):
         if group_size not in GROUP_SIZES:
             raise ValueError(
-                f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size!r}"
+                f"option 'group_size' of backend 'compressed-tensors' must be one of "
+                f"{', '.join(map(str, GROUP_SIZES))}, got {group_size!r}"
             )
         check_damping(damping)
         self.group_size, self.damping = group_size, damping

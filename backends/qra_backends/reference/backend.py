@@ -38,9 +38,13 @@ class ReferenceBackend(Backend):
 
     def __init__(self, *, group_size: int = 64, ranges: str = "minmax"):
         if type(group_size) is not int or group_size < 1:
-            raise ValueError(f"group_size must be a positive integer, got {group_size!r}")
+            raise ValueError(
+                f"option 'group_size' of a backend must be a positive integer, got {group_size!r}"
+            )
         if ranges not in groupwise.RANGE_METHODS:
-            raise ValueError(f"ranges must be one of {', '.join(groupwise.RANGE_METHODS)}, got {ranges!r}")
+            raise ValueError(
+                f"option 'ranges' of a backend must be one of {', '.join(groupwise.RANGE_METHODS)}, got {ranges!r}"
+            )
         self.group_size, self.ranges = group_size, ranges
         self.options = {"group_size": group_size, "ranges": ranges}
 

@@ -97,7 +97,10 @@ class Shards:
         shape, dtype = expected or ((), None)
         cast = name not in self.layout.levels  # what is not quantized may be stored in another dtype
         if expected is None or tuple(tensor.shape) != shape or not (cast or tensor.dtype == dtype):
-            raise ValueError(f"{name}.{key} must be {expected}, got {tuple(tensor.shape)} {tensor.dtype}")
+            raise ValueError(
+                f"tensor {name}.{key} of the exported model must be {expected}, got {tuple(tensor.shape)} "
+                f"{tensor.dtype}: export it again"
+            )
         self._view_shard(buffer, key, shard).copy_(tensor)
 
     def make_modules(self, buffers: Mapping[str, Tensor]) -> list[nn.Module]:

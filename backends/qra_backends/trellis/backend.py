@@ -68,9 +68,13 @@ class TrellisBackend(Backend):
 
     def __init__(self, *, L: int = 12, block: int = 256, damping: float = 0.03):
         if type(L) is not int or not MIN_L <= L <= MAX_L:
-            raise ValueError(f"L must be a whole number from {MIN_L} to {MAX_L}, got {L!r}")
+            raise ValueError(
+                f"option 'L' of backend 'trellis' must be an integer from {MIN_L} to {MAX_L}, got {L!r}"
+            )
         if type(block) is not int or not 1 <= block <= MAX_BLOCK or block & (block - 1):
-            raise ValueError(f"block must be a power of two up to {MAX_BLOCK}, got {block!r}")
+            raise ValueError(
+                f"option 'block' of backend 'trellis' must be a power of two up to {MAX_BLOCK}, got {block!r}"
+            )
         check_damping(damping)
         self.L, self.block, self.damping = L, block, damping
         self.options = {"L": L, "block": block, "damping": damping}

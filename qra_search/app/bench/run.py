@@ -69,7 +69,7 @@ def run_benchmark(
     for task in tasks:
         build_benchmark_task(task, seeds[0]).close()
     if not 1 <= evaluations < math.inf:
-        raise BadInput(f"evaluations is {evaluations:g}: a finite number of at least 1 is needed")
+        raise BadInput(f"--evaluations must be a finite number of at least 1, got {evaluations:g}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     known = {get_cell_key(row) for row in read_rows(folder) if "error" not in row}

@@ -63,7 +63,7 @@ def write_tables(out: str | Path) -> dict[str, Any]:
     folder = Path(out)
     rows = read_rows(folder)
     if not rows:
-        raise ValueError(f"{folder} holds no finished cell: run the benchmark first")
+        raise ValueError(f"{folder} holds no result of a benchmark: run `qra bench --out {folder}` first")
     kinds = group_by_kind(rows)
     (folder / "tables.md").write_text(to_markdown(rows))
     medians = {kind: collect_medians(own) for kind, own in kinds.items()}

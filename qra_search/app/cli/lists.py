@@ -110,7 +110,9 @@ def doctor(given: Mapping[str, Any], as_json: common.JsonOption = False) -> None
     with closing(evaluator):
         cards = list(evaluator.list_fitting_cards()) if isinstance(evaluator, TunableEvaluator) else []
     if not cards:
-        raise BadInput(f"evaluator {config.evaluator!r} does not say which cards a run fits")
+        raise BadInput(
+            f"evaluator {config.evaluator!r} cannot tell which GPUs a run fits: use quantized-lora"
+        )
     heads = ("card", "settings that fit", "highest peak", "host memory")
     _print(cards, heads, [_format_card(card) for card in cards], as_json=as_json)
 

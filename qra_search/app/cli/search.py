@@ -149,7 +149,9 @@ def search(
     folder = resumed or RunFolder(out or make_folder_name(settings))
     of_workers = {"--executor": executor, "--address": address}
     if unused := [name for name, value in of_workers.items() if value is not None and not workers]:
-        raise BadInput(f"{unused[0]}: give the number of workers with --workers")
+        raise BadInput(
+            f"{unused[0]} only says where workers run: add --workers and their number, or leave it out"
+        )
     pool = Workers(workers, executor or "process", address) if workers else None
     try:
         with Run(folder.path, settings) as run:

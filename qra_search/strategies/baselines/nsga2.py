@@ -80,7 +80,7 @@ class NSGA2Strategy(Strategy):
 def check_population(size: int) -> int:
     """The size itself, or ValueError if it is too small to mate."""
     if size < 2:
-        raise ValueError(f"population must be at least 2, got {size}")
+        raise ValueError(f"option 'population' of the strategy must be at least 2, got {size}")
     return size
 
 

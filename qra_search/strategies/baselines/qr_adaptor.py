@@ -139,7 +139,9 @@ class QRAdaptorStrategy(Strategy):
 
     def __init__(self, population: int = POPULATION, evolution: float = EVOLUTION_SHARE):
         if not 0.0 <= evolution <= 1.0:
-            raise ValueError(f"evolution is a share and must be from 0 to 1, got {evolution}")
+            raise ValueError(
+                f"option 'evolution' of strategy 'qr_adaptor' is a share and must be from 0 to 1, got {evolution}"
+            )
         self.population = check_population(population)
         self.evolution = evolution
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_stored_is_refused():
         backend.quantize(linear, 2, hessian=hessian)
     module = backend.quantize(case()[0], 4, hessian=hessian)
     other = make_backend({"name": "trellis", "L": 16})
-    with pytest.raises(ValueError, match="stored with other options"):
+    with pytest.raises(ValueError, match="quantized with other options"):
         other.from_tensors(backend.to_tensors(module), bits=4, out_features=96, in_features=192)
 
 

@@ -103,7 +103,9 @@ def test_a_bank_file_that_was_cut_off_is_made_again_and_the_search_ends_as_an_un
         path.unlink()  # the old file may still be mapped into memory
         path.write_bytes(content[:-50])
     resumed = search(build(files), **OPTIONS, log=files / "log")
-    again = {path for path in (files / "bank").glob("*.safetensors") if f"/{path.name} is not" in caplog.text}
+    again = {
+        path for path in (files / "bank").glob("*.safetensors") if f"/{path.name} is damaged" in caplog.text
+    }
     assert len(again) >= 2 * 7 and all(load_file(path) for path in again)
     assert facts(resumed.trials) == facts(search(build(files), **OPTIONS).trials)
 

@@ -129,7 +129,7 @@ def test_a_config_names_a_landscape() -> None:
     )
     landscape = build(config)
     assert len(landscape.space) == 12 and landscape.space.bits == (2, 4) and landscape.sensitivities() is None
-    with pytest.raises(ValueError, match="family must be one of additive"):
+    with pytest.raises(ValueError, match="the family of a landscape must be one of additive"):
         build(make_config({"options": {"family": "flat"}}))
     with pytest.raises(
         ValueError, match="unknown option of the landscape evaluator: 'layer': did you mean layers"

@@ -188,5 +188,5 @@ def test_other_weights_than_the_plans_are_refused(build, tmp_path):
     evaluator.tune(mixed_plan(evaluator.space), steps=1, folder=tmp_path)
     data = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(data | {"weights": "0000"}))
-    with pytest.raises(ValueError, match="tiny has other weights .* made for .0000."):
+    with pytest.raises(ValueError, match="weights of .*tiny .* are not those the plan was made for .0000."):
         load(tmp_path)

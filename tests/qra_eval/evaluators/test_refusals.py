@@ -24,7 +24,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"model": {"name": "tiny", "device": "gpu"}},
         "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
     ),
-    ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is a file, but not a .gguf"),
+    ({"model": {"name": "rows.jsonl"}}, "rows.jsonl is not a model"),
     ({"model": {"name": "text.gguf"}}, "text.gguf is not a GGUF file of a known model, or is damaged"),
     (
         {"model": {"name": "someone/model"}},
@@ -190,5 +190,5 @@ def test_higher_is_better_unless_a_metric_is_named_a_loss_and_a_users_task_keeps
 
 def test_a_task_without_a_measure_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(f"{i} some words " * 40 for i in range(400)))
-    with pytest.raises(ValueError, match="the task 'text' has no metric: use 'loss'"):
+    with pytest.raises(ValueError, match="task 'text' has no metric: use --set search.metric=loss"):
         build_judged(tmp_path, {"name": "text", "data": str(tmp_path / "text.txt")}, metric="task")

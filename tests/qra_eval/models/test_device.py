@@ -36,9 +36,9 @@ NEITHER = "device must be auto, cpu, cuda or cuda:N, got "
 @pytest.mark.parametrize(
     ("count", "text", "message"),
     [
-        (0, "cuda", "device is 'cuda', but torch .* finds no CUDA device. Use --device cpu$"),
-        (2, "cuda:7", "device 'cuda:7' does not exist, the last CUDA device here is cuda:1$"),
-        (1, "cuda:1", "device 'cuda:1' does not exist, the last CUDA device here is cuda:0$"),
+        (0, "cuda", "device is 'cuda', but torch .* finds no CUDA device. Use --device cpu, or install"),
+        (2, "cuda:7", "device 'cuda:7' does not exist: use --device cuda:0 to cuda:1$"),
+        (1, "cuda:1", "device 'cuda:1' does not exist: use --device cuda:0$"),
         *((2, text, NEITHER) for text in ("gpu", "", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:0\n")),
     ],
 )

@@ -193,7 +193,7 @@ def test_embeddings_that_cannot_be_quantized_are_refused_with_the_mend(folder_of
     model.get_input_embeddings().max_norm = 1.0
     assert find_embeddings(model) == {}
     monkeypatch.setattr(quantized_lora, "load_model", lambda *_, **__: loaded)
-    with pytest.raises(ValueError, match="leave quantization.embeddings at 16"):
+    with pytest.raises(ValueError, match="use --set quantization.embeddings=16"):
         QuantizedLoRAEvaluator({"quantization": {"embeddings": 5}})
     monkeypatch.undo()
     with pytest.raises(ValueError, match="add 16 to quantization.embeddings"):

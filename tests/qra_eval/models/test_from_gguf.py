@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_off_is_refused(content, tmp_path, own_cache, length)
 def test_an_array_of_damaged_length_is_refused_where_gguf_would_loop_for_ever(tmp_path, own_cache):
     array = struct.pack("<Q1sIIQ", 1, b"k", 9, 4, 2**60)  # a key, and as many 32-bit numbers
     (tmp_path / "broken.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + array)
-    with pytest.raises(BadInput, match="extends beyond the end of the file"):
+    with pytest.raises(BadInput, match="the file ends before the value at byte"):
         convert_gguf(tmp_path / "broken.gguf", torch.float32)
 
 

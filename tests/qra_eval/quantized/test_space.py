@@ -36,7 +36,7 @@ def test_linears_that_no_level_suits_are_named(monkeypatch):
     groups = group_linears(find_linears(tiny_config_model("llama")), "module")
     with pytest.raises(
         ValueError,
-        match="none of the searched levels can store all of model.layers.0.self_attn.q_proj: choose",
+        match="no level of the space can store all of model.layers.0.self_attn.q_proj: choose",
     ):
         make_model_space(groups, "module", SpaceConfig(bits=(4,)), backend, fixed_bytes=0)
 

@@ -47,10 +47,10 @@ def test_no_two_splits_share_operands_whatever_their_seeds():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"data": "somewhere"}, "takes no data"),
-        ({"kinds": ["totals"]}, "kinds must be among total, left, .* got totals"),
-        ({"digits": []}, r"one or more positive integers, got \[\]"),
-        ({"digits": [0]}, "positive integers"),
+        ({"data": "somewhere"}, "makes its own problems: leave out the data"),
+        ({"kinds": ["totals"]}, "'kinds' of the arithmetic task must be among total, left, .* got totals"),
+        ({"digits": []}, r"one or more integers from 1 on, got \[\]"),
+        ({"digits": [0]}, "integers from 1 on"),
         (
             {"kinds": ["product"], "digits": [3]},
             "only 0 different train problems exist of these kinds and digits: choose more",

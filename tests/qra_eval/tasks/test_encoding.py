@@ -228,7 +228,7 @@ def test_a_blank_answer_is_refused():
     ("template", "why"),
     [
         (None, "has no chat template"),
-        ("{{ raise_exception('only users') }}", "rejects a conversation of roles system, user.*only users"),
+        ("{{ raise_exception('only users') }}", "rejects a row with the roles system, user.*only users"),
         ("{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{{ messages[1].content }}", "marks no"),
     ],
 )

@@ -100,7 +100,7 @@ def test_an_answer_among_choices_is_an_index_a_label_or_a_text(row, label):
         ({"messages": ["hi"]}, "message 1 is 'hi': give an object with role and content"),
         ({"messages": [{"role": "bot2", "content": "x"}]}, "role must be one of system, user.*, got 'bot2'"),
         ({"messages": [*HI, {**HO[0], "tool_calls": [{}]}]}, "message 2 has tool_calls, which are not"),
-        ({"messages": HI}, "must end with a message"),
+        ({"messages": HI}, "the last must be the assistant's"),
         ({"prompt": "p", "answer": None}, "the fields 'prompt' are no known form"),
         (
             {"conversations": [{"from": "bot2", "value": "x"}]},
@@ -176,11 +176,11 @@ def test_a_file_of_choices_learns_the_right_one(tmp_path):
 
 
 def test_none_at_all_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="is neither a file nor a folder with train.jsonl"):
+    with pytest.raises(BadInput, match="has no rows to train on: give a file, or a folder with train.jsonl"):
         make_task(str(tmp_path / "none.jsonl")).split("test")
     with pytest.raises(BadInput, match="needs data"):
         make_task("jsonl")
-    with pytest.raises(BadInput, match="is neither a file nor a folder with train.jsonl"):
+    with pytest.raises(BadInput, match="has no rows to train on: give a file, or a folder with train.jsonl"):
         make_task("jsonl", data=tmp_path).split("test")
 
 
@@ -198,7 +198,7 @@ def test_one_file_is_split_in_three_and_duplicates_fall_together(tmp_path):
 
 def test_too_few_rows_to_split_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "x.jsonl", prompts(range(2)) * 5)
-    with pytest.raises(BadInput, match="x.jsonl: 2 different prompts .* are too few .* give at least 8"):
+    with pytest.raises(BadInput, match="x.jsonl: of 2 different prompts .* cannot be made, at least 8"):
         make_task(str(path)).split("test")
 
 
@@ -214,7 +214,7 @@ def test_separate_files_are_kept_apart(tmp_path):
 def test_a_test_file_alone_leaves_validation_to_be_split_off_the_rest_of_train(tmp_path):
     write(tmp_path / "train.jsonl", prompts(range(9)))
     write(tmp_path / "test.jsonl", prompts(range(9)))
-    with pytest.raises(BadInput, match="0 different prompts that are in no other split"):
+    with pytest.raises(BadInput, match="of 0 different prompts the splits validation, train cannot be made"):
         make_task("jsonl", data=tmp_path).split("train")
     write(tmp_path / "train.jsonl", prompts(range(90)))
     write(tmp_path / "test.jsonl", prompts(range(200, 210)))

@@ -191,11 +191,11 @@ def test_a_function_of_a_file_scores_answers_and_one_that_fails_counts_as_0(slot
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("{}:poeple", "has no 'poeple': did you mean people"),
-        ("{}", "does not name an object: FILE.py:NAME or module:NAME is needed"),
+        ("{}:poeple", "defines no 'poeple': did you mean people"),
+        ("{}", "does not name an object: write FILE.py:NAME or module:NAME"),
         ("none.py:people", "none.py could not be loaded"),
         ("no_such_module:f", "module no_such_module could not be loaded"),
-        ("in-memory:f", "in-memory metric 'f': pass metrics="),
+        ("in-memory:f", "scored by the function 'f', which is not saved: go on from Python"),
         ("qra_eval.tasks.base:ANSWER_MARGIN", "a function of \\(answer, example\\) is needed"),
     ],
 )
@@ -209,7 +209,10 @@ def test_a_score_that_is_not_finite_counts_as_0_and_answers_have_no_white_space_
     same = score_answers("same", lambda answer, example: answer == example.answer, ["yes", " yes"], wanted)
     assert same == [1, 1]
     assert score_answers("odd", lambda answer, example: float("nan"), ["a", "b"], wanted) == [0, 0]
-    assert "metric odd fails on 2 of 2 answers" in caplog.text and "the score is nan" in caplog.text
+    assert (
+        "metric odd fails on 2 of 2 answers" in caplog.text
+        and "must be a finite number, got nan" in caplog.text
+    )
 
 
 def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
@@ -217,7 +220,9 @@ def test_a_metric_is_tried_on_a_wanted_answer_before_anything_is_spent():
         BadInput, match="metric 'f' failed on the right answer .* .KeyError: 'x'.. It gets the answer as text"
     ):
         check_metric("f", lambda answer, example: {}["x"], Example("a", "b"))
-    with pytest.raises(BadInput, match="metric 'f' failed on .*the score is None.*must return a number"):
+    with pytest.raises(
+        BadInput, match="metric 'f' failed on .*must be a finite number, got None.*must return a number"
+    ):
         check_metric("f", lambda answer, example: None, Example("a", "b"))
 
 

@@ -41,7 +41,7 @@ def test_what_diverges_has_a_record_that_says_so_and_what_runs_out_of_memory_has
     with monkeypatch.context() as last:
         last.setattr(final, "_measure_test_rows", lambda *_: ([math.nan], [3]))
         record = evaluator.tune(plan, steps=1, folder=tmp_path)
-    assert record.failed == "diverged: test loss is nan after step 1"
+    assert record.failed == "diverged: the test loss is nan after step 1: lower the learning rate"
     assert not (tmp_path / "adapter").exists()
     monkeypatch.setattr(evaluator.tuner, "train", raising(Diverged("training loss is nan at step 3 of 5")))
     record = evaluator.tune(plan, steps=1)

@@ -136,9 +136,9 @@ def test_a_log_whose_first_line_is_damaged_is_not_searched_on(tmp_path: Path) ->
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NoRun, match="is not a folder"):
+    with pytest.raises(NoRun, match="there is no such folder"):
         RunFolder(tmp_path / "none").check()
-    with pytest.raises(NoRun, match=r"holds no trials.jsonl"):
+    with pytest.raises(NoRun, match=r"holds neither trials.jsonl"):
         RunFolder(tmp_path).check()
     folder, _ = searched(tmp_path / "a")
     begun = RunFolder(tmp_path / "b")

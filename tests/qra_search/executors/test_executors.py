@@ -59,7 +59,7 @@ def test_a_killed_worker_is_replaced_and_its_evaluation_run_again(notes):
 @pytest.mark.parametrize(("deed", "how"), [("die", "SIGKILL"), ("leave", "exit status 3")])
 def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, how):
     with ProcessExecutor(workers.factory(deed, notes), 1) as executor:
-        with pytest.raises(WorkerDied, match=f"{how}.*as did its replacement"):
+        with pytest.raises(WorkerDied, match=f"{how}.*and so did the worker started in its place"):
             executor.submit(Proposal(BAD)).result(WAIT)
         assert executor.submit(Proposal(GOOD)).result(WAIT).loss > 0
     assert workers.count_notes(notes, "deed") == 2
@@ -68,9 +68,9 @@ def test_a_plan_that_kills_two_workers_fails_with_how_they_ended(notes, deed, ho
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        (workers.unbuildable, "cannot be built: the model folder is empty"),
-        (workers.doomed, "no worker can be started .*SIGKILL.*: try fewer workers"),
-        (workers.refusing, "cannot be built: no model of the name 'x'"),
+        (workers.unbuildable, "cannot build its evaluator: the model folder is empty"),
+        (workers.doomed, "a worker cannot be started .*SIGKILL.*: if memory is short, use fewer"),
+        (workers.refusing, "cannot build its evaluator: no model of the name 'x'"),
     ],
 )
 def test_an_evaluator_that_cannot_be_built_stops_the_study_with_its_reason_and_no_plan_fails(
@@ -102,7 +102,7 @@ def test_an_evaluator_that_leaves_the_program_fails_its_trial_in_this_process_to
 def test_a_factory_that_cannot_be_sent_to_a_worker_is_named():
     with (
         ProcessExecutor(lambda: workers.Misbehaving(), 1) as executor,
-        pytest.raises(WorkerUnusable, match="no worker can be started.*[Pp]ickle"),
+        pytest.raises(WorkerUnusable, match="a worker cannot be started.*[Pp]ickle"),
     ):
         executor.submit(Proposal(GOOD)).result(WAIT)
 

@@ -59,24 +59,27 @@ RESULT = {"loss": 1.0, "memory_bytes": 1}
             {"proposal": {"plan": {"bits": [2.5] * 6, "ranks": [4] * 6}}},
             "proposal.plan.bits.0.int: input should",
         ),
-        ({"proposal": {"plan": {"bits": [2], "ranks": [4, 4]}}}, "a plan needs one rank for each choice"),
-        ({"proposal": {"plan": {"bits": None, "ranks": [4]}}}, "proposal.plan.bits: a list with one choice"),
+        ({"proposal": {"plan": {"bits": [2], "ranks": [4, 4]}}}, "a plan needs as many bits as ranks"),
+        (
+            {"proposal": {"plan": {"bits": None, "ranks": [4]}}},
+            "proposal.plan.bits: bits and ranks of a plan must be lists",
+        ),
         ({"proposal": {**PROPOSAL, "fidelity": "much"}}, "proposal.fidelity: input should be a valid number"),
         ({"proposal": {**PROPOSAL, "seed": 1 << 70}}, "proposal.seed: input should be less than"),
         ({"proposal": {**PROPOSAL, "origin": 3}}, "proposal.origin: input should be a valid string"),
-        ({"id": 0}, "trial 0 is proposed, but trial 6 was expected"),
-        ({"id": 7}, "trial 7 is proposed, but trial 6 was expected"),
+        ({"id": 0}, "it proposes trial 0 where trial 6 is next"),
+        ({"id": 7}, "it proposes trial 7 where trial 6 is next"),
         ({"id": -1}, "id: input should be greater than"),
         ({"status": "perhaps"}, "status: input should be"),
-        ({"status": "done"}, "one that is done has an evaluation"),
-        ({"evaluation": RESULT}, "one that is done has an evaluation"),
+        ({"status": "done"}, "with status done needs an evaluation"),
+        ({"evaluation": RESULT}, "with status running must have no evaluation"),
         (
             {"status": "done", "evaluation": RESULT},
-            "the result of trial 6 has no proposal before it",
+            "a result of trial 6, but no line before proposes this trial",
         ),
         (
             {"id": 2, "status": "done", "evaluation": RESULT},
-            "the result of trial 2 has no proposal before it",
+            "a result of trial 2, but no line before proposes this trial",
         ),
         ({"status": "done", "evaluation": {**RESULT, "loss": "low"}}, "evaluation.loss: input should"),
         ({"status": "done", "evaluation": {**RESULT, "loss": "NaN"}}, "loss is nan"),
@@ -94,7 +97,7 @@ def test_a_line_of_wrong_content_is_refused_with_its_number_and_field(content, t
 
 
 def test_a_second_result_of_a_trial_is_refused(content):
-    with pytest.raises(LogError, match="trial 5 already has a result"):
+    with pytest.raises(LogError, match="a second result of trial 5"):
         parse_journal(content + content.splitlines(keepends=True)[-1])
 
 
@@ -118,9 +121,9 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 
 
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
-    with pytest.raises(LogError, match=f"line 1 .* not of '{LOG_FORMAT}' .*use another folder"):
+    with pytest.raises(LogError, match=f"line 1 .* not in the format '{LOG_FORMAT}' .*use another folder"):
         parse_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
-    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*first line of a journal"):
+    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*the first line, and no other"):
         parse_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):

@@ -66,7 +66,7 @@ def test_a_result_counts_once():
     log = TrialLog()
     log.propose(Proposal(PLAN))
     log.finish(0, Evaluation(1.0, 1))
-    with pytest.raises(ValueError, match="cannot get a second result"):
+    with pytest.raises(ValueError, match="already has its result"):
         log.finish(0, Evaluation(0.5, 1))
 
 

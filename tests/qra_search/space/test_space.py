@@ -102,7 +102,7 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
     ("bits", "ranks", "error", "message"),
     [
         *(
-            (bits, (4, 4), ValueError, "should be a valid integer|a list with one choice")
+            (bits, (4, 4), ValueError, "should be a valid integer|lists with an entry")
             for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))
         ),
         *(((name,), (4,), ValueError, "cannot name a storage level") for name in ("", "a,b", "a|b", "4")),
@@ -121,13 +121,13 @@ GROUP = Group(name="a", linears=(Linear(name="x", out_features=2, in_features=2)
     ("options", "error", "message"),
     [
         ({"groups": []}, ValueError, "at least one group"),
-        ({"groups": [GROUP, GROUP]}, ValueError, "occur twice: a"),
+        ({"groups": [GROUP, GROUP]}, ValueError, "several are called a"),
         (
             {"groups": [replace(GROUP, is_embedding=True)]},
             ValueError,
             "that is not an embedding",
         ),
-        ({"ranks": (-1, 4)}, ValueError, "non-negative"),
+        ({"ranks": (-1, 4)}, ValueError, "integers from 0 on"),
         ({"bits": (2, 2)}, ValueError, "distinct"),
     ],
 )

@@ -57,8 +57,8 @@ def test_a_search_takes_options_of_its_strategy():
             "unknown option of strategy 'nsga2': 'populaton': did you mean population",
         ),
         ("random", {"colour": "red"}, "unknown option of strategy 'random': 'colour': there are none"),
-        ("nsga2", {"population": 1}, "population must be at least 2, got 1"),
-        ("qra", {"draws": 0}, "draws must be at least 1, got 0"),
+        ("nsga2", {"population": 1}, "'population' of the strategy must be at least 2, got 1"),
+        ("qra", {"draws": 0}, "'draws' of strategy 'qra' must be at least 1, got 0"),
         (
             OwnStrategy(),
             {"depth": 1},

@@ -126,7 +126,7 @@ def test_an_evaluator_that_breaks_the_contract_is_caught():
         contract.test_it_accepts_its_fidelities_and_the_same_seed_gives_the_same_loss(evaluator, plans)
     with pytest.raises(EvaluationFailed, match="bytes"):
         contract.test_loss_is_finite_and_bytes_are_those_of_the_space(evaluator, plans)
-    with pytest.raises(ValueError, match="sensitivities are"):
+    with pytest.raises(ValueError, match="sensitivities have shapes"):
         contract.test_the_sensitivities_have_the_shape_of_the_space_and_are_measured_once(evaluator)
     with pytest.raises(AssertionError):
         contract.test_it_describes_itself_in_plain_data_that_stays(evaluator, plans)

@@ -104,7 +104,10 @@ def test_low_fidelity_is_charged_at_its_share(own_strategies: None) -> None:
 
 def test_a_strategy_that_breaks_its_contract_fails_its_cell_alone(own_strategies: None) -> None:
     row = _run_cell_safely(TASK, "Repeating", 0, 30.0)
-    assert row["error"].startswith("StudyFailed: the strategy proposed Plan(") and "checkpoints" not in row
+    assert (
+        row["error"].startswith("StudyFailed: the strategy breaks its contract, it proposed Plan(")
+        and "checkpoints" not in row
+    )
     assert "/" not in row["error"]
 
 

@@ -92,11 +92,11 @@ CASES = [
     (("search", *LANDSCAPE, "--out", "a"), "a holds another run: "),
     (("search", *LANDSCAPE, "--out", "plan.json"), "plan.json is a file: give a folder"),
     (("search", "a", "--evaluations", "-3"), "qra: options: search.evaluations is -3"),
-    (("search", "damaged"), "damaged has no config.yaml, because it was not begun by `qra plan`"),
+    (("search", "damaged"), "damaged has no config.yaml, which this command needs"),
     (("search", "a", "--strategy", "uniform"), "search.strategy is 'random' there and 'uniform'"),
     # runs
-    (("report", "none"), "none is not a run: it is not a folder"),
-    (("report", "empty"), "empty is not a run: it holds no trials.jsonl"),
+    (("report", "none"), "none is not a run, as there is no such folder"),
+    (("report", "empty"), "empty is not a run, as it holds neither trials.jsonl"),
     (("report", "a", "--out", "rows.jsonl/x.html"), "rows.jsonl"),
     (("report", "a", "--out", "empty"), "empty is a folder: say which file to write, such as"),
     (("show", "damaged"), "damaged/trials.jsonl"),
@@ -113,11 +113,14 @@ CASES = [
     (("finetune", "a", "--steps", "0"), "--steps"),
     (("bench", "--task", "hills"), "unknown task 'hills': write FAMILY-LAYERS-GRANULARITY-SENSITIVITIES"),
     (("bench", "--task", "additive-4-layer-flat", "--strategy", "nsga3"), "did you mean nsga2?"),
-    (("bench", "--task", "additive-4-layer-flat", "-n", "inf"), "evaluations is inf: a finite number of at"),
+    (
+        ("bench", "--task", "additive-4-layer-flat", "-n", "inf"),
+        "--evaluations must be a finite number of at",
+    ),
     # what workers cannot have
     ((*SEARCH, "--workers", "2", "--device", "cuda"), "each of 2 workers needs a GPU, and there are 0"),
-    ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "the evaluator cannot be built: unknown"),
-    ((*SEARCH, "--executor", "ray"), "--executor: give the number of workers with --workers"),
+    ((*SEARCH, "--workers", "1", "--set", "options.lairs=4"), "a worker cannot build its evaluator: unknown"),
+    ((*SEARCH, "--executor", "ray"), "--executor only says where workers run: add --workers"),
     ((*SEARCH, "--workers", "1", "--address", "auto"), "--address names a Ray cluster, so it needs"),
     # what would be left unheard
     (("doctor", *TASK), "--model is missing: name the model to list the GPUs that it fits"),
@@ -131,7 +134,10 @@ CASES = [
     ((*REAL, "tiny", "--task", "gsm8k", "--data", "none"), "none"),
     ((*REAL, "tiny", *TASK, "--set", "task.options.digitz=3"), "digitz"),
     ((*REAL, "tiny", *TASK, "--backend", "hqqq"), "hqq"),
-    ((*REAL, "tiny", *TASK, "--bits", "4,7"), "bits 4,7: the backend has no 7 bits: it has 1, trellis-1.5"),
+    (
+        (*REAL, "tiny", *TASK, "--bits", "4,7"),
+        "bits 4,7: backend 'mixed' has no 7 bits: choose from 1, trellis-1.5",
+    ),
     ((*REAL, "tiny", *TASK, "--backend", "2=bitsandbytes", "--bits", "2"), "2 bits"),
 ]
 
