@@ -151,7 +151,8 @@ class Plan(Schema):
             check_level_name(level)
         if not self.bits or len(self.bits) != len(self.ranks):
             raise ValueError(
-                f"a plan needs as many bits as ranks, at least one: got {len(self.bits)} bits, {len(self.ranks)} ranks"
+                f"bits and ranks of a plan must be lists of one length, at least 1: got {len(self.bits)} and "
+                f"{len(self.ranks)}"
             )
 
     @cached_property

@@ -114,7 +114,9 @@ class TextTask(Task):
 
     def add_metrics(self, metrics: Mapping[str, Metric]) -> None:
         if metrics:
-            raise BadInput("running text has no answers to score: remove --metric")
+            raise BadInput(
+                "the data is plain text, which has no answers for a metric to score: remove --metric"
+            )
 
     def _load(self) -> Mapping[SplitName, Sequence[Example]]:
         data = self.data

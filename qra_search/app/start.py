@@ -85,8 +85,9 @@ def open_run(
     for what, given, known in (("model", model, config.model.name), ("task", task, config.task.name)):
         name = make_in_memory_name(given) if what in objects else given
         if name is not None and known not in (str(name), make_absolute(str(name))):
-            mend = f"give that {what}, or plan again"
-            raise BadInput(f"{there.path} is a run of {what} {known}, not {name}: {mend}")
+            raise BadInput(
+                f"{there.path} is a run of {what} {known}, but {name} was given: leave {what} out, or make another run"
+            )
     return Run(there.path, config, objects=objects)
 
 

@@ -88,7 +88,7 @@ def record_from_dict(data: Any, file: Path) -> TuningRecord:
     )
     if content.get("format") != RECORD_FORMAT or data.get("digest") != _digest(content):
         raise BadInput(
-            f"{file} is damaged, or not a record of this version: delete its folder and run "
+            f"{file} is damaged, or was written by another version: delete {file.parent} and run "
             "`qra finetune` again"
         )
     return RECORD_ADAPTER.validate_python(

@@ -111,7 +111,7 @@ def doctor(given: Mapping[str, Any], as_json: common.JsonOption = False) -> None
         cards = list(evaluator.list_fitting_cards()) if isinstance(evaluator, TunableEvaluator) else []
     if not cards:
         raise BadInput(
-            f"evaluator {config.evaluator!r} cannot tell which GPUs a run fits: use quantized-lora"
+            f"evaluator {config.evaluator!r} cannot tell which GPUs a run fits: use --evaluator quantized-lora"
         )
     heads = ("card", "settings that fit", "highest peak", "host memory")
     _print(cards, heads, [_format_card(card) for card in cards], as_json=as_json)

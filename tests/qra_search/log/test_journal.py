@@ -59,7 +59,10 @@ RESULT = {"loss": 1.0, "memory_bytes": 1}
             {"proposal": {"plan": {"bits": [2.5] * 6, "ranks": [4] * 6}}},
             "proposal.plan.bits.0.int: input should",
         ),
-        ({"proposal": {"plan": {"bits": [2], "ranks": [4, 4]}}}, "a plan needs as many bits as ranks"),
+        (
+            {"proposal": {"plan": {"bits": [2], "ranks": [4, 4]}}},
+            "must be lists of one length, at least 1: got 1 and 2",
+        ),
         (
             {"proposal": {"plan": {"bits": None, "ranks": [4]}}},
             "proposal.plan.bits: bits and ranks of a plan must be lists",
@@ -123,7 +126,9 @@ def test_a_proposal_that_was_taken_out_is_noticed_and_a_result_leaves_its_trial_
 def test_a_log_of_another_version_and_a_second_log_in_the_file_are_refused(content):
     with pytest.raises(LogError, match=f"line 1 .* not in the format '{LOG_FORMAT}' .*use another folder"):
         parse_journal(content.replace(LOG_FORMAT.encode(), b"qra-log/3"))
-    with pytest.raises(LogError, match=f"line {len(content.splitlines()) + 1} .*the first line, and no other"):
+    with pytest.raises(
+        LogError, match=f"line {len(content.splitlines()) + 1} .*the first line, and no other"
+    ):
         parse_journal(content + content)
     for other in (b"text\n", b"{}\n", b'{"a":1}\n', b"[1]\n", b"\x00\xff"):
         with pytest.raises(LogError):
