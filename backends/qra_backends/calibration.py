@@ -120,6 +120,9 @@ def check_output_weights(output_weights: Tensor | None, weight: Tensor) -> Tenso
         raise ValueError(f"output_weights must be ({len(weight)},), got {tuple(output_weights.shape)}")
     given = output_weights.to(weight.device, torch.float32)
     if not torch.isfinite(given).all() or (given < 0).any():
-        raise ValueError("output_weights must be finite and not below zero: check the gradients")
+        raise ValueError(
+            f"output_weights must be finite and not below zero, got {output_weights.min():g} to "
+            f"{output_weights.max():g}"
+        )
     mean = given.mean()
     return (given / mean).clamp_min(MIN_OUTPUT_WEIGHT) if mean > 0 else None

@@ -275,7 +275,7 @@ class Snapshot:
     def require_plan(self) -> Plan:
         """The plan; raises NoRun if there is none yet."""
         if self.plan is None:
-            raise NoRun(f"{self.folder.path} has no plan yet: resume it with `qra search`")
+            raise NoRun(f"{self.folder.path} has no plan yet: resume it with `qra search {self.folder.path}`")
         return self.plan
 
     def choose_plan(self, budget_bytes: int | None) -> Plan:

@@ -222,7 +222,7 @@ def test_whatever_byte_of_a_record_is_flipped_it_is_refused_or_the_same(tmp_path
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "qra-test/1"}', '{"format": "qra-tuning/1"}'])
 def test_what_is_no_record_is_refused_in_a_line_with_the_mend(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_text(text)
-    with pytest.raises(BadInput, match="record.json is (damaged, or not a record|not JSON)"):
+    with pytest.raises(BadInput, match="record.json is (damaged, or was written|not JSON)"):
         TuningFolder(tmp_path).record()
 
 

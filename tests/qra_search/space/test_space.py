@@ -106,7 +106,7 @@ def test_lists_and_numpy_numbers_are_kept_as_plain_ones():
             for bits in ("24", 4, {2: 4}, {2, 4}, (2.0, 4.0), (True, 4), (None, 4), ([2], 4))
         ),
         *(((name,), (4,), ValueError, "cannot name a storage level") for name in ("", "a,b", "a|b", "4")),
-        ((2, 3), (4,), ValueError, "got 2 bits, 1 ranks"),
+        ((2, 3), (4,), ValueError, "got 2 and 1"),
     ],
 )
 def test_choices_that_make_no_plan_are_refused_with_what_does(bits, ranks, error, message):
