@@ -11,19 +11,18 @@ from dataclasses import replace
 import numpy as np
 
 from qra_search.allocate.solve import solve
+from qra_search.app.rates import LAW_SLOPE
 from qra_search.log.state import StudyState
 from qra_search.schemas import LENGTH_PARAMETER, Plan, Proposal
 from qra_search.strategies import Strategy
-
-FALL = 0.5
-"""The best rate falls with the steps to this power (docs/study.md)."""
 
 
 class ForetoldRate(Strategy):
     """Tunes the plan of the largest budget briefly at every rate, then each budget's plan at the rate that follows.
 
-    The best rate of the short tunings is the top of the parabola through the best of them and its neighbours. What is
-    left of the search budget goes to the next rates on either side, nearest first.
+    The best rate of the short tunings is the top of the parabola through the best of them and its neighbours. That of
+    the full length follows by the slope that `qra finetune` has. What is left of the search budget goes to the next
+    rates on either side, nearest first.
     """
 
     name = "foretold"
@@ -46,7 +45,7 @@ class ForetoldRate(Strategy):
         if len(losses) < len(short):
             return
         best = find_top(np.log2(rates), np.log([losses[plan] for plan in short]))
-        foretold = best + FALL * np.log2(lengths[0] / lengths[-1])
+        foretold = best + LAW_SLOPE * np.log2(lengths[-1] / lengths[0])
         for rate in sorted(rates, key=lambda rate: abs(np.log2(rate) - foretold)):
             for plan in plans:
                 yield set_extra(plan, rate, lengths[-1])

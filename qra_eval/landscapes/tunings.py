@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.special import expit
 
 from qra_eval.landscapes.families import make_generator
 from qra_eval.landscapes.reference import ReferenceFront
@@ -54,7 +55,12 @@ PRIORS: dict[str, tuple[float, float]] = {
     "top_rank": (0.0, 0.5),
     "log_bend": (-3.0, 1.0),
     "bend_length": (0.0, 0.5),
-    "log_steeper": (0.3, 0.5),
+    "collapsed": (1.5, 0.5),
+    "collapsed_length": (0.0, 0.3),
+    "edge": (1.5, 1.0),
+    "edge_length": (0.0, 0.5),
+    "edge_rank": (0.0, 0.3),
+    "log_width": (-1.5, 0.7),
 }
 """Mean and deviation of each parameter before any row is seen; with few rows they decide, with hundreds the rows do."""
 KIND_DEVIATION = 0.5
@@ -155,13 +161,17 @@ def compute_row_traits(
 # -- the formula -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class TuningFormula:
-    """Test loss of a tuning as a formula of its traits; the logarithm of the loss is a sum of four terms.
+    """Test loss of a tuning as a formula of its traits; the logarithm of the loss is a sum of four terms, up to a rate
+    beyond which a model forgets what it knew and its loss depends on nothing but the length.
 
     - level: a parabola over the length;
     - damage: `exp(log_damage + damage_length * length) * damage ** exp(log_power)`, where `damage` is the sum over
       kinds of what the sensitivities add up, each times a weight: the share of the loss that tuning leaves of it;
     - rank: `-gain_rank * rank`;
-    - rate: a parabola about the best rate, which moves with length and rank, and is steeper above it than below.
+    - rate: a parabola about the best rate, which moves with length and rank.
+
+    The share of the collapsed loss is a logistic function of the rate about an edge, which moves with length and rank.
+    Near it one tuning may collapse and its twin not.
 
     Attributes:
         parameters: by the names of `PRIORS`.
@@ -188,9 +198,12 @@ class TuningFormula:
         total = np.maximum(traits.damage @ self.weights, MIN_DAMAGE)
         damage = np.exp(p["log_damage"] + p["damage_length"] * length) * total ** np.exp(p["log_power"])
         off = traits.rate - self.compute_best_rate(length, traits.rank)
-        steeper = np.where(off > 0, np.exp(p["log_steeper"]), 1.0)
-        rate = np.exp(p["log_bend"] + p["bend_length"] * length) * steeper * off**2
-        return np.asarray(level + damage - p["gain_rank"] * traits.rank + rate)
+        rate = np.exp(p["log_bend"] + p["bend_length"] * length) * off**2
+        tuned = level + damage - p["gain_rank"] * traits.rank + rate
+        edge = p["edge"] + p["edge_length"] * length + p["edge_rank"] * traits.rank
+        collapsed = p["collapsed"] + p["collapsed_length"] * length
+        share = expit((traits.rate - edge) / np.exp(p["log_width"]))
+        return np.asarray(tuned + share * (collapsed - tuned))
 
 
 def fit_formula(traits: TuningTraits, losses: np.ndarray) -> TuningFormula:

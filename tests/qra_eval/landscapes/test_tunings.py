@@ -23,6 +23,7 @@ from qra_eval.landscapes.tunings import (
 )
 from qra_search import search
 from qra_search.app.bench.run import build_benchmark_task
+from qra_search.app.rates import LAW_SLOPE
 from qra_search.errors import BadInput
 from qra_search.log.state import StudyState
 from qra_search.schemas import Group, Linear, Plan, Sensitivities
@@ -50,21 +51,26 @@ def make_formula(**changes: float) -> TuningFormula:
     return TuningFormula(parameters, np.array([1.0, 2.0, 0.5]))
 
 
-def test_the_log_loss_is_the_sum_of_its_four_terms() -> None:
+def test_the_log_loss_is_the_sum_of_its_four_terms_and_nears_that_of_a_collapsed_model() -> None:
     p = {name: 0.1 * (place + 1) for place, name in enumerate(PRIORS)}
     traits = TuningTraits(np.array([[1.0, 0.5, 0.25]]), np.array([2.0]), np.array([3.0]), np.array([-1.0]))
     level = p["level"] - p["level_length"] + p["level_bend"]
     total = 1.0 * 1.0 + 2.0 * 0.5 + 0.5 * 0.25
     damage = math.exp(p["log_damage"] - p["damage_length"]) * total ** math.exp(p["log_power"])
     off = 3.0 - (p["top"] - p["top_length"] + 2.0 * p["top_rank"])
-    assert off > 0
-    rate = math.exp(p["log_bend"] - p["bend_length"]) * math.exp(p["log_steeper"]) * off**2
-    expected = level + damage - 2.0 * p["gain_rank"] + rate
+    rate = math.exp(p["log_bend"] - p["bend_length"]) * off**2
+    tuned = level + damage - 2.0 * p["gain_rank"] + rate
+    edge = p["edge"] - p["edge_length"] + 2.0 * p["edge_rank"]
+    share = 1.0 / (1.0 + math.exp(-(3.0 - edge) / math.exp(p["log_width"])))
+    collapsed = p["collapsed"] - p["collapsed_length"]
+    expected = (1.0 - share) * tuned + share * collapsed
     assert make_formula(**p).predict(traits) == pytest.approx([expected])
+    assert make_formula(**p | {"edge": 999.0}).predict(traits) == pytest.approx([tuned])
+    assert make_formula(**p | {"edge": -999.0}).predict(traits) == pytest.approx([collapsed])
 
 
 def test_a_fit_finds_the_best_rate_and_the_weights_of_kinds() -> None:
-    made, traits = make_formula(top=0.5, top_length=-1.4, top_rank=-0.3), draw_traits(200)
+    made, traits = make_formula(top=0.5, top_length=-1.4, top_rank=-0.3, edge=4.0), draw_traits(200)
     noise = np.random.default_rng(1).normal(0.0, 0.02, 200)
     fitted = fit_formula(traits, np.exp(made.predict(traits) + noise))
     length, rank = np.array([-1.0, 1.0]), np.array([0.0, 2.0])
@@ -89,8 +95,9 @@ def test_the_noise_is_the_deviation_between_seeds_of_like_tunings() -> None:
 RANKS = (2, 8, 32)
 MADE = {name: mean for name, (mean, _) in PRIORS.items()} | {
     "top": 0.4,
-    "top_length": -1.0,
+    "top_length": 2 * LAW_SLOPE,
     "level_bend": 0.1,
+    "edge": 4.0,
 }
 
 
