@@ -23,6 +23,7 @@ class Exported:
     """What was written, and how far its logits on a few sentences, in the other tool, are from the tuned model's.
 
     Attributes:
+        tuning: its id, if it is one of a run.
         notes: what a user should know of it, one sentence each: how to load it, and where it is not exact.
         largest_logit_difference: None if nothing was compared, and the notes say why.
         largest_logit: largest absolute logit of the tuned model, to see the difference against.
@@ -34,6 +35,7 @@ class Exported:
     largest_logit_difference: float | None = None
     largest_logit: float | None = None
     same_next_token: float | None = None
+    tuning: str = ""
 
 
 class Exporter(ABC):

@@ -119,7 +119,7 @@ class TunedRun:
         model.eval()
         return [model(input_ids=ids, use_cache=False).logits.float() for ids in self.input_ids]
 
-    def compare_logits(self, logits: Sequence[Tensor]) -> dict[str, float]:
+    def compare_logits(self, logits: Sequence[Tensor]) -> dict[str, Any]:
         """How logits (…, n, vocabulary) on `input_ids` differ from the tuned model's: the figures of `Exported`.
 
         The vocabulary of the two may be padded differently; the shorter counts.

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from qra_search.allocate import knapsack
 from qra_search.schemas import MODEL_CONFIG, Plan, Schema, Sensitivities
-from qra_search.space.memory import UNQUANTIZED_BITS
+from qra_search.space.memory import UNQUANTIZED_BITS, BudgetTooSmall
 from qra_search.space.space import SearchSpace
 
 FRONT_BUDGETS = 16
@@ -136,10 +136,10 @@ def solve_table(space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exa
 def _solve_knapsack(
     space: SearchSpace, table: np.ndarray, budget_bytes: int, *, exact: bool = True
 ) -> knapsack.Solution:
-    space.memory.check_budget(budget_bytes)
     cost = np.where(space.memory.allowed, table, np.inf)
     found = knapsack.solve(cost, space.memory.choice_bytes, budget_bytes - space.fixed_bytes, exact=exact)
-    assert found is not None  # the smallest plan fits
+    if found is None:
+        raise BudgetTooSmall(budget_bytes, space.memory.minimum)
     return found
 
 

@@ -274,7 +274,10 @@ def make_settings(
     changed = {field: new for field, name in names.items() if (new := make_absolute(name)) != name}
     if made.quantization.cache is not None:
         changed["quantization.cache"] = str(Path(made.quantization.cache).absolute())
-    return make_config(made.model_dump(mode="json", exclude_unset=True), changed) if changed else made
+    for field, value in changed.items():
+        section, name = field.split(".")
+        made = made.model_copy(update={section: getattr(made, section).model_copy(update={name: value})})
+    return made
 
 
 def change_settings(

@@ -170,8 +170,8 @@ class RunFolder:
     def read(self, result: SearchResult | None = None) -> Snapshot:
         """What the run's files say, but for the result if it is at hand; raises NoRun if no run has begun there, and
         BadInput if a file is damaged."""
-        state, evaluator, study = self._read_state()
         config = self.config() if self.config_file.is_file() else None
+        state, evaluator, study = self._read_state(config)
         if result is None:
             if config is not None and not state.memory_budgets:  # the journal, if there is one, holds them
                 budgets = resolve_budgets(state.space, config.search.memory)
@@ -196,7 +196,9 @@ class RunFolder:
                 raise BadInput(f"{held}: give another --out, or the settings of that run")
         return state.sensitivities
 
-    def _read_state(self) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
+    def _read_state(
+        self, config: RunConfig | None = None
+    ) -> tuple[StudyState, dict[str, Any], dict[str, Any]]:
         """What the run knows, what identifies its evaluator, and the study's strategy and evaluations: by its journal,
         or, before a search, by its other files."""
         if self.check().log_file.is_file():
@@ -207,7 +209,7 @@ class RunFolder:
                         state = replace(state, sensitivities=read_sensitivities(self.sensitivities_file)[1])
                     return state, log.get_meta("evaluator") or {}, log.get_meta("study") or {}
         space, sensitivities, evaluator = read_sensitivities(self.sensitivities_file)
-        search = self.config().search
+        search = (config or self.config()).search
         state = StudyState(
             space, sensitivities=sensitivities, seed=search.seed, evaluations=search.evaluations
         )

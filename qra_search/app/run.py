@@ -283,7 +283,7 @@ class Run(AbstractContextManager["Run"]):
         with convert_to_bad_input():
             exporter = plugins.call_with_options(plugins.load("exporters", name), f"format {name!r}", given)
             if not untuned:
-                return exporter.export(found.path, path)
+                return replace(exporter.export(found.path, path), tuning=found.id)
             plan = run.read().require_plan()
             with TemporaryDirectory(prefix=".untuned-", dir=self.path) as holder:
                 check_can_tune(self.evaluator(), self.config).write_base(plan, Path(holder))

@@ -254,7 +254,11 @@ class SearchResult(StudyState):
             write_json(folder / "plan.json", plan_to_dict(self.space, plan))
 
     def _resolve(self, memory_budget: int | str | None) -> int:
-        return self.largest_budget if memory_budget is None else resolve_budgets(self.space, memory_budget)[0]
+        if memory_budget is None:
+            return self.largest_budget
+        if isinstance(memory_budget, int):
+            return self.space.memory.check_budget(memory_budget)
+        return resolve_budgets(self.space, memory_budget)[0]
 
 
 def _to_plain_dict(candidate: EvaluatedPlan) -> dict[str, Any]:

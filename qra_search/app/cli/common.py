@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from qra_search.app.config import RunConfig, make_settings, read_pairs
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import Snapshot
 from qra_search.app.report.finding import Finding, list_next_steps
 from qra_search.app.report.tables import TEXT_COLUMNS
 from qra_search.engines import ENGINES
 from qra_search.errors import BadInput
-from qra_search.study.result import SearchResult
 
 WHAT_PANEL, HOW_PANEL, WHERE_PANEL = "What is searched", "How it is searched", "Where it goes"
 
@@ -98,7 +97,11 @@ SEARCH_SETTINGS = ("evaluations", "strategy")
 def read_settings(values: Mapping[str, Any], config: Path | None = None) -> RunConfig:
     """The config of a file (default: the one given, or the defaults) with the options of `SETTINGS`, which win; raises
     BadInput for a value that cannot be used."""
-    given = {name: _parse_option(name, value) for name, value in values.items() if value is not None}
+    given = {
+        name: OPTION_PARSERS[name](value) if name in OPTION_PARSERS else value
+        for name, value in values.items()
+        if value is not None
+    }
     file, sets = given.pop("config", None), given.pop("sets", {})
     fields = {SETTINGS[name][0]: value for name, value in given.items()}
     if twice := next((name for name in given if SETTINGS[name][0] in sets), None):
@@ -141,11 +144,11 @@ def _get_width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else TEXT_COLUMNS
 
 
-def print_next_steps(folder: RunFolder, result: SearchResult, found: Finding | None = None) -> None:
+def print_next_steps(run: Snapshot, found: Finding | None = None) -> None:
     """Print where the report is, and the commands that may follow."""
     console = stdout()
-    console.print(f"Report: [bold]{escape(str(folder.report_file))}[/]", soft_wrap=True)
-    for what, command in list_next_steps(folder, result, found):
+    console.print(f"Report: [bold]{escape(str(run.folder.report_file))}[/]", soft_wrap=True)
+    for what, command in list_next_steps(run, found):
         console.print(f"  {what + ':':28}  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
@@ -163,16 +166,21 @@ def read_numbers(option: str, text: str) -> list[float]:
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
-def _parse_option(name: str, value: Any) -> Any:
-    """The value of an option as the config has it."""
-    if name == "sets":
-        return read_pairs(value)
-    if name in ("bits", "ranks"):
-        return read_numbers(f"--{name}", value)
-    if name == "columns":
-        parts = re.split(r",(?![^{}]*\})", value)  # not at the commas of `answer={intent,words}`
-        columns = read_pairs(parts, "--columns", "prompt=question,answer=reply")
-        return {field: list(c) if isinstance(c, dict) else str(c) for field, c in columns.items()}
-    if name == "backend" and "=" in value:
-        return read_pairs(value.split(","), "--backend", "2=reference,4=bitsandbytes")
-    return value
+def _read_columns(text: str) -> dict[str, Any]:
+    parts = re.split(r",(?![^{}]*\})", text)  # not at the commas of `answer={intent,words}`
+    columns = read_pairs(parts, "--columns", "prompt=question,answer=reply")
+    return {field: list(c) if isinstance(c, dict) else str(c) for field, c in columns.items()}
+
+
+def _read_backend(text: str) -> Any:
+    return read_pairs(text.split(","), "--backend", "2=reference,4=bitsandbytes") if "=" in text else text
+
+
+OPTION_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "sets": read_pairs,
+    "bits": functools.partial(read_numbers, "--bits"),
+    "ranks": functools.partial(read_numbers, "--ranks"),
+    "columns": _read_columns,
+    "backend": _read_backend,
+}
+"""Of options whose text is not the value of the config."""

@@ -123,7 +123,7 @@ def print_comparison(run: Run, comparison: Comparison) -> None:
     console.print()
     console.print(render_comparison(comparison))
     console.print()
-    common.print_next_steps(run.folder, snapshot.result, comparison)
+    common.print_next_steps(snapshot, comparison)
 
 
 def export(
@@ -153,10 +153,10 @@ def export(
     with open_run(run) as opened:
         done = opened.export(format, out, tuning=tuning, untuned=untuned, options=given)
         engine = opened.config.engine
-        source = "the plan" if untuned else f"tuning {opened.folder.read().find_tuning(tuning).id}"
     if as_json:
         common.print_json({**vars(done), "path": str(done.path), "notes": list(done.notes)})
         return
+    source = "the plan" if untuned else f"tuning {done.tuning}"
     print(f"{source}, {done.path}: {_describe_logit_difference(done)}")
     for note in done.notes:
         print(f"  - {note}")

@@ -23,7 +23,7 @@ from qra_search.app.dry_run import (
     list_run_facts,
 )
 from qra_search.app.evaluator import Workers, build_evaluator
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import RunFolder, Snapshot
 from qra_search.app.report import formatting
 from qra_search.app.report.finding import summarize_run
 from qra_search.app.report.live import make_listener
@@ -31,7 +31,6 @@ from qra_search.app.report.tables import make_allocation_table, make_predicted_f
 from qra_search.app.run import Run
 from qra_search.errors import BadInput
 from qra_search.space.budgets import describe_size
-from qra_search.study.result import SearchResult
 from qra_search.study.study import Listener
 
 EXAMPLE_CHARACTERS = 600
@@ -76,14 +75,12 @@ def plan(
         more = {"predicted_front": [allocation.to_dict() for allocation in sizes]} if front else {}
         common.print_json({"folder": str(run.path), **result.to_dict(), **more})
     else:
-        print_planned(run.folder, run.config, result, cost, front=front)
+        print_planned(run.folder.read(result), cost, front=front)
 
 
-def print_planned(
-    folder: RunFolder, config: RunConfig, result: SearchResult, cost: str | None, *, front: bool = False
-) -> None:
+def print_planned(run: Snapshot, cost: str | None, *, front: bool = False) -> None:
     """Print the allocation within every budget, and the commands that may follow."""
-    console = common.stdout()
+    console, result = common.stdout(), run.result
     sensitivities = result.sensitivities
     console.print(f"\n[bold]{summarize_run(result)}[/]")
     for allocation in filter(None, map(result.allocation, result.memory_budgets)):
@@ -99,8 +96,9 @@ def print_planned(
     if sensitivities is not None and sensitivities.seconds:
         seconds = formatting.format_time(sensitivities.seconds)
         console.print(f"\nSensitivities of {len(result.space)} groups, measured in {seconds}.")
-    console.print(f"Runs {formatting.describe_engine(config)}.", soft_wrap=True)
-    common.print_next_steps(folder, result)
+    if run.config is not None:
+        console.print(f"Runs {formatting.describe_engine(run.config)}.", soft_wrap=True)
+    common.print_next_steps(run)
     if cost is not None:
         console.print(f"What a search takes: {cost}.")
 
@@ -169,11 +167,12 @@ def search(
     if as_json:
         common.print_json({"folder": str(folder.path), **result.to_dict()})
         return
-    comparison = folder.read(result).comparison()
+    snapshot = folder.read(result)
+    comparison = snapshot.comparison()
     console = common.stdout()
     console.print()
     console.print(render_result(result, comparison))
-    common.print_next_steps(folder, result, comparison)
+    common.print_next_steps(snapshot, comparison)
 
 
 def _print_dry_run(

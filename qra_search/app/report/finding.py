@@ -17,7 +17,7 @@ from qra_search.app.compare import (
     list_deployable,
     measure_lead,
 )
-from qra_search.app.folder import RunFolder
+from qra_search.app.folder import Snapshot
 from qra_search.app.report.formatting import (
     format_change,
     format_evaluations,
@@ -274,20 +274,18 @@ def describe_allocation(allocation: Allocation, space: SearchSpace) -> str:
     return f"{chosen}: before tuning it is {by}{doubt}."
 
 
-def list_next_steps(
-    folder: RunFolder, result: SearchResult, found: Finding | None = None
-) -> list[tuple[str, str]]:
+def list_next_steps(run: Snapshot, found: Finding | None = None) -> list[tuple[str, str]]:
     """Commands that may follow, each with what it does."""
-    path = str(folder.path)
+    path, result = str(run.folder.path), run.result
     quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # which is no option
     steps = [("look at the plan", f"qra show {quoted}")]
-    if not folder.config_file.is_file():
+    if run.config is None:
         return steps  # of a Study in Python: the commands that go on need settings
     if isinstance(found, Comparison):
         steps.append(("export it", f"qra export {quoted}"))
     is_tuned = isinstance(found, Comparison) and not found.is_of_another
     if not is_tuned and ((chosen := result.choose_plan()) is None or any(chosen.ranks)):
         steps.append(("tune it in full and test it", f"qra finetune {quoted}"))
-    planned = folder.config().search.evaluations
+    planned = run.config.search.evaluations
     more = 2 * max(1, math.ceil(planned)) if result.trials else planned
     return [*steps, ("search further", f"qra search {quoted} --evaluations {format_evaluations(more)}")]

@@ -112,7 +112,7 @@ def render_page(run: Snapshot) -> str:
         samples=() if comparison is None else (comparison.deployed or comparison.chosen).samples,
         layout=tables.arrange_groups(result.space),
         heats=() if plan is None else make_heat_maps(result.space, plan, result.sensitivities),
-        commands=list_next_steps(run.folder, result, found),
+        commands=list_next_steps(run, found),
         settings=identity if run.config is None else dump_config(run.config),
         themes=[_list_css_properties(ramps, dark=dark) for dark in (False, True)],
         ramps=[(name, i) for name, count in ramps.items() for i in range(count)],
