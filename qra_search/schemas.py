@@ -1,4 +1,6 @@
-"""What a search is made of and leaves: frozen pydantic schemas, the only form in memory, on disk and between processes.
+"""What a search is made of and leaves: frozen pydantic schemas, in memory, in its journal and between processes.
+
+A `plan.json`, which people and other tools read, has a plan by the names of its groups instead (`plan_to_dict`).
 
 All are pydantic dataclasses: checked when they are made, also from positional arguments and by `dataclasses.replace`.
 """
