@@ -195,7 +195,9 @@ def read_folder_rows(folder: str | Path, stem: str, split: str) -> list[Row]:
     """The rows of `<folder>/<stem>_<split>.jsonl`; raises BadInput if there is no such file, or no row in it."""
     path = Path(folder) / f"{stem}_{split}.jsonl"
     if not path.is_file():
-        raise BadInput(f"{folder} has no {path.name}: give one with {stem}_train.jsonl and {stem}_test.jsonl")
+        raise BadInput(
+            f"{folder} has no {path.name}: give a folder with {stem}_train.jsonl and {stem}_test.jsonl"
+        )
     return read_rows(path)
 
 
