@@ -129,10 +129,9 @@ def _read_json_lines(text: str, path: Path) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            shown = shorten(line[:200], 60)
-            row = _parse_json(line, f"{where}: {shown}")
+            row = _parse_json(line, where)
             if not isinstance(row, dict):
-                raise BadInput(f"{where}: {shown} is not a JSON object")
+                raise BadInput(f"{where}: {shorten(line[:200], 60)} is not a JSON object")
             yield where, row
 
 
@@ -172,7 +171,7 @@ def _parse_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
-        raise BadInput(f"{what} is not JSON ({first_line(error)})") from None
+        raise BadInput(f"{what}: {shorten(text[:200], 60)} is not JSON ({first_line(error)})") from None
 
 
 def _label_rows(rows: Any, what: str) -> list[Row]:

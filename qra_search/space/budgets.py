@@ -10,7 +10,13 @@ from typing import Literal
 
 from qra_search.errors import BadInput, convert_to_bad_input, shorten
 from qra_search.schemas import Plan, format_level_label
-from qra_search.space.memory import NUMBER_PATTERN, SIZE_PATTERN, format_bytes, parse_bytes
+from qra_search.space.memory import (
+    NUMBER_PATTERN,
+    SIZE_PATTERN,
+    BudgetTooSmall,
+    format_bytes,
+    parse_bytes,
+)
 from qra_search.space.space import SearchSpace
 
 REFERENCE_BITS = 4
@@ -88,7 +94,9 @@ def resolve_budgets(space: SearchSpace, budgets: GivenBudgets) -> tuple[int, ...
             size = math.floor(space.memory_bytes(_find_reference(space)) * budget.amount / 100)
         elif budget.unit == "uniform":
             size = space.memory_bytes(_find_uniform(space, budget))
-        sizes.add(space.memory.check_budget(int(size)))
+        sizes.add(int(size))
+    if sizes and min(sizes) < space.memory.minimum:
+        raise BudgetTooSmall(min(sizes), space.memory.minimum)
     return tuple(sorted(sizes))
 
 

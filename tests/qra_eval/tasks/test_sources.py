@@ -103,7 +103,7 @@ SAY = '{"prompt": "a", "answer": "b"}\n'
         ("x.json", "", "x.json has no rows: give a file"),
         ("x.json", SAY, "x.json holds a dict: a list of objects is needed"),
         ("x.json", "[1]", "x.json, row 1 is 1. A JSON object with named fields is needed"),
-        ("x.json", "[", "x.json is not JSON"),
+        ("x.json", "[", "x.json: .* is not JSON"),
         ("x.json", b'["\xe9"]', "x.json is not UTF-8"),
         ("x.csv", "prompt,answer\n", "x.csv has no rows: give a file"),
         ("x.csv", "prompt,answer\na,b,c\n", "x.csv, line 2: more or fewer fields than the 2 columns"),
